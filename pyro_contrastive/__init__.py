@@ -1,0 +1,34 @@
+"""Contrastive analysis of single-cell RNA-seq counts, as a Pyro program."""
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.likelihoods import (
+    Likelihood,
+    NegativeBinomial,
+    ZeroInflatedNegativeBinomial,
+)
+from pyro_contrastive.model import ContrastiveModel
+from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
+from pyro_contrastive.penalties import Penalty, Wasserstein
+from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
+from pyro_contrastive.vae import ContrastiveVAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CellBatch",
+    "ContrastiveELBO",
+    "ContrastiveGuide",
+    "ContrastiveMeanFieldELBO",
+    "ContrastiveModel",
+    "ContrastiveVAE",
+    "FixedPrior",
+    "Likelihood",
+    "LogNormalLibrary",
+    "NegativeBinomial",
+    "Penalty",
+    "Prior",
+    "StandardNormal",
+    "Wasserstein",
+    "ZeroInflatedNegativeBinomial",
+]

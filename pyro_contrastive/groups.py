@@ -1,0 +1,154 @@
+"""The reference module's vocabulary: dicts of background and target tensors, and its loss record.
+
+scvi-tools' ``ContrastiveVAE`` takes and returns ``{"background": {...}, "target": {...}}``. These
+functions turn such dicts into one :class:`CellBatch` (background cells first) and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive.cells import BACKGROUND, CellBatch
+
+Group = Mapping[str, Tensor]
+Groups = dict[str, dict[str, Any]]
+GROUPS = ("background", "target")
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Loss of a mini-batch and its parts, with the names of scvi-tools' ``LossOutput``.
+
+    Attributes
+    ----------
+    loss
+        Scalar to be minimised: mean over background cells plus mean over target cells.
+    reconstruction_loss
+        ``{"reconstruction_loss": ...}``: negative log-likelihood of each background/target pair,
+        ``[cells]`` or ``[n_samples, cells]``. When the groups differ in size, cells without a
+        partner are paired with the mean of the other group.
+    kl_local
+        ``kl_divergence_z``, ``kl_divergence_s`` and ``kl_divergence_l`` of each pair, unweighted.
+    extra_metrics
+        Unweighted penalties of the mini-batch, by name; for the Wasserstein penalty also
+        ``wasserstein_loss_sum``, summed over pairs as scvi-tools reports it.
+    """
+
+    loss: Tensor
+    reconstruction_loss: dict[str, Tensor]
+    kl_local: dict[str, Tensor]
+    extra_metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def reconstruction_loss_sum(self) -> Tensor:
+        """Sum over pairs (and draws) of the reconstruction loss."""
+        return torch.stack([v.sum() for v in self.reconstruction_loss.values()]).sum()
+
+    @property
+    def kl_local_sum(self) -> Tensor:
+        """Sum over pairs (and draws) of all KL divergences."""
+        return torch.stack([v.sum() for v in self.kl_local.values()]).sum()
+
+    @property
+    def n_obs_minibatch(self) -> int:
+        """Number of background/target pairs."""
+        return next(iter(self.reconstruction_loss.values())).shape[-1]
+
+
+def conditions(n_background: int, n_target: int, device: torch.device) -> Tensor:
+    """Condition codes of background cells followed by target cells."""
+    codes = torch.full((n_background + n_target,), BACKGROUND, device=device)
+    codes[n_background:] = BACKGROUND + 1
+    return codes
+
+
+def join_counts(background: Group, target: Group, x: str, batch: str) -> CellBatch:
+    """Make a batch of cells, background first, from two dicts with counts and batch codes.
+
+    Parameters
+    ----------
+    background, target
+        Each with counts ``[cells, genes]`` and batch codes ``[cells, 1]``.
+    x, batch
+        Under which keys they are.
+
+    Raises
+    ------
+    ValueError
+        If one of them is missing, saying which and where.
+    """
+    for name, group in zip(GROUPS, (background, target), strict=True):
+        missing = [key for key in (x, batch) if key not in group]
+        if missing:
+            msg = f"The {name} tensors lack {missing}; they have {sorted(group)}."
+            raise ValueError(msg)
+    counts = torch.cat([background[x], target[x]])
+    codes = torch.cat([background[batch], target[batch]]).reshape(-1)
+    condition = conditions(len(background[x]), len(target[x]), counts.device)
+    return CellBatch(condition=condition, x=counts, batch=codes)
+
+
+def join(groups: Groups, key: str) -> Tensor | None:
+    """Concatenate one entry of both groups over cells (the axis before the last)."""
+    parts = [groups[name].get(key) for name in GROUPS]
+    if any(part is None for part in parts):
+        return None
+    return torch.cat(parts, dim=-2)
+
+
+def split(outputs: Mapping[str, Tensor | None], n_background: int) -> Groups:
+    """Split each entry over cells (the axis before the last) into background and target."""
+    groups: Groups = {name: {} for name in GROUPS}
+    for key, value in outputs.items():
+        groups["background"][key] = None if value is None else value[..., :n_background, :]
+        groups["target"][key] = None if value is None else value[..., n_background:, :]
+    return groups
+
+
+def pair(per_cell: Tensor, n_background: int) -> Tensor:
+    """Add background and target values cell by cell: ``[..., cells]`` to ``[..., pairs]``.
+
+    The mean over pairs is the mean over background cells plus the mean over target cells, also
+    when the groups differ in size: the smaller one is filled up with its mean.
+    """
+    parts = per_cell[..., :n_background], per_cell[..., n_background:]
+    n_pairs = max(part.shape[-1] for part in parts)
+    filled = []
+    for part in parts:
+        n_missing = n_pairs - part.shape[-1]
+        filler = part.mean(-1, keepdim=True).expand(*part.shape[:-1], n_missing)
+        filled.append(torch.cat([part, filler], dim=-1) if n_missing else part)
+    return filled[0] + filled[1]
+
+
+def posterior_outputs(guide_trace: Trace, batch: CellBatch) -> dict[str, Tensor | None]:
+    """Read draws and moments of the latents from a guide trace, under the reference's names."""
+    sites = guide_trace.nodes
+    is_target = batch.is_target.unsqueeze(-1)
+    outputs: dict[str, Tensor | None] = {"z": sites["z"]["value"]}
+    outputs["qz_m"], outputs["qz_v"] = sites["z"]["fn"].mean, sites["z"]["fn"].variance
+    outputs["s"] = torch.where(is_target, sites["s"]["value"], 0.0)
+    outputs["qs_m"], outputs["qs_v"] = sites["s"]["fn"].mean, sites["s"]["fn"].variance
+    if "library" in sites:
+        log_library = sites["library"]["fn"].base_dist.base_dist  # Independent(LogNormal(Normal))
+        outputs["library"] = sites["library"]["value"].log()
+        outputs["ql_m"], outputs["ql_v"] = log_library.mean, log_library.variance
+    else:
+        library = batch.observed_library().log()
+        outputs["library"] = library.expand(*sites["z"]["value"].shape[:-1], 1)
+        outputs["ql_m"] = outputs["ql_v"] = None
+    return outputs
+
+
+def trace_of(values: Mapping[str, Tensor]) -> Trace:
+    """Make a trace that holds these values, for ``poutine.replay``."""
+    trace = Trace()
+    for name, value in values.items():
+        trace.add_node(name, name=name, type="sample", is_observed=False, infer={}, value=value)
+    return trace

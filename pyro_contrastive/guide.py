@@ -1,0 +1,121 @@
+"""The guide q(z | x) q(s | x) q(l | x), as a Pyro program."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import Distribution
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.model import CELLS
+from pyro_contrastive.networks import Covariates, Encoder
+from pyro_contrastive.pyro_names import NamedPyroModule
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance of a latent, each ``[cells, latents]``; of the log for the library size."""
+
+
+class ContrastiveGuide(NamedPyroModule):
+    """Mean-field amortised posterior of contrastiveVI.
+
+    ::
+
+        for each cell n:
+            z_n ~ Normal(mean_z(x_n), variance_z(x_n))
+            s_n ~ Normal(mean_s(x_n), variance_s(x_n))     # in the ELBO for target cells only
+            l_n ~ LogNormal(mean_l(x_n), variance_l(x_n))  # if the library size is latent
+
+    q(s | x) is computed for background cells too (penalties and diagnostics look at it), but
+    masked out of the ELBO, as in the model.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_background_latent, n_salient_latent
+        Dimensions of z and s.
+    latent_library
+        Whether the library size is latent; its encoder always has one hidden layer.
+    n_batch
+        Number of batches; 0 or 1: the encoders are told nothing of them.
+    n_hidden, n_layers, dropout_rate
+        Width and number of hidden layers of each encoder, and their dropout.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_input: int,
+        n_background_latent: int,
+        n_salient_latent: int,
+        latent_library: bool,
+        n_batch: int,
+        n_hidden: int,
+        n_layers: int,
+        dropout_rate: float,
+    ) -> None:
+        super().__init__()
+        self.covariates = Covariates(n_batch)
+
+        def encoder(n_output: int, n_layers: int) -> Encoder:
+            return Encoder(
+                n_input,
+                n_output,
+                n_covariates=self.covariates.n_out,
+                n_hidden=n_hidden,
+                n_layers=n_layers,
+                dropout_rate=dropout_rate,
+            )
+
+        self.z_encoder = encoder(n_background_latent, n_layers)
+        self.s_encoder = encoder(n_salient_latent, n_layers)
+        self.library_encoder = encoder(1, n_layers=1) if latent_library else None
+
+    def forward(self, batch: CellBatch) -> None:
+        """Encode the counts of `batch` and draw the latents."""
+        self.draw(self.encode(batch), batch)
+
+    def encode(self, batch: CellBatch) -> dict[str, Moments]:
+        """Evaluate the encoders: mean and variance of z, s and, if latent, the log library size.
+
+        Raises
+        ------
+        ValueError
+            If the batch carries no counts: there is nothing to condition on.
+        """
+        if batch.x is None:
+            msg = "The guide needs observed counts: this CellBatch was made without `x`."
+            raise ValueError(msg)
+        log_counts = torch.log1p(batch.x)  # [cells, genes]
+        covariates = self.covariates(batch.batch_codes, like=log_counts)
+        moments = {
+            "z": self.z_encoder(log_counts, covariates),
+            "s": self.s_encoder(log_counts, covariates),
+        }
+        if self.library_encoder is not None:
+            moments["library"] = self.library_encoder(log_counts, covariates)
+        return moments
+
+    def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
+        """Draw every latent from the factor with these moments."""
+        with pyro.plate(CELLS, len(batch), dim=-1):
+            pyro.sample("z", self.z_dist(*moments["z"]))
+            with poutine.mask(mask=batch.is_target):
+                pyro.sample("s", self.s_dist(*moments["s"]))
+            if "library" in moments:
+                pyro.sample("library", self.library_dist(*moments["library"]))
+
+    def z_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
+        """q(z | x): event shape ``[n_background_latent]``."""
+        return dist.Normal(mean, variance.sqrt()).to_event(1)
+
+    def s_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
+        """q(s | x): event shape ``[n_salient_latent]``."""
+        return dist.Normal(mean, variance.sqrt()).to_event(1)
+
+    def library_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
+        """q(l | x) on the natural scale, from moments of the log: event shape ``[1]``."""
+        return dist.LogNormal(mean, variance.sqrt()).to_event(1)

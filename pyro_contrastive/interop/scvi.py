@@ -1,0 +1,77 @@
+"""Weights of scvi-tools' ContrastiveVAE under this library's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_ENCODERS = {"z_encoder": "z_encoder", "s_encoder": "s_encoder", "l_encoder": "library_encoder"}
+_BLOCK = re.compile(r"fc_layers\.Layer (\d+)\.(\d)\.(.+)")
+_BLOCK_PARTS = {"0": "linear", "1": "norm"}
+_HEADS = {"mean_encoder": "mean", "var_encoder": "log_variance"}
+_DECODER_HEADS = {"px_scale_decoder.0": "scale", "px_dropout_decoder": "dropout"}
+_UNUSED = "decoder.px_r_decoder."
+"""The reference makes this head and never evaluates it: its dispersion is one number per gene."""
+
+
+def rename_scvi_weights(
+    state: Mapping[str, Tensor], *, latent_library: bool
+) -> dict[str, Tensor]:
+    """Rename the state dict of scvi-tools' ``ContrastiveVAE`` to that of our ``ContrastiveVAE``.
+
+    Parameters
+    ----------
+    state
+        ``scvi_vae.state_dict()``.
+    latent_library
+        Whether the library size is latent. When it is observed the reference still holds a
+        library encoder that it never uses; it is left out.
+
+    Returns
+    -------
+    A state dict for :meth:`ContrastiveVAE.load_state_dict`, without the parameters of the latent
+    priors (the standard normal's are constants).
+
+    Raises
+    ------
+    ValueError
+        If a name is not one of scvi-tools' contrastiveVI.
+    """
+    renamed = {}
+    for name, value in state.items():
+        if name.startswith(_UNUSED) or (name.startswith("l_encoder.") and not latent_library):
+            continue
+        new = _rename(name)
+        renamed[new] = value.reshape(-1) if "library_prior" in new else value
+    return renamed
+
+
+def _rename(name: str) -> str:
+    if name == "px_r":
+        return "model.likelihood.log_inverse_dispersion"
+    if name in {"library_log_means", "library_log_vars"}:
+        moment = "log_means" if name.endswith("means") else "log_variances"
+        return f"model.library_prior.{moment}"
+    network, _, rest = name.partition(".")
+    if network in _ENCODERS:
+        prefix = f"guide.{_ENCODERS[network]}"
+        head, _, parameter = rest.partition(".")
+        if head in _HEADS:
+            return f"{prefix}.{_HEADS[head]}.{parameter}"
+        return f"{prefix}.body.{_rename_block(rest, name)}"
+    if network == "decoder":
+        for head, ours in _DECODER_HEADS.items():
+            if rest.startswith(f"{head}."):
+                return f"model.likelihood.layers.{ours}.{rest.removeprefix(f'{head}.')}"
+        return f"model.decoder.{_rename_block(rest, name)}"
+    return _rename_block(rest, name)
+
+
+def _rename_block(rest: str, name: str) -> str:
+    match = _BLOCK.search(rest)
+    if match is None or match[2] not in _BLOCK_PARTS:
+        msg = f"{name!r} is not a weight of scvi-tools' ContrastiveVAE."
+        raise ValueError(msg)
+    return f"blocks.{match[1]}.{_BLOCK_PARTS[match[2]]}.{match[3]}"

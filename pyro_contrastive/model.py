@@ -1,0 +1,121 @@
+"""The generative model p(z) p(s) p(l) p(x | z, s, l), as a Pyro program."""
+
+from __future__ import annotations
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Distribution
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.likelihoods import SCALE, Likelihood
+from pyro_contrastive.networks import Body, Covariates
+from pyro_contrastive.priors import Prior
+from pyro_contrastive.pyro_names import NamedPyroModule
+
+CELLS = "cells"
+"""Name of the one plate, shared by model and guide."""
+
+
+class ContrastiveModel(NamedPyroModule):
+    """The generative story of contrastiveVI (Weinberger, Lin & Lee, Nature Methods 2023).
+
+    ::
+
+        for each cell n:
+            z_n ~ background_prior                   # shared by background and target cells
+            s_n ~ salient_prior     if n is a target cell, else exactly 0
+            l_n ~ library_prior                      # or observed: l_n = total counts of the cell
+            scale_n, ... = decoder(z_n, s_n, batch of n)
+            x_n ~ likelihood(scale_n, ..., l_n)
+
+    Sites: ``z``, ``s``, ``library`` (deterministic when observed), ``x``; deterministic ``scale``
+    (normalised expression rho, on the simplex over genes) and ``rate`` (l * rho), for likelihoods
+    with a scale head. One plate, ``cells``. Each factor is a method to be overridden: `z_dist`,
+    `s_dist`, `library_dist`, `x_dist`.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_latent
+        Dimension of z plus dimension of s.
+    likelihood
+        Observation model; its heads are made here, so it cannot belong to another model.
+    background_prior, salient_prior
+        Priors of z and s.
+    library_prior
+        Prior of the library size on the natural scale, event shape ``[1]``; ``None`` when the
+        library size is observed.
+    n_batch
+        Number of batches; 0 or 1: the decoder is told nothing of them.
+    n_hidden, n_layers
+        Width and number of the decoder's hidden layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_input: int,
+        n_latent: int,
+        likelihood: Likelihood,
+        background_prior: Prior,
+        salient_prior: Prior,
+        library_prior: Prior | None,
+        n_batch: int,
+        n_hidden: int,
+        n_layers: int,
+    ) -> None:
+        super().__init__()
+        self.covariates = Covariates(n_batch)
+        self.decoder = Body(n_latent, self.covariates.n_out, n_hidden, n_layers, dropout_rate=0.0)
+        likelihood.build(n_hidden, n_input)
+        self.likelihood = likelihood
+        self.background_prior = background_prior
+        self.salient_prior = salient_prior
+        self.library_prior = library_prior
+
+    def forward(self, batch: CellBatch) -> Tensor:
+        """Run the generative story for the cells of `batch`; return the counts ``[cells, genes]``."""
+        with pyro.plate(CELLS, len(batch), dim=-1):
+            z, s, library = self.latents(batch)
+            heads = self.decode(z, s, batch)
+            if SCALE in heads:
+                pyro.deterministic("scale", heads[SCALE], event_dim=1)
+                pyro.deterministic("rate", library * heads[SCALE], event_dim=1)
+            return pyro.sample("x", self.x_dist(heads, library, batch), obs=batch.x)
+
+    def latents(self, batch: CellBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw z, s and the library size: ``[cells, n_background]``, ``[cells, n_salient]``, ``[cells, 1]``."""
+        z = pyro.sample("z", self.z_dist(batch))
+        with poutine.mask(mask=batch.is_target):
+            s = pyro.sample("s", self.s_dist(batch))
+        s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)  # background cells: exactly 0
+        if self.library_prior is None:
+            library = pyro.deterministic("library", batch.observed_library(), event_dim=1)
+        else:
+            library = pyro.sample("library", self.library_dist(batch))
+        return z, s, library
+
+    def z_dist(self, batch: CellBatch) -> Distribution:
+        """p(z): event shape ``[n_background_latent]``."""
+        return self.background_prior(batch)
+
+    def s_dist(self, batch: CellBatch) -> Distribution:
+        """p(s) of a target cell: event shape ``[n_salient_latent]``."""
+        return self.salient_prior(batch)
+
+    def library_dist(self, batch: CellBatch) -> Distribution:
+        """p(l) on the natural scale: event shape ``[1]``. Only used when the library is latent."""
+        return self.library_prior(batch)
+
+    def decode(self, z: Tensor, s: Tensor, batch: CellBatch) -> dict[str, Tensor]:
+        """Evaluate the decoder: the likelihood's heads by name, each ``[..., cells, genes]``."""
+        latent = torch.cat([z, s], dim=-1)  # [..., cells, n_background + n_salient]
+        hidden = self.decoder(latent, self.covariates(batch.batch_codes, like=latent))
+        return self.likelihood.decode(hidden)
+
+    def x_dist(self, heads: dict[str, Tensor], library: Tensor, batch: CellBatch) -> Distribution:  # noqa: ARG002 # an override may want the batch
+        """p(x | z, s, l): event shape ``[genes]``."""
+        return self.likelihood(heads, library)

@@ -1,0 +1,294 @@
+"""The loss hook: an ELBO averaged per population, with an annealed KL and penalty terms.
+
+Weights are the objective's business, not the model's: the Pyro programs state plain densities, and
+the objective runs them under a handler that scales their sites. So NUTS, importance sampling or a
+bare ``pyro.infer.Trace_ELBO`` see the model as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import torch_item
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.model import CELLS
+from pyro_contrastive.penalties import Penalty
+
+Weighting = Literal["population", "proportional"]
+
+
+def kl_weight_at(step: int, warmup_steps: int, start: float = 0.0, end: float = 1.0) -> float:
+    """KL weight of a training step: linear from `start` to `end` over `warmup_steps` steps.
+
+    Parameters
+    ----------
+    step
+        Number of steps taken so far.
+    warmup_steps
+        Length of the warm-up; 0 for none.
+    start, end
+        Weight before the first step, and from the end of the warm-up on.
+    """
+    if step >= warmup_steps:
+        return end
+    return start + (end - start) * step / warmup_steps
+
+
+def cell_weights(batch: CellBatch, weighting: Weighting) -> Tensor:
+    """Weight of each cell's ELBO in the loss of a mini-batch, shape ``[cells]``.
+
+    Parameters
+    ----------
+    batch
+        The cells.
+    weighting
+        ``"population"``: the mean over background cells plus the mean over target cells, as in
+        scvi-tools, whatever their numbers. ``"proportional"``: every cell counts the same. Both sum
+        to 2 when both populations are present: losses are per background/target pair.
+    """
+    is_target = batch.is_target
+    if weighting == "proportional":
+        return torch.full(is_target.shape, 2.0 / len(batch), device=is_target.device)
+    n_target = is_target.sum()
+    per_target, per_background = 1.0 / n_target, 1.0 / (len(batch) - n_target)
+    return torch.where(is_target, per_target, per_background)  # inf only where not selected
+
+
+def is_local(site: dict[str, Any]) -> bool:
+    """Tell whether a site lies in the plate of cells, rather than being shared by all of them."""
+    return any(frame.name == CELLS for frame in site["cond_indep_stack"])
+
+
+class WeightedSites(Messenger):
+    """Effect handler that scales the log-densities of a model or guide.
+
+    Parameters
+    ----------
+    cell_weights
+        Weight of each cell, ``[cells]``: multiplies the sites inside the plate of cells.
+    global_weight
+        Multiplies the sites outside it (parameters with a prior), which are shared by all cells.
+    kl_weight
+        Multiplies the sites named in `annealed`.
+    annealed
+        Names of the sites whose KL is annealed.
+    """
+
+    def __init__(
+        self,
+        cell_weights: Tensor,
+        global_weight: Tensor | float,
+        kl_weight: Tensor | float,
+        annealed: Iterable[str],
+    ) -> None:
+        super().__init__()
+        self.cell_weights = cell_weights
+        self.global_weight = global_weight
+        self.kl_weight = kl_weight
+        self.annealed = frozenset(annealed)
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        weight = self.cell_weights if is_local(msg) else self.global_weight
+        if msg["name"] in self.annealed:
+            weight = weight * self.kl_weight
+        msg["scale"] = msg["scale"] * weight
+
+
+def site_losses(model_trace: Trace, guide_trace: Trace, *, analytic: bool) -> dict[str, Tensor]:
+    """Return each site's unweighted part of the negative ELBO.
+
+    Parameters
+    ----------
+    model_trace, guide_trace
+        Traces whose log-densities have been computed (as in Pyro's ELBOs).
+    analytic
+        Use the closed-form KL where torch knows one; else, and where there is none, the draw's
+        log q - log p.
+
+    Returns
+    -------
+    For ``x`` the negative log-likelihood, for a latent its KL divergence: per cell ``[..., cells]``
+    (0 where a site is masked, as s is for background cells) for sites in the plate of cells.
+    """
+    losses = {}
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+            continue
+        if site["is_observed"]:
+            term = -site["unscaled_log_prob"]
+        else:
+            term = _kl_divergence(site, guide_trace.nodes[name], analytic=analytic)
+        losses[name] = scale_and_mask(term, mask=site["mask"])
+    return losses
+
+
+def _kl_divergence(model_site: Any, guide_site: Any, *, analytic: bool) -> Tensor:
+    if analytic:
+        try:
+            return torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
+        except NotImplementedError:  # no closed form for this pair: one draw, as Pyro does
+            pass
+    return guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]  # type: ignore[no-any-return]
+
+
+class _ContrastiveTerms:
+    """Mixin over one of Pyro's trace ELBOs; see :class:`ContrastiveELBO`."""
+
+    analytic_kl: ClassVar[bool]
+
+    def __init__(
+        self,
+        penalties: Sequence[Penalty] = (),
+        *,
+        weighting: Weighting = "population",
+        annealed: Sequence[str] = ("z", "s"),
+        data_size: int | None = None,
+        **elbo_kwargs: Any,
+    ) -> None:
+        # One plate, known beforehand: Pyro would find out by running model and guide once more.
+        super().__init__(**({"max_plate_nesting": 1} | elbo_kwargs))
+        if weighting not in {"population", "proportional"}:
+            msg = f"weighting must be 'population' or 'proportional', not {weighting!r}."
+            raise ValueError(msg)
+        self.penalties = penalties
+        self.weighting = weighting
+        self.annealed = tuple(annealed)
+        self.data_size = data_size
+        self.kl_weight: float | Tensor = 1.0
+        self.terms: dict[str, Tensor] = {}
+
+    def weights(self, batch: CellBatch) -> WeightedSites:
+        """Return the handler that scales the sites of model and guide for this mini-batch."""
+        weights = cell_weights(batch, self.weighting)
+        global_weight = weights.sum() / (self.data_size or len(batch))
+        return WeightedSites(weights, global_weight, self.kl_weight, self.annealed)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        with self.weights(args[0]):
+            traces: tuple[Trace, Trace] = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
+        return traces
+
+    def _differentiable_loss_particle(
+        self, model_trace: Trace, guide_trace: Trace
+    ) -> tuple[float, Tensor]:
+        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)  # type: ignore[misc]
+        batch = model_trace.nodes["_INPUT"]["args"][0]
+        self._record(model_trace, guide_trace, batch)
+        for penalty in self.penalties:
+            value = penalty(model_trace, guide_trace, batch)
+            self.terms[penalty.name] = value.detach()
+            value = value * penalty.weight * (self.kl_weight if penalty.annealed else 1.0)
+            if self.vectorize_particles:  # type: ignore[attr-defined]
+                # Pyro sums over vectorised particles and divides by their number later.
+                value = value * self.num_particles  # type: ignore[attr-defined]
+            loss = loss + torch_item(value)
+            surrogate = surrogate + value
+        return loss, surrogate
+
+    @torch.no_grad()
+    def _record(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> None:
+        """Keep the parts of the ELBO, per pair and without the KL weight, for the history."""
+        weights = cell_weights(batch, self.weighting)
+        self.terms = {}
+        for name, term in site_losses(model_trace, guide_trace, analytic=self.analytic_kl).items():
+            if is_local(model_trace.nodes[name]):
+                total = (term * weights).sum(-1).mean()
+            else:
+                total = term.mean() * weights.sum() / (self.data_size or len(batch))
+            self.terms["reconstruction_loss" if name == "x" else f"kl_{name}"] = total
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Evaluate the loss, penalties included; agrees with `differentiable_loss`."""
+        total = 0.0
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):  # type: ignore[attr-defined]
+            particle, _ = self._differentiable_loss_particle(model_trace, guide_trace)
+            total += particle / self.num_particles  # type: ignore[attr-defined]
+        warn_if_nan(total, "loss")
+        return total
+
+
+class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
+    """:class:`pyro.infer.Trace_ELBO` per population, with annealed KL and penalties.
+
+    The loss of a mini-batch, per background/target pair, is
+
+    ::
+
+        mean over background cells + mean over target cells of
+            -log p(x | z, s, l) + w [log q(z) - log p(z)] + w [log q(s) - log p(s)]   # s: targets
+            + [log q(l) - log p(l)]                                       # if the library is latent
+        + w * sum of penalty weight * penalty
+
+    with w the KL weight. Use it as any Pyro ELBO: ``SVI(vae.model, vae.guide, optim,
+    vae.objective)``, or ``vae.objective(vae.model, vae.guide)`` as a torch module.
+
+    Parameters
+    ----------
+    penalties
+        Terms added to the loss.
+    weighting
+        See :func:`cell_weights`.
+    annealed
+        Sites whose KL is multiplied by `kl_weight`.
+    data_size
+        Number of cells in the whole data set, by which global sites (parameters with a prior) are
+        weighted; ``None``: the mini-batch is the data set.
+    **elbo_kwargs
+        ``num_particles``, ``vectorize_particles`` and Pyro's other ELBO arguments.
+
+    Attributes
+    ----------
+    kl_weight
+        Weight of the annealed KL terms; set it between steps. Default 1.
+    terms
+        Parts of the loss of the last mini-batch, detached, per pair: ``reconstruction_loss``,
+        ``kl_z``, ``kl_s``, ``kl_library`` (without the KL weight) and each penalty's value.
+    """
+
+    analytic_kl = False
+
+
+class ContrastiveMeanFieldELBO(_ContrastiveTerms, TraceMeanField_ELBO):
+    """The same objective with analytic KL divergences (:class:`pyro.infer.TraceMeanField_ELBO`).
+
+    Equal to scvi-tools' contrastiveVI loss for the same draws. See :class:`ContrastiveELBO` for
+    parameters and attributes.
+    """
+
+    analytic_kl = True
+
+
+def contrastive_elbo(
+    elbo: type[Trace_ELBO], penalties: Sequence[Penalty] = (), **kwargs: Any
+) -> ContrastiveELBO | ContrastiveMeanFieldELBO:
+    """Make the contrastive objective over one of Pyro's ELBO classes.
+
+    Parameters
+    ----------
+    elbo
+        :class:`pyro.infer.Trace_ELBO` or :class:`pyro.infer.TraceMeanField_ELBO`.
+    penalties, **kwargs
+        See :class:`ContrastiveELBO`.
+
+    Raises
+    ------
+    ValueError
+        For any other class.
+    """
+    made = {Trace_ELBO: ContrastiveELBO, TraceMeanField_ELBO: ContrastiveMeanFieldELBO}
+    if elbo not in made:
+        msg = (
+            f"elbo must be the class pyro.infer.Trace_ELBO or TraceMeanField_ELBO, not {elbo!r}. "
+            "For another objective assign `vae.objective` yourself."
+        )
+        raise ValueError(msg)
+    return made[elbo](penalties, **kwargs)

@@ -1,0 +1,219 @@
+"""Priors: modules whose ``forward(batch)`` returns a distribution with one event dimension."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Self
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.components import Component
+
+
+class Prior(Component):
+    """A prior over a latent variable of each cell.
+
+    Subclasses implement :meth:`forward`. A prior may own learned parameters, and may look at the
+    batch (at ``batch.condition``, say, for a prior that differs between treatments).
+
+    Examples
+    --------
+    A learned mean per treatment:
+
+    >>> class PerTreatment(Prior):
+    ...     def __init__(self, n_conditions: int, n_latent: int) -> None:
+    ...         super().__init__()
+    ...         self.mean = torch.nn.Parameter(torch.zeros(n_conditions, n_latent))
+    ...
+    ...     def forward(self, batch: CellBatch) -> dist.Distribution:
+    ...         return dist.Normal(self.mean[batch.condition], 1.0).to_event(1)
+    """
+
+    @abstractmethod
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return the prior of every cell: batch shape ``[]`` or ``[cells]``, event shape ``[latents]``."""
+
+
+class FixedPrior(Prior):
+    """Any fixed univariate distribution, the same and independent for every latent dimension.
+
+    Parameters
+    ----------
+    distribution
+        A torch or Pyro distribution whose parameters are tensors, scalar or of shape
+        ``[n_latent]``, e.g. ``dist.Laplace(0., 1.)``.
+    n_latent
+        Dimension of the latent variable.
+
+    Raises
+    ------
+    TypeError
+        If `distribution` is not a distribution made from tensors alone: write a `Prior` then.
+    ValueError
+        If its shape does not fit `n_latent`.
+    """
+
+    def __init__(self, distribution: torch.distributions.Distribution, n_latent: int) -> None:
+        super().__init__()
+        while isinstance(distribution, torch.distributions.Independent):
+            distribution = distribution.base_dist
+        self.n_latent = n_latent
+        self.distribution_name = type(distribution).__name__
+        self._make = getattr(dist, self.distribution_name, None)
+        names = list(type(distribution).arg_constraints)
+        values = {n: distribution.__dict__.get(n, getattr(distribution, n, None)) for n in names}
+        parameters = {n: v for n, v in values.items() if isinstance(v, Tensor)}
+        if self._make is None or not parameters or distribution.event_shape:
+            msg = (
+                f"{self.distribution_name} cannot be used as it is: a fixed prior is a univariate "
+                "torch or pyro distribution given by tensors, such as dist.Laplace(0., 1.). "
+                "For anything else subclass pyro_contrastive.Prior."
+            )
+            raise TypeError(msg)
+        if distribution.batch_shape not in {(), (1,), (n_latent,)}:
+            msg = (
+                f"The prior has shape {list(distribution.batch_shape)}, the latent variable "
+                f"{n_latent} dimensions: give a scalar distribution or one of shape [{n_latent}]."
+            )
+            raise ValueError(msg)
+        self._names = list(parameters)
+        for name, value in parameters.items():
+            self.register_buffer(f"_{name}", value.detach().clone())
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:  # noqa: ARG002 # same for every cell
+        """Return the distribution, expanded to ``[n_latent]``."""
+        parameters = {n: getattr(self, f"_{n}") for n in self._names}
+        assert self._make is not None  # noqa: S101  # checked when made; narrows the type
+        return self._make(**parameters).expand([self.n_latent]).to_event(1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Distribution by name and parameters, and the dimension."""
+        parameters = {n: getattr(self, f"_{n}").tolist() for n in self._names}
+        return {
+            "distribution": self.distribution_name,
+            "parameters": parameters,
+            "n_latent": self.n_latent,
+        }
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> Self:
+        """Make the prior again from its written form."""
+        parameters = {n: torch.tensor(v) for n, v in arguments["parameters"].items()}
+        made = getattr(dist, arguments["distribution"])(**parameters)
+        return cls(made, arguments["n_latent"])
+
+
+class StandardNormal(FixedPrior):
+    r"""The standard normal prior of contrastiveVI, :math:`z \sim N(0, I)` (Weinberger et al. 2023).
+
+    Parameters
+    ----------
+    n_latent
+        Dimension of the latent variable.
+    """
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__(dist.Normal(torch.tensor(0.0), torch.tensor(1.0)), n_latent)
+
+    def arguments(self) -> dict[str, Any]:
+        """Only the dimension."""
+        return {"n_latent": self.n_latent}
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> Self:
+        """Make the prior again from its written form."""
+        return cls(**arguments)
+
+
+class LogNormalLibrary(Prior):
+    r"""Library size prior, one log-normal per batch: :math:`\log l_n \sim N(\mu_b, \sigma_b^2)`.
+
+    Parameters
+    ----------
+    log_means, log_variances
+        Mean and population variance of the log total counts of the cells of each batch; any shape
+        with one number per batch (scvi-tools' ``[1, n_batch]`` included).
+
+    Raises
+    ------
+    ValueError
+        If the two differ in length, or a number is not finite, or a variance is not positive.
+    """
+
+    log_means: Tensor
+    log_variances: Tensor
+
+    def __init__(self, log_means: ArrayLike, log_variances: ArrayLike) -> None:
+        super().__init__()
+        means, variances = (
+            torch.as_tensor(np.asarray(v), dtype=torch.get_default_dtype()).reshape(-1)
+            for v in (log_means, log_variances)
+        )
+        if means.shape != variances.shape:
+            msg = (
+                f"library_log_means has {means.numel()} entries and library_log_vars "
+                f"{variances.numel()}; both need one per batch."
+            )
+            raise ValueError(msg)
+        bad = ~(means.isfinite() & variances.isfinite() & (variances > 0))
+        if bad.any():
+            msg = (
+                "The library size prior needs a finite mean and a positive variance in every "
+                f"batch; it has not in batch {bad.nonzero().flatten().tolist()}. A batch with a "
+                "single cell has variance 0: give it the variance of a comparable batch."
+            )
+            raise ValueError(msg)
+        self.register_buffer("log_means", means)
+        self.register_buffer("log_variances", variances)
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return a log-normal per cell: batch shape ``[cells]``, event shape ``[1]``."""
+        codes = batch.batch_codes.long()
+        mean = self.log_means[codes].unsqueeze(-1)  # [cells, 1]
+        scale = self.log_variances[codes].sqrt().unsqueeze(-1)  # [cells, 1]
+        return dist.LogNormal(mean, scale).to_event(1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Means and variances as lists."""
+        return {
+            "log_means": self.log_means.tolist(),
+            "log_variances": self.log_variances.tolist(),
+        }
+
+
+def as_prior(
+    prior: Prior | torch.distributions.Distribution | None, n_latent: int, keyword: str
+) -> Prior:
+    """Turn what a user passes for a latent prior into a :class:`Prior`.
+
+    Parameters
+    ----------
+    prior
+        A `Prior`; a torch or pyro distribution (wrapped in :class:`FixedPrior`); or ``None`` for
+        the standard normal.
+    n_latent
+        Dimension of the latent variable.
+    keyword
+        Name of the argument, for the error message.
+
+    Raises
+    ------
+    TypeError
+        If `prior` is none of these.
+    """
+    if prior is None:
+        return StandardNormal(n_latent)
+    if isinstance(prior, Prior):
+        return prior
+    if isinstance(prior, torch.distributions.Distribution):
+        return FixedPrior(prior, n_latent)
+    msg = (
+        f"{keyword} must be a torch or pyro distribution or a pyro_contrastive.Prior, not "
+        f"{type(prior).__name__}."
+    )
+    raise TypeError(msg)

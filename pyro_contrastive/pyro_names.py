@@ -1,0 +1,32 @@
+"""A root Pyro module whose name no other instance in the process shares."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from pyro.nn import PyroModule
+
+_instances = count()
+
+
+class NamedPyroModule(PyroModule):
+    """A :class:`pyro.nn.PyroModule` with a process-wide unique Pyro name.
+
+    Pyro keeps parameters in one global store under their attribute path. Two models of one class
+    would share those paths, and the second one trained by ``SVI`` would silently keep training the
+    first one's tensors. A unique root name per instance (copies and unpickled ones included)
+    prevents it, without touching any global Pyro setting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._fresh_name())
+
+    @classmethod
+    def _fresh_name(cls) -> str:
+        return f"{cls.__name__}_{next(_instances)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copied or unpickled instance under a name of its own."""
+        super().__setstate__(state)
+        self._pyro_name = self._fresh_name()

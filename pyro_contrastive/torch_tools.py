@@ -1,0 +1,37 @@
+"""Small contexts around torch: seeded randomness, evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw torch's random numbers from `seed` inside, and leave the global state as it was.
+
+    With ``None`` nothing happens: the global state (``pyro.set_rng_seed``) is used and advanced.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Without gradients, dropout or updates of batch-norm statistics; restores the mode after."""
+    was_training = [(m, m.training) for module in modules for m in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in was_training:
+            m.training = mode

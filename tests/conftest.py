@@ -1,0 +1,20 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> Iterator[None]:
+    """Give every test the same random numbers and an empty parameter store."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small matrices: threads cost more than they give
+    yield
+    torch.set_num_threads(threads)
