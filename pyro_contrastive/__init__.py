@@ -1,6 +1,7 @@
 """Contrastive analysis of single-cell RNA-seq counts, as a Pyro program."""
 
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.contrastive_vi import ContrastiveVI
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import (
     Likelihood,
@@ -22,6 +23,7 @@ __all__ = [
     "ContrastiveMeanFieldELBO",
     "ContrastiveModel",
     "ContrastiveVAE",
+    "ContrastiveVI",
     "FixedPrior",
     "Likelihood",
     "LogNormalLibrary",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ class CellBatch:
         Counts, shape ``[cells, genes]``; ``None`` when the counts are to be drawn, not observed.
     batch
         Integer batch code per cell, shape ``[cells]``. Default: every cell in batch 0.
+    categorical
+        Codes of further categorical covariates, shape ``[cells, covariates]``.
+    continuous
+        Continuous covariates, shape ``[cells, covariates]``.
     library
         Observed library size (total counts, or a size factor on that scale), shape ``[cells, 1]``,
         natural scale. Default: the row sums of `x`. Only used when the library size is observed.
@@ -45,6 +49,8 @@ class CellBatch:
     condition: Tensor
     x: Tensor | None = None
     batch: Tensor | None = None
+    categorical: Tensor | None = None
+    continuous: Tensor | None = None
     library: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -54,8 +60,8 @@ class CellBatch:
             object.__setattr__(self, "batch", torch.zeros_like(self.condition))
         if self.library is None and self.x is not None:
             object.__setattr__(self, "library", self.x.sum(-1, keepdim=True))
-        shapes = {"condition": 1, "x": 2, "batch": 1, "library": 2}
-        for name, n_dim in shapes.items():
+        for name in (f.name for f in fields(self)):
+            n_dim = 1 if name in {"condition", "batch"} else 2
             value = getattr(self, name)
             if value is not None and (value.ndim != n_dim or value.shape[0] != n_cells):
                 expected = "[cells]" if n_dim == 1 else "[cells, .]"
@@ -99,8 +105,9 @@ class CellBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """Copy every tensor to `device` (no copy where it already is there)."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: None if v is None else v.to(device) for k, v in moved.items()})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: v if v is None else v.to(device) for name, v in moved.items()}
+        return type(self)(**moved)
 
     @classmethod
     def cat(cls, batches: Sequence[CellBatch]) -> CellBatch:
@@ -111,7 +118,7 @@ class CellBatch:
         ValueError
             If a field is present in some of them and missing in others.
         """
-        joined: dict[str, Tensor | None] = {}
+        joined: dict[str, Any] = {}
         for f in fields(cls):
             parts = [getattr(b, f.name) for b in batches]
             present = [p for p in parts if p is not None]
@@ -119,4 +126,4 @@ class CellBatch:
                 msg = f"CellBatch.cat: `{f.name}` is missing in some of the batches to be joined."
                 raise ValueError(msg)
             joined[f.name] = torch.cat(present) if present else None
-        return cls(**joined)  # type: ignore[arg-type]  # condition is never None
+        return cls(**joined)

@@ -1,4 +1,4 @@
-"""What priors, likelihoods and penalties have in common: they are modules that can be written down."""
+"""What priors, likelihoods and penalties share: modules that can be written down."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Component(nn.Module, ABC):
     """
 
     def arguments(self) -> dict[str, Any]:
-        """Constructor arguments that make an equal component (before training)."""
+        """Return the constructor arguments that make an equal component (before training)."""
         names = inspect.signature(type(self).__init__).parameters
         return {n: getattr(self, n) for n in names if n != "self" and hasattr(self, n)}
 
@@ -33,7 +33,7 @@ class Component(nn.Module, ABC):
         return cls(**arguments)
 
     def spec(self) -> Spec:
-        """Class and arguments of the component, to be written as JSON."""
+        """Return class and arguments of the component, to be written as JSON."""
         cls = type(self)
         return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": self.arguments()}
 

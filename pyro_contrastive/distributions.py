@@ -1,156 +1,233 @@
-"""Negative binomial count distributions that stay accurate in single precision.
-
-The textbook formula subtracts log-gamma values of the order of ``t log t`` (``t`` the inverse
-dispersion), which loses every digit in float32 once ``t`` is large. The densities here are split
-instead:
-
-* A zero count needs no gamma function: its log-probability ``A = -t log1p(m / t)`` is evaluated
-  at every entry, in the dtype of the parameters.
-* The few non-zero counts are gathered, evaluated in float64 and scattered back. They use
-  the saddle-point form of the density (C. Loader, "Fast and accurate computation of binomial
-  probabilities", 2000), in which no two large numbers are subtracted::
-
-      log NB(x; m, t) = -D - log(2 pi x (x + t) / t) / 2 + S(x + t) - S(t) - S(x)
-      D = x log(x / m) - (x + t) log((x + t) / (m + t))
-
-  where ``D`` is the deviance term and ``S(z)`` what Stirling's formula leaves of ``lgamma(z)``.
-
-Every piece whose automatic derivative would cancel is a `torch.autograd.Function` with a closed
-form backward pass, itself written in differentiable operations, so second derivatives work too.
-The non-zero entries are found at run time, which `torch.func.vmap` and tracing do not support.
-"""
+"""Count distributions of single-cell RNA-seq: negative binomial, with or without zero inflation."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
-from torch.autograd.function import BackwardCFunction, Function, FunctionCtx
-from torch.nn.functional import logsigmoid
+
+from pyro_contrastive._count_density import log_density
 
 __all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial"]
 
-# Coefficients of z^-1, z^-3, ... in S(z): B_2k / (2k (2k - 1)); NIST DLMF, equation 5.11.1.
-_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
-# From here on the five terms above are exact to 2e-14.
-_STIRLING_FROM = 10.0
 # Above this rate a Poisson draw could overflow the 64-bit integer that torch draws it in.
 _MAX_POISSON_RATE = 1e18
 
 
-def _log1p_minus(y: Tensor, one_plus_y: Tensor) -> Tensor:
-    """Return ``log(1 + y) - y``, accurate at small ``y`` and near ``y = -1``."""
-    # log1p(y) = 2 atanh(w): its odd series leaves the linear term out of the subtraction.
-    w = y / (2 + y)
-    w2 = w * w
-    terms = 3 if y.dtype == torch.float32 else 6
-    tail = torch.full_like(w2, 1 / (2 * terms + 1))
-    for k in range(terms - 1, 0, -1):
-        tail = tail * w2 + 1 / (2 * k + 1)
-    series = 2 * w2 * (w * tail - 1 / (1 - w))
-    return torch.where(y.abs() < 0.2, series, one_plus_y.log() - y)
+def _sample(m: Tensor, t: Tensor, shape: Size) -> Tensor:
+    """Draw negative binomial counts as Poisson counts with Gamma distributed rates."""
+    gamma = torch._standard_gamma(t.expand(shape))
+    return torch.poisson((gamma / t * m).clamp(max=_MAX_POISSON_RATE))
 
 
-class _LogZero(Function):
-    """``A(m, t) = -t log1p(m / t)``, the negative binomial log-probability of a zero."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, m: Tensor, t: Tensor) -> Tensor:
-        ctx.save_for_backward(m, t)
-        return -t * torch.log1p(m / t)
-
-    @staticmethod
-    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor]:
-        m, t = ctx.saved_tensors
-        ratio = t / (t + m)
-        return -grad * ratio, grad * _log1p_minus(-m / (t + m), ratio)
+def _common_shape(*args: Tensor | Size) -> Size:
+    """Broadcast tensors and shapes against each other."""
+    shapes = [arg.shape if isinstance(arg, Tensor) else arg for arg in args]
+    shape: Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
 
 
-class _LogZeroInflated(Function):
-    """``log(pi + (1 - pi) exp(A))`` with ``pi = sigmoid(p)``, for ``A <= 0``."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, a: Tensor, p: Tensor) -> Tensor:
-        ctx.save_for_backward(a, p)
-        shortfall = torch.sigmoid(-p) * torch.expm1(a)
-        # The difference underflows last but cancels where the probability is nearly one.
-        return torch.where(
-            shortfall > -0.5, shortfall.log1p(), logsigmoid(p) - logsigmoid(p - a)
-        )
-
-    @staticmethod
-    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor]:
-        a, p = ctx.saved_tensors
-        # The second is sigmoid(-p) - sigmoid(a - p), factored so that it does not cancel.
-        return (
-            grad * torch.sigmoid(a - p),
-            -grad * torch.expm1(a) * torch.sigmoid(-p) * torch.sigmoid(p - a),
-        )
+def _as_tensors(*args: Tensor | float) -> list[Tensor]:
+    """Give all parameters one floating point dtype, without broadcasting them."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    dtypes = [tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point]
+    dtype = functools.reduce(torch.promote_types, dtypes) if dtypes else torch.get_default_dtype()
+    device = tensors[0].device if tensors else None
+    return [
+        arg.to(dtype) if isinstance(arg, Tensor) else torch.tensor(arg, dtype=dtype, device=device)
+        for arg in args
+    ]
 
 
-class _Deviance(Function):
-    """``D(x, m, t) = x log(x / m) - (x + t) log((x + t) / (m + t))`` for ``x > 0``."""
+class _CountDistribution(TorchDistribution):
+    """What both distributions share; parameters are the keys of ``arg_constraints``."""
 
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, m: Tensor, t: Tensor) -> Tensor:
-        ctx.save_for_backward(x, m, t)
-        # Regrouped so that neither t >> x, m nor t << x, m cancels.
-        excess = x - m
-        first = x * torch.log1p(excess / m * (t / (x + t)))
-        return first - t * torch.log1p(excess / (t + m))
+    support: ClassVar = constraints.nonnegative_integer
+    has_rsample: ClassVar = False
+    rate: Tensor
+    inverse_dispersion: Tensor
+    zi_logits: Tensor | None = None
 
-    @staticmethod
-    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        x, m, t = ctx.saved_tensors
-        y = (x - m) / (t + m)
-        return None, -grad * (t / m) * y, -grad * _log1p_minus(y, (x + t) / (t + m))
+    def __init__(self, parameters: dict[str, Tensor | float], validate_args: bool | None) -> None:
+        tensors = _as_tensors(*parameters.values())
+        for name, tensor in zip(parameters, tensors, strict=True):
+            setattr(self, name, tensor)
+        super().__init__(_common_shape(*tensors), validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Self | None = None) -> Self:
+        """Return the same distribution with a larger batch shape, sharing its parameters.
+
+        Parameters
+        ----------
+        batch_shape
+            Shape that the present batch shape broadcasts to.
+        """
+        new: Self = self._get_checked_instance(type(self), _instance)
+        for name in self.arg_constraints:
+            setattr(new, name, getattr(self, name))
+        shape = Size(batch_shape)
+        if _common_shape(self.batch_shape, shape) != shape:
+            raise RuntimeError(f"Cannot expand batch shape {self.batch_shape} to {shape}")
+        TorchDistribution.__init__(new, shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Natural log-probability (nats) of counts.
+
+        Parameters
+        ----------
+        value
+            Counts, of a shape broadcastable with `batch_shape`.
+
+        Returns
+        -------
+        Tensor
+            Log-probabilities, of the broadcast shape and the dtype of the parameters.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = _common_shape(value, self.batch_shape)
+        return log_density(value.expand(shape), self.rate, self.inverse_dispersion, self.zi_logits)
+
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        """Draw counts, without gradient.
+
+        Parameters
+        ----------
+        sample_shape
+            Shape of the independent draws.
+
+        Returns
+        -------
+        Tensor
+            Counts of shape ``sample_shape + batch_shape``, in the dtype of the parameters.
+        """
+        shape = self._extended_shape(Size(sample_shape))
+        with torch.no_grad():
+            counts = _sample(self.rate, self.inverse_dispersion, shape)
+            if self.zi_logits is None:
+                return counts
+            dropped = torch.bernoulli(torch.sigmoid(self.zi_logits).expand(shape))
+            return counts.masked_fill(dropped.bool(), 0)
 
 
-class _StirlingRemainder(Function):
-    """``S(z) = lgamma(z) - (z - 1/2) log z + z - log(2 pi) / 2``."""
+class NegativeBinomial(_CountDistribution):
+    """Negative binomial distribution with a mean and an inverse dispersion.
 
-    @staticmethod
-    def forward(ctx: FunctionCtx, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        low, inverse = z.clamp(max=_STIRLING_FROM), 1 / z.clamp(min=_STIRLING_FROM)
-        exact = low.lgamma() - (low - 0.5) * low.log() + low - 0.5 * math.log(2 * math.pi)
-        return torch.where(
-            z < _STIRLING_FROM, exact, inverse * _polynomial(inverse**2, _STIRLING)
-        )
+    With mean ``m`` and inverse dispersion ``t``, a count ``x`` has the log-probability::
 
-    @staticmethod
-    def backward(ctx: BackwardCFunction, grad: Tensor) -> Tensor:
-        (z,) = ctx.saved_tensors
-        # Clamped, the branch not taken is finite and so are its derivatives.
-        low, inverse2 = z.clamp(max=_STIRLING_FROM), z.clamp(min=_STIRLING_FROM) ** -2
-        exact = low.digamma() - low.log() + 0.5 / low
-        slopes = [-(2 * k + 1) * c for k, c in enumerate(_STIRLING)]
-        series = inverse2 * _polynomial(inverse2, slopes)
-        return grad * torch.where(z < _STIRLING_FROM, exact, series)
+        lgamma(x + t) - lgamma(t) - lgamma(x + 1) + t log(t / (t + m)) + x log(m / (t + m))
+
+    and variance ``m + m**2 / t``: a Poisson whose rate is Gamma distributed with shape ``t`` and
+    rate ``t / m`` (the "NB2" form; Hilbe, "Negative Binomial Regression", 2011).
+
+    Parameters
+    ----------
+    mean
+        Expected count ``m >= 0``, any shape. At 0 all mass sits at 0.
+    inverse_dispersion
+        Inverse dispersion ``t > 0``, shape broadcastable with `mean`, for instance ``[genes]``
+        against ``[cells, genes]``. The larger it is, the closer to a Poisson.
+    validate_args
+        Whether to check the parameters now and the counts in `log_prob`; torch's default if None.
+
+    Attributes
+    ----------
+    rate
+        The argument `mean`, not broadcast.
+    inverse_dispersion
+        The argument, not broadcast.
+    """
+
+    arg_constraints: ClassVar = {
+        "rate": constraints.nonnegative,
+        "inverse_dispersion": constraints.positive,
+    }
+
+    def __init__(
+        self,
+        mean: Tensor | float,
+        inverse_dispersion: Tensor | float,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__({"rate": mean, "inverse_dispersion": inverse_dispersion}, validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count ``m``, of shape `batch_shape`."""
+        return self.rate.expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the count, ``m + m**2 / t``, of shape `batch_shape`."""
+        return self.mean * (1 + self.rate / self.inverse_dispersion)
 
 
-def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-    """Evaluate a polynomial, constant term first, by Horner's rule."""
-    total = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        total = total * x + coefficient
-    return total
+class ZeroInflatedNegativeBinomial(_CountDistribution):
+    """Negative binomial distribution with additional, structural zeros.
 
+    A count is zero outright with probability ``pi = sigmoid(p)`` and otherwise follows the
+    `NegativeBinomial` with mean ``m`` and inverse dispersion ``t``. Its log-probability is, with
+    ``A = t log(t / (t + m))``::
 
-def _take(tensor: Tensor, shape: Size, flat: Tensor) -> Tensor:
-    """Gather, in float64, the entries of ``tensor`` broadcast to ``shape`` at ``flat``."""
-    # Indexing the tensor before it is broadcast keeps a per-gene gradient per gene.
-    index, stride, block = torch.zeros_like(flat), 1, 1
-    if tensor.shape == shape:
-        index = flat
-    else:
-        for size, full in zip(reversed(tensor.shape), reversed(shape), strict=False):
-            if size > 1:
-                index = index + flat // block % full * stride
-            stride, block = stride * size, block * full
-    return tensor.reshape(-1).index_select(0, index).double()
+        x = 0:  softplus(A - p) - softplus(-p)
+        x > 0:  -softplus(-p) - p + log NB(x; m, t)
+
+    (the likelihood of scVI: Lopez et al., Nature Methods 15, 1053-1058, 2018).
+
+    Parameters
+    ----------
+    mean
+        Expected count ``m >= 0`` of the negative binomial component, any shape.
+    inverse_dispersion
+        Inverse dispersion ``t > 0``, shape broadcastable with `mean`.
+    zi_logits
+        Logit ``p`` of the probability of a structural zero, shape broadcastable with `mean`.
+    validate_args
+        Whether to check the parameters now and the counts in `log_prob`; torch's default if None.
+
+    Attributes
+    ----------
+    rate
+        The argument `mean`, not broadcast. The *property* `mean` is that of the counts,
+        ``(1 - pi) m``.
+    inverse_dispersion, zi_logits
+        The arguments, not broadcast.
+    """
+
+    arg_constraints: ClassVar = {
+        "rate": constraints.nonnegative,
+        "inverse_dispersion": constraints.positive,
+        "zi_logits": constraints.real,
+    }
+    zi_logits: Tensor
+
+    def __init__(
+        self,
+        mean: Tensor | float,
+        inverse_dispersion: Tensor | float,
+        zi_logits: Tensor | float,
+        validate_args: bool | None = None,
+    ) -> None:
+        count = {"rate": mean, "inverse_dispersion": inverse_dispersion}
+        super().__init__(count | {"zi_logits": zi_logits}, validate_args)
+
+    @property
+    def zi_probs(self) -> Tensor:
+        """Probability ``pi`` of a structural zero, of shape `batch_shape`."""
+        return torch.sigmoid(self.zi_logits).expand(self.batch_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count ``(1 - pi) m``, of shape `batch_shape`."""
+        return (torch.sigmoid(-self.zi_logits) * self.rate).expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance ``(1 - pi) m (1 + m (pi + 1 / t))``, of shape `batch_shape`."""
+        return self.mean * (1 + self.rate * (self.zi_probs + 1 / self.inverse_dispersion))

@@ -46,17 +46,18 @@ class GivenOutputs:
         if model.library_prior is not None:
             latents["library"] = "ql"
         self.moments = {
-            site: tuple(groups.join(inference_outputs, f"{q}_{moment}") for moment in "mv")
+            site: (
+                groups.join_required(inference_outputs, f"{q}_m"),
+                groups.join_required(inference_outputs, f"{q}_v"),
+            )
             for site, q in latents.items()
         }
-        self.log_library = groups.join(inference_outputs, "library")
-        draws = {site: groups.join(inference_outputs, site) for site in latents}
+        self.log_library = groups.join_required(inference_outputs, "library")
+        draws = {site: groups.join_required(inference_outputs, site) for site in latents}
         if "library" in draws:
             draws["library"] = self.log_library.exp()
         self.draws = groups.trace_of(draws)
-        heads = generative_outputs["background"].keys() - {"px_r"}
-        self.px = {name: groups.join(generative_outputs, name) for name in heads}
-        self.px["px_r"] = generative_outputs["background"]["px_r"]
+        self.px = generative_outputs
         n_draws = draws["z"].shape[0] if draws["z"].ndim > 2 else 1  # noqa: PLR2004
         self.particles = {"num_particles": n_draws, "vectorize_particles": n_draws > 1}
 
@@ -72,7 +73,10 @@ class GivenOutputs:
 
     def x_dist(self, batch: CellBatch) -> Distribution:
         """Return the distribution of the counts that the outputs describe."""
-        if self.px["px_r"] is not None:
-            return counts_distribution(self.px["px_rate"], self.px["px_r"], self.px["px_dropout"])
-        heads = {name: self.px[f"px_{name}"] for name in self._model.likelihood.heads}
+        px_r = self.px["background"]["px_r"]
+        if px_r is not None:
+            px_rate = groups.join_required(self.px, "px_rate")
+            return counts_distribution(px_rate, px_r, groups.join(self.px, "px_dropout"))
+        names = self._model.likelihood.heads
+        heads = {name: groups.join_required(self.px, f"px_{name}") for name in names}
         return self._model.x_dist(heads, self.log_library.exp(), batch)

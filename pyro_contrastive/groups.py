@@ -74,7 +74,8 @@ def join_counts(background: Group, target: Group, x: str, batch: str) -> CellBat
     Parameters
     ----------
     background, target
-        Each with counts ``[cells, genes]`` and batch codes ``[cells, 1]``.
+        Each with counts ``[cells, genes]`` and batch codes ``[cells, 1]``; and, if the model has
+        further covariates, ``cat_covs`` and ``cont_covs``, ``[cells, covariates]``.
     x, batch
         Under which keys they are.
 
@@ -90,16 +91,35 @@ def join_counts(background: Group, target: Group, x: str, batch: str) -> CellBat
             raise ValueError(msg)
     counts = torch.cat([background[x], target[x]])
     codes = torch.cat([background[batch], target[batch]]).reshape(-1)
-    condition = conditions(len(background[x]), len(target[x]), counts.device)
-    return CellBatch(condition=condition, x=counts, batch=codes)
+    both = {"background": dict(background), "target": dict(target)}
+    return CellBatch(
+        condition=conditions(len(background[x]), len(target[x]), counts.device),
+        x=counts,
+        batch=codes,
+        categorical=join(both, "cat_covs"),
+        continuous=join(both, "cont_covs"),
+    )
 
 
 def join(groups: Groups, key: str) -> Tensor | None:
     """Concatenate one entry of both groups over cells (the axis before the last)."""
-    parts = [groups[name].get(key) for name in GROUPS]
-    if any(part is None for part in parts):
-        return None
-    return torch.cat(parts, dim=-2)
+    parts = [part for name in GROUPS if (part := groups[name].get(key)) is not None]
+    return torch.cat(parts, dim=-2) if len(parts) == len(GROUPS) else None
+
+
+def join_required(groups: Groups, key: str) -> Tensor:
+    """Concatenate an entry that both groups must have.
+
+    Raises
+    ------
+    ValueError
+        If one of them lacks it.
+    """
+    joined = join(groups, key)
+    if joined is None:
+        msg = f"Both groups need {key!r}; they have {[sorted(groups[name]) for name in GROUPS]}."
+        raise ValueError(msg)
+    return joined
 
 
 def split(outputs: Mapping[str, Tensor | None], n_background: int) -> Groups:

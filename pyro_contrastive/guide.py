@@ -39,8 +39,8 @@ class ContrastiveGuide(NamedPyroModule):
         Dimensions of z and s.
     latent_library
         Whether the library size is latent; its encoder always has one hidden layer.
-    n_batch
-        Number of batches; 0 or 1: the encoders are told nothing of them.
+    covariates
+        What the encoders are told of a cell beside its counts.
     n_hidden, n_layers, dropout_rate
         Width and number of hidden layers of each encoder, and their dropout.
     """
@@ -52,19 +52,19 @@ class ContrastiveGuide(NamedPyroModule):
         n_background_latent: int,
         n_salient_latent: int,
         latent_library: bool,
-        n_batch: int,
+        covariates: Covariates,
         n_hidden: int,
         n_layers: int,
         dropout_rate: float,
     ) -> None:
         super().__init__()
-        self.covariates = Covariates(n_batch)
+        self.covariates = covariates
 
         def encoder(n_output: int, n_layers: int) -> Encoder:
             return Encoder(
                 n_input,
                 n_output,
-                n_covariates=self.covariates.n_out,
+                n_covariates=covariates.n_out,
                 n_hidden=n_hidden,
                 n_layers=n_layers,
                 dropout_rate=dropout_rate,
@@ -90,7 +90,7 @@ class ContrastiveGuide(NamedPyroModule):
             msg = "The guide needs observed counts: this CellBatch was made without `x`."
             raise ValueError(msg)
         log_counts = torch.log1p(batch.x)  # [cells, genes]
-        covariates = self.covariates(batch.batch_codes, like=log_counts)
+        covariates = self.covariates(batch, like=log_counts)
         moments = {
             "z": self.z_encoder(log_counts, covariates),
             "s": self.s_encoder(log_counts, covariates),

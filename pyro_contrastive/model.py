@@ -48,8 +48,8 @@ class ContrastiveModel(NamedPyroModule):
     library_prior
         Prior of the library size on the natural scale, event shape ``[1]``; ``None`` when the
         library size is observed.
-    n_batch
-        Number of batches; 0 or 1: the decoder is told nothing of them.
+    covariates
+        What the decoder is told of a cell beside its latents.
     n_hidden, n_layers
         Width and number of the decoder's hidden layers.
     """
@@ -63,13 +63,13 @@ class ContrastiveModel(NamedPyroModule):
         background_prior: Prior,
         salient_prior: Prior,
         library_prior: Prior | None,
-        n_batch: int,
+        covariates: Covariates,
         n_hidden: int,
         n_layers: int,
     ) -> None:
         super().__init__()
-        self.covariates = Covariates(n_batch)
-        self.decoder = Body(n_latent, self.covariates.n_out, n_hidden, n_layers, dropout_rate=0.0)
+        self.covariates = covariates
+        self.decoder = Body(n_latent, covariates.n_out, n_hidden, n_layers, dropout_rate=0.0)
         likelihood.build(n_hidden, n_input)
         self.likelihood = likelihood
         self.background_prior = background_prior
@@ -77,21 +77,23 @@ class ContrastiveModel(NamedPyroModule):
         self.library_prior = library_prior
 
     def forward(self, batch: CellBatch) -> Tensor:
-        """Run the generative story for the cells of `batch`; return the counts ``[cells, genes]``."""
+        """Run the generative story for the cells of `batch`; return counts ``[cells, genes]``."""
         with pyro.plate(CELLS, len(batch), dim=-1):
             z, s, library = self.latents(batch)
             heads = self.decode(z, s, batch)
             if SCALE in heads:
                 pyro.deterministic("scale", heads[SCALE], event_dim=1)
                 pyro.deterministic("rate", library * heads[SCALE], event_dim=1)
-            return pyro.sample("x", self.x_dist(heads, library, batch), obs=batch.x)
+            x: Tensor = pyro.sample("x", self.x_dist(heads, library, batch), obs=batch.x)
+        return x
 
     def latents(self, batch: CellBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw z, s and the library size: ``[cells, n_background]``, ``[cells, n_salient]``, ``[cells, 1]``."""
+        """Draw z, s and the library size, ``[cells, latents]`` and ``[cells, 1]``."""
         z = pyro.sample("z", self.z_dist(batch))
         with poutine.mask(mask=batch.is_target):
             s = pyro.sample("s", self.s_dist(batch))
         s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)  # background cells: exactly 0
+        library: Tensor
         if self.library_prior is None:
             library = pyro.deterministic("library", batch.observed_library(), event_dim=1)
         else:
@@ -108,14 +110,17 @@ class ContrastiveModel(NamedPyroModule):
 
     def library_dist(self, batch: CellBatch) -> Distribution:
         """p(l) on the natural scale: event shape ``[1]``. Only used when the library is latent."""
+        if self.library_prior is None:
+            msg = "The library size is observed in this model; it has no prior."
+            raise ValueError(msg)
         return self.library_prior(batch)
 
     def decode(self, z: Tensor, s: Tensor, batch: CellBatch) -> dict[str, Tensor]:
         """Evaluate the decoder: the likelihood's heads by name, each ``[..., cells, genes]``."""
         latent = torch.cat([z, s], dim=-1)  # [..., cells, n_background + n_salient]
-        hidden = self.decoder(latent, self.covariates(batch.batch_codes, like=latent))
+        hidden = self.decoder(latent, self.covariates(batch, like=latent))
         return self.likelihood.decode(hidden)
 
-    def x_dist(self, heads: dict[str, Tensor], library: Tensor, batch: CellBatch) -> Distribution:  # noqa: ARG002 # an override may want the batch
+    def x_dist(self, heads: dict[str, Tensor], library: Tensor, batch: CellBatch) -> Distribution:
         """p(x | z, s, l): event shape ``[genes]``."""
         return self.likelihood(heads, library)

@@ -7,9 +7,13 @@ and dropout, with the covariates concatenated to the input of every block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
+
+from pyro_contrastive.cells import CellBatch
 
 
 class CellwiseBatchNorm(nn.BatchNorm1d):
@@ -42,11 +46,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, h: Tensor, covariates: Tensor) -> Tensor:
-        """Map `h` ``[..., cells, n_in]`` and `covariates` ``[cells, c]`` to ``[..., cells, n_out]``."""
+        """Map `h` ``[..., cells, n_in]`` (and covariates) to ``[..., cells, n_out]``."""
         if covariates.shape[-1]:
             covariates = covariates.expand(*h.shape[:-1], covariates.shape[-1])
             h = torch.cat([h, covariates], dim=-1)
-        return self.dropout(F.relu(self.norm(self.linear(h))))  # type: ignore[no-any-return]
+        return self.dropout(F.relu(self.norm(self.linear(h))))
 
 
 class Body(nn.Module):
@@ -120,21 +124,62 @@ class Encoder(nn.Module):
 
 
 class Covariates(nn.Module):
-    """What encoders and decoder are told about a cell beside its counts: its batch, one-hot.
+    """What encoders and decoder are told about a cell beside its counts and latents.
+
+    The batch and every categorical covariate one-hot, continuous covariates as they are. A
+    category with fewer than two levels tells nothing and takes no place.
 
     Parameters
     ----------
     n_batch
-        Number of batches. With 0 or 1 there is nothing to tell and the width is 0.
+        Number of batches.
+    n_cats_per_cov
+        Number of levels of each categorical covariate.
+    n_continuous
+        Number of continuous covariates.
     """
 
-    def __init__(self, n_batch: int) -> None:
+    def __init__(
+        self, n_batch: int, n_cats_per_cov: Sequence[int] = (), n_continuous: int = 0
+    ) -> None:
         super().__init__()
         self.n_batch = n_batch
-        self.n_out = n_batch if n_batch > 1 else 0
+        self.n_cats_per_cov = tuple(n_cats_per_cov)
+        self.n_continuous = n_continuous
+        levels = [n for n in (n_batch, *self.n_cats_per_cov) if n > 1]
+        self.n_out = sum(levels) + n_continuous
 
-    def forward(self, batch: Tensor, like: Tensor) -> Tensor:
-        """One-hot `batch` codes ``[cells]``: shape ``[cells, n_out]``, dtype and device of `like`."""
+    def forward(self, batch: CellBatch, like: Tensor) -> Tensor:
+        """Return ``[cells, n_out]``, with dtype and device of `like`.
+
+        Raises
+        ------
+        ValueError
+            If the batch lacks a covariate the model was made with.
+        """
         if not self.n_out:
-            return like.new_zeros((batch.shape[0], 0))
-        return F.one_hot(batch.long(), self.n_out).to(like)
+            return like.new_zeros((len(batch), 0))
+        parts = [self._one_hot(batch.batch_codes, self.n_batch)]
+        if self.n_cats_per_cov:
+            codes = self._given(batch.categorical, len(self.n_cats_per_cov), "categorical")
+            for column, n_levels in zip(codes.unbind(-1), self.n_cats_per_cov, strict=True):
+                parts.append(self._one_hot(column, n_levels))
+        if self.n_continuous:
+            parts.append(self._given(batch.continuous, self.n_continuous, "continuous"))
+        return torch.cat([part.to(like) for part in parts], dim=-1)
+
+    @staticmethod
+    def _one_hot(codes: Tensor, n_levels: int) -> Tensor:
+        if n_levels < 2:  # noqa: PLR2004  # nothing to tell
+            return codes.new_zeros((len(codes), 0))
+        return F.one_hot(codes.long(), n_levels)
+
+    @staticmethod
+    def _given(values: Tensor | None, n_columns: int, name: str) -> Tensor:
+        if values is None or values.shape[-1] != n_columns:
+            msg = (
+                f"The model was made with {n_columns} {name} covariates; this CellBatch has "
+                f"{0 if values is None else values.shape[-1]}."
+            )
+            raise ValueError(msg)
+        return values

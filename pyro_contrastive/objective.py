@@ -137,7 +137,7 @@ def _kl_divergence(model_site: Any, guide_site: Any, *, analytic: bool) -> Tenso
             return torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
         except NotImplementedError:  # no closed form for this pair: one draw, as Pyro does
             pass
-    return guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]  # type: ignore[no-any-return]
+    return guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
 
 
 class _ContrastiveTerms:
@@ -284,7 +284,10 @@ def contrastive_elbo(
     ValueError
         For any other class.
     """
-    made = {Trace_ELBO: ContrastiveELBO, TraceMeanField_ELBO: ContrastiveMeanFieldELBO}
+    made: dict[type, type[ContrastiveELBO] | type[ContrastiveMeanFieldELBO]] = {
+        Trace_ELBO: ContrastiveELBO,
+        TraceMeanField_ELBO: ContrastiveMeanFieldELBO,
+    }
     if elbo not in made:
         msg = (
             f"elbo must be the class pyro.infer.Trace_ELBO or TraceMeanField_ELBO, not {elbo!r}. "

@@ -74,7 +74,7 @@ class Wasserstein(Penalty):
         As in scvi-tools by default: the penalty grows with the KL weight.
     """
 
-    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:  # noqa: ARG002
+    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
         """Return the mean of W over background cells."""
         per_cell = self.per_cell(guide_trace)  # [..., cells]
         background = ~batch.is_target
@@ -84,4 +84,4 @@ class Wasserstein(Penalty):
     def per_cell(guide_trace: Trace) -> Tensor:
         """Return W of every cell, target cells included, shape ``[..., cells]``."""
         posterior = guide_trace.nodes["s"]["fn"]
-        return (posterior.mean.square() + posterior.variance).sum(-1)  # type: ignore[no-any-return]
+        return (posterior.mean.square() + posterior.variance).sum(-1)

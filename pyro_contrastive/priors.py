@@ -36,7 +36,7 @@ class Prior(Component):
 
     @abstractmethod
     def forward(self, batch: CellBatch) -> dist.Distribution:
-        """Return the prior of every cell: batch shape ``[]`` or ``[cells]``, event shape ``[latents]``."""
+        """Return the prior of every cell: batch shape ``[]`` or ``[cells]``, event ``[latents]``."""
 
 
 class FixedPrior(Prior):
@@ -64,8 +64,8 @@ class FixedPrior(Prior):
             distribution = distribution.base_dist
         self.n_latent = n_latent
         self.distribution_name = type(distribution).__name__
-        self._make = getattr(dist, self.distribution_name, None)
-        names = list(type(distribution).arg_constraints)
+        self._make: Any = getattr(dist, self.distribution_name, None)
+        names: list[str] = list(type(distribution).arg_constraints)  # type: ignore[call-overload]  # torch types the class attribute as an instance property
         values = {n: distribution.__dict__.get(n, getattr(distribution, n, None)) for n in names}
         parameters = {n: v for n, v in values.items() if isinstance(v, Tensor)}
         if self._make is None or not parameters or distribution.event_shape:
@@ -85,10 +85,9 @@ class FixedPrior(Prior):
         for name, value in parameters.items():
             self.register_buffer(f"_{name}", value.detach().clone())
 
-    def forward(self, batch: CellBatch) -> dist.Distribution:  # noqa: ARG002 # same for every cell
+    def forward(self, batch: CellBatch) -> dist.Distribution:
         """Return the distribution, expanded to ``[n_latent]``."""
         parameters = {n: getattr(self, f"_{n}") for n in self._names}
-        assert self._make is not None  # noqa: S101  # checked when made; narrows the type
         return self._make(**parameters).expand([self.n_latent]).to_event(1)
 
     def arguments(self) -> dict[str, Any]:
@@ -106,6 +105,10 @@ class FixedPrior(Prior):
         parameters = {n: torch.tensor(v) for n, v in arguments["parameters"].items()}
         made = getattr(dist, arguments["distribution"])(**parameters)
         return cls(made, arguments["n_latent"])
+
+
+PriorLike = Prior | torch.distributions.Distribution
+"""What may be given as a prior of z or of s."""
 
 
 class StandardNormal(FixedPrior):
@@ -186,9 +189,7 @@ class LogNormalLibrary(Prior):
         }
 
 
-def as_prior(
-    prior: Prior | torch.distributions.Distribution | None, n_latent: int, keyword: str
-) -> Prior:
+def as_prior(prior: object, n_latent: int, keyword: str) -> Prior:
     """Turn what a user passes for a latent prior into a :class:`Prior`.
 
     Parameters
@@ -210,10 +211,10 @@ def as_prior(
         return StandardNormal(n_latent)
     if isinstance(prior, Prior):
         return prior
-    if isinstance(prior, torch.distributions.Distribution):
-        return FixedPrior(prior, n_latent)
-    msg = (
-        f"{keyword} must be a torch or pyro distribution or a pyro_contrastive.Prior, not "
-        f"{type(prior).__name__}."
-    )
-    raise TypeError(msg)
+    if not isinstance(prior, torch.distributions.Distribution):
+        msg = (
+            f"{keyword} must be a torch or pyro distribution or a pyro_contrastive.Prior, not "
+            f"{type(prior).__name__}."
+        )
+        raise TypeError(msg)
+    return FixedPrior(prior, n_latent)

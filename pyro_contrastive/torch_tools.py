@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +22,11 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def numpy_rng() -> np.random.Generator:
+    """Make a NumPy generator that follows from torch's global random state (and advances it)."""
+    return np.random.default_rng(int(torch.randint(2**62, ()).item()))
 
 
 @contextmanager

@@ -113,7 +113,9 @@ def test_every_output_and_the_loss_agree(reference_class: Any, setting: Any) -> 
         assert relative_error(got[2].loss, expected[2].loss) < TOLERANCE
         recon = "reconstruction_loss"
         assert (
-            relative_error(got[2].reconstruction_loss[recon], expected[2].reconstruction_loss[recon])
+            relative_error(
+                got[2].reconstruction_loss[recon], expected[2].reconstruction_loss[recon]
+            )
             < TOLERANCE
         )
         for key, value in expected[2].kl_local.items():

@@ -1,0 +1,7 @@
+"""AnnData to :class:`~pyro_contrastive.CellBatch`: registration, validation, mini-batches."""
+
+from pyro_contrastive.data.bundled import load_kang
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.setup import Setup
+
+__all__ = ["CellData", "Setup", "load_kang"]

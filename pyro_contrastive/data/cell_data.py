@@ -1,0 +1,106 @@
+"""Counts and codes of many cells in memory, served as batches of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_contrastive.cells import BACKGROUND, CellBatch
+from pyro_contrastive.data.counts import Matrix, row_sums
+
+
+@dataclass(frozen=True)
+class CellData:
+    """What the model needs of a data set.
+
+    Parameters
+    ----------
+    counts
+        ``[cells, genes]``, CSR or dense.
+    condition
+        Code per cell, 0 = background; ``None`` when not known.
+    batch
+        Batch code per cell; ``None``: one batch.
+    categorical
+        Codes of categorical covariates, ``[cells, covariates]``, or ``None``.
+    continuous
+        Continuous covariates, ``[cells, covariates]``, or ``None``.
+    size_factor
+        Used as library size instead of the total counts, ``[cells]``, or ``None``.
+    """
+
+    counts: Matrix
+    condition: NDArray[np.int64] | None = None
+    batch: NDArray[np.int64] | None = None
+    categorical: NDArray[np.int64] | None = None
+    continuous: NDArray[np.float32] | None = None
+    size_factor: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return int(self.counts.shape[0])
+
+    def cells(self, indices: NDArray[np.int64], device: torch.device | str = "cpu") -> CellBatch:
+        """Return some cells as tensors on `device`.
+
+        Cells whose condition is not known are taken for target cells, so that both latents are
+        available for them.
+        """
+        rows = self.counts[indices]
+        dense = rows if isinstance(rows, np.ndarray) else rows.toarray()
+        unknown = np.full(len(indices), BACKGROUND + 1)
+
+        def tensor(values: NDArray[np.generic] | None) -> Tensor | None:
+            return None if values is None else torch.as_tensor(values[indices], device=device)
+
+        size_factor = tensor(self.size_factor)
+        known = unknown if self.condition is None else self.condition[indices]
+        return CellBatch(
+            condition=torch.as_tensor(known, device=device),
+            x=torch.as_tensor(dense, device=device),
+            batch=tensor(self.batch),
+            categorical=tensor(self.categorical),
+            continuous=tensor(self.continuous),
+            library=None if size_factor is None else size_factor.unsqueeze(-1),
+        )
+
+    def with_condition(self, background: NDArray[np.int64], target: NDArray[np.int64]) -> CellData:
+        """Return the same data in which these cells are background and these are target.
+
+        Target cells keep the treatment they have, if they have one.
+        """
+        known = np.full(len(self), BACKGROUND) if self.condition is None else self.condition
+        condition = known.copy()
+        condition[background] = BACKGROUND
+        condition[target] = np.maximum(known[target], BACKGROUND + 1)
+        # Cells in neither group keep what they are; no mini-batch of training holds them.
+        return replace(self, condition=condition)
+
+    def library_moments(self, n_batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and population variance of the log total counts of each batch, ``[batches]``.
+
+        Cells without counts are left out: the logarithm of 0 says nothing. A batch with fewer than
+        two different totals has no variance of its own and takes that of all cells.
+
+        Raises
+        ------
+        ValueError
+            If the totals of all cells are equal (or there are none): a log-normal does not fit.
+        """
+        totals = row_sums(self.counts)
+        codes = np.zeros(len(self), dtype=np.int64) if self.batch is None else self.batch
+        full = totals > 0
+        logs, codes = np.log(totals[full]), codes[full]
+        if logs.size == 0 or logs.var() == 0:
+            msg = (
+                "All cells have the same total count: the library size has no distribution to be "
+                "learned. Use use_observed_lib_size=True."
+            )
+            raise ValueError(msg)
+        groups = [logs[codes == b] for b in range(n_batch)]
+        means = np.array([g.mean() if g.size else logs.mean() for g in groups])
+        variances = np.array([g.var() if g.size else 0.0 for g in groups])
+        return means, np.where(variances > 0, variances, logs.var())

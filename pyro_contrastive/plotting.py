@@ -1,0 +1,279 @@
+"""Matplotlib figures of training and latents: each takes arrays or tables and returns its Axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["plot_embedding", "plot_history", "plot_scores"]
+
+# Okabe and Ito's colours, told apart with any common form of colour blindness; without their black
+# and with the yellow last, which is faint on white.
+_FEW = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+# Eleven of Krzywinski's twelve, made for the same purpose where seven do not suffice; ordered so
+# that the first ones differ most under simulated colour blindness. The twelfth, a pale pink, is left
+# out because without blue cones it cannot be told from the light blue.
+_MANY = (
+    *("#009F81", "#8400CD", "#FFC33B", "#A40122", "#00FCCF", "#FF6E3A"),
+    *("#00C2F9", "#9F0162", "#008DF9", "#FF5AAF", "#E20134"),
+)
+_MARKERS = ("o", "^", "s", "D", "v", "P")
+_MISSING_COLOR = "#BBBBBB"
+_TRAIN_COLOR, _VALIDATION_COLOR = "#0072B2", "#D55E00"
+_LATENT_COLORS = {"background": "#0072B2", "salient": "#D55E00"}
+_INK, _FAINT = "#333333", "#DDDDDD"
+
+
+def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Axes:
+    """Draw the training and held-out negative ELBO by epoch.
+
+    Parameters
+    ----------
+    history
+        Tables by name, each indexed by epoch with a column of the same name, as ``model.history``
+        holds them. Draws ``"elbo_train"`` and ``"elbo_validation"``, or ``"train_loss_epoch"`` and
+        ``"validation_loss"`` where there is no ELBO; shades the epochs in which ``"kl_weight"``
+        is below its final value. Tables that are missing are skipped.
+    ax
+        Axes to draw on. Default: those of a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on. The first epochs may run off the top, so that the rest can be seen.
+
+    Raises
+    ------
+    ValueError
+        If none of these four curves is in `history`.
+    """
+    names, label = ("elbo_train", "elbo_validation"), "negative ELBO (nats per cell)"
+    if not any(name in history for name in names):
+        names, label = ("train_loss_epoch", "validation_loss"), "loss (nats per cell)"
+    curves = [_curve(history, name) for name in names]
+    if all(curve.empty for curve in curves):
+        raise ValueError(f"history has no ELBO or loss to draw; it has: {', '.join(history)}")
+    axes = ax if ax is not None else _new_axes(6.4, 3.8)
+    _shade_warmup(axes, _curve(history, "kl_weight"))
+    _draw_curve(axes, curves[0], "training cells", _TRAIN_COLOR)
+    _draw_curve(axes, curves[1], "held-out cells", _VALIDATION_COLOR)
+    if not curves[1].empty:
+        best = curves[1].idxmin()
+        text = f"best held-out: {curves[1][best]:.4g} at epoch {best}"
+        axes.plot(best, curves[1][best], "o", color=_VALIDATION_COLOR, label=text)
+    _limit_to_settled(axes, curves)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.legend(frameon=False)
+    return _tidy(axes)
+
+
+def plot_embedding(
+    coords: ArrayLike,
+    labels: Sequence[object] | NDArray[Any] | pd.Series,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    legend_title: str | None = None,
+    axis_name: str = "map",
+    legend: bool = True,
+    seed: int = 0,
+) -> Axes:
+    """Draw a two-dimensional map of the cells, coloured by category.
+
+    Parameters
+    ----------
+    coords
+        Coordinates of every cell [cells, 2].
+    labels
+        Category of every cell [cells]. A categorical keeps its order, anything else is sorted.
+        Missing labels are drawn grey. Up to 11 categories have colours that can be told apart with
+        colour blindness; from the 12th on the colours repeat with another marker.
+    ax
+        Axes to draw on. Default: those of a new figure.
+    title
+        Title of the axes. Default: none.
+    legend_title
+        Title of the legend, such as "cell type". Default: none.
+    axis_name
+        Name of the map, such as "t-SNE": the axes become "t-SNE 1" and "t-SNE 2".
+    legend
+        Whether to draw the legend, at the right of the axes. Default true.
+    seed
+        Seed of the order in which cells are drawn: shuffled, so that no category hides another.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
+    Raises
+    ------
+    ValueError
+        If `coords` is not [cells, 2] or `labels` is not one per cell.
+    """
+    points = np.asarray(coords)
+    if points.ndim != 2 or points.shape[1] != 2:  # noqa: PLR2004 -- two dimensions
+        raise ValueError(f"coords must be [cells, 2], not {points.shape}")
+    codes, categories = _categories(labels)
+    if len(codes) != len(points):
+        raise ValueError(f"labels has {len(codes)} values for {len(points)} cells")
+    axes = ax if ax is not None else _new_axes(6.2, 4.6)
+    styles = _styles(len(categories))
+    order = np.random.default_rng(seed).permutation(len(points))
+    size = float(np.clip(24_000 / max(len(points), 1), 1.5, 30.0))
+    for marker in dict.fromkeys([marker for _, marker in styles]):
+        drawn = order[[styles[codes[i]][1] == marker for i in order]]
+        axes.scatter(
+            points[drawn, 0],
+            points[drawn, 1],
+            c=[styles[codes[i]][0] for i in drawn],
+            s=size,
+            marker=marker,
+            linewidths=0,
+            alpha=0.8,
+            rasterized=True,
+        )
+    if legend:
+        _outside_legend(axes, styles, categories, codes, legend_title)
+    axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
+    if title is not None:
+        axes.set_title(title)
+    return _tidy(axes)
+
+
+def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw separation scores as dots, with an open triangle at the better end of each scale.
+
+    Parameters
+    ----------
+    table
+        Scores as :func:`pyro_contrastive.analysis.separation.score_latents` returns them: columns
+        ``latent``, ``of``, ``measure``, ``value`` and ``best``.
+    ax
+        Axes to draw on. Default: those of a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on, one line per score, in the order of the table.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing or the table is empty.
+    """
+    missing = {"latent", "of", "measure", "value", "best"} - set(table.columns)
+    if missing or table.empty:
+        raise ValueError(f"table lacks {sorted(missing)}" if missing else "table has no rows")
+    axes = ax if ax is not None else _new_axes(7.0, 0.9 + 0.42 * len(table))
+    left = min(0.0, float(table["value"].min()))
+    heights = range(len(table))
+    for height, row in zip(heights, table.itertuples(), strict=True):
+        color = _LATENT_COLORS.get(str(row.latent), _INK)
+        end, triangle = (1.0, ">") if row.best == "high" else (left, "<")
+        axes.hlines(height, left, 1, color=_FAINT, zorder=1)
+        axes.plot(end, height, triangle, mfc="white", mec=_INK, clip_on=False)
+        axes.plot(row.value, height, "o", color=color, ms=9, clip_on=False, zorder=3)
+        axes.annotate(
+            f"{row.value:.2f}", (row.value, height), (0, 8), textcoords="offset points", ha="center"
+        )
+    names = [f"{row.of}: {row.measure} ({row.latent})" for row in table.itertuples()]
+    axes.set_yticks(list(heights), names)
+    axes.set(xlim=(left, 1), ylim=(len(table) - 0.5, -0.7))
+    axes.set_xlabel("score (no unit); the triangle marks the better end")
+    axes.tick_params(axis="y", length=0, pad=10)
+    return _tidy(axes, left=False)
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    # pyplot, so that notebooks show the figure; it is never asked to show it here.
+    _, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    return axes
+
+
+def _tidy(axes: Axes, *, left: bool = True) -> Axes:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["left"].set_visible(left)
+    return axes
+
+
+def _curve(history: Mapping[str, pd.DataFrame], name: str) -> pd.Series[float]:
+    """Return one column of the history without the epochs it was not measured in."""
+    if name not in history:
+        return pd.Series(dtype=float)
+    return history[name].iloc[:, 0].astype(float).dropna()
+
+
+def _draw_curve(axes: Axes, curve: pd.Series[float], label: str, color: str) -> None:
+    if not curve.empty:
+        axes.plot(curve.index, curve.to_numpy(), color=color, lw=1.6, label=label)
+
+
+def _shade_warmup(axes: Axes, weight: pd.Series[float]) -> None:
+    """Mark the epochs in which the KL term counted less: ELBOs there are not comparable."""
+    warming = weight[weight < weight.max()]
+    if not warming.empty:
+        span = (float(weight.index[0]), float(warming.index[-1]))
+        axes.axvspan(
+            *span, fc="#F2F2F2", ec="#BBBBBB", lw=0.8, zorder=0, label="KL term still growing"
+        )
+
+
+def _limit_to_settled(axes: Axes, curves: Sequence[pd.Series[float]]) -> None:
+    """Scale the y axis to what follows the first twentieth of training, which falls steeply."""
+    settled = pd.concat([curve.iloc[len(curve) // 20 :] for curve in curves if not curve.empty])
+    low, high = float(settled.min()), float(settled.max())
+    margin = 0.05 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _categories(labels: Any) -> tuple[NDArray[np.intp], list[str]]:
+    """Code per cell and category names; missing labels have code -1."""
+    given = pd.Series(labels)
+    if not isinstance(given.dtype, pd.CategoricalDtype):
+        given = given.where(given.isna(), given.astype(str)).astype("category")
+    used = given.cat.remove_unused_categories()
+    return used.cat.codes.to_numpy(dtype=np.intp), [str(name) for name in used.cat.categories]
+
+
+def _styles(n_categories: int) -> list[tuple[str, str]]:
+    """Colour and marker by category; one more at the end, where code -1 finds it."""
+    palette = _FEW if n_categories <= len(_FEW) else _MANY
+    styles = [
+        (palette[i % len(palette)], _MARKERS[i // len(palette) % len(_MARKERS)])
+        for i in range(n_categories)
+    ]
+    return [*styles, (_MISSING_COLOR, "o")]
+
+
+def _outside_legend(
+    axes: Axes,
+    styles: Sequence[tuple[str, str]],
+    categories: Sequence[str],
+    codes: NDArray[np.intp],
+    title: str | None,
+) -> None:
+    names = [*categories, "not labelled"] if (codes < 0).any() else list(categories)
+    handles = [
+        Line2D([], [], ls="", marker=marker, color=color, label=name)
+        for (color, marker), name in zip(styles, names, strict=False)
+    ]
+    legend = axes.legend(
+        handles=handles,
+        title=title,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        ncols=1 + (len(names) - 1) // 20,
+        alignment="left",
+    )
+    legend.set_in_layout(True)

@@ -1,0 +1,1 @@
+"""Fitting a ContrastiveVAE to data: splits, mini-batches, the loop, early stopping, history."""

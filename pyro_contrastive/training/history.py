@@ -1,0 +1,94 @@
+"""What happened in training: one number per epoch and quantity; and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+
+class History:
+    """Quantities by epoch. Read as scvi-tools' ``model.history``: a data frame per quantity."""
+
+    def __init__(self, first_epoch: int = 0) -> None:
+        self._epoch = first_epoch - 1
+        self._values: dict[str, dict[int, float]] = {}
+
+    @property
+    def n_epochs(self) -> int:
+        """Number of epochs recorded, earlier runs included."""
+        return self._epoch + 1
+
+    def add_epoch(self, values: Mapping[str, float]) -> None:
+        """Record one epoch."""
+        self._epoch += 1
+        for name, value in values.items():
+            self._values.setdefault(name, {})[self._epoch] = value
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Return ``{name: frame}``, each frame with one column `name`, indexed by epoch."""
+        return {
+            name: pd.DataFrame({name: pd.Series(values, dtype=float)}).rename_axis("epoch")
+            for name, values in self._values.items()
+        }
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Return the values by name and epoch."""
+        return {n: {str(e): x for e, x in v.items()} for n, v in self._values.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Mapping[str, float]]) -> History:
+        """Read what :meth:`to_json` returned."""
+        history = cls()
+        history._values = {n: {int(e): x for e, x in v.items()} for n, v in values.items()}
+        history._epoch = max((e for v in history._values.values() for e in v), default=-1)
+        return history
+
+
+class EarlyStopping:
+    """Watches one quantity, remembers the weights at its minimum.
+
+    Parameters
+    ----------
+    monitor
+        Name of the quantity in the history; smaller is better.
+    patience
+        Stop after so many checks without improvement.
+    min_delta
+        What counts as an improvement.
+    """
+
+    def __init__(self, monitor: str, patience: int, min_delta: float) -> None:
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best = float("inf")
+        self._waited = 0
+        self._weights: dict[str, Tensor] | None = None
+
+    def update(self, values: Mapping[str, float], module: nn.Module) -> bool:
+        """Take the values of an epoch; return whether it is time to stop.
+
+        Raises
+        ------
+        ValueError
+            If the monitored quantity is not among the values; the error lists those that are.
+        """
+        if self.monitor not in values:
+            msg = f"early stopping monitors {self.monitor!r}, which is not one of {sorted(values)}."
+            raise ValueError(msg)
+        if values[self.monitor] < self.best - self.min_delta:
+            self.best = values[self.monitor]
+            self._waited = 0
+            self._weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        else:
+            self._waited += 1
+        return self._waited >= self.patience
+
+    @torch.no_grad()
+    def restore_best(self, module: nn.Module) -> None:
+        """Put back the weights that gave the best value seen (if any was)."""
+        if self._weights is not None:
+            module.load_state_dict(self._weights)

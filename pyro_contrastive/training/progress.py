@@ -1,0 +1,52 @@
+"""A progress bar over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class EpochBar:
+    """Shows the epoch, the losses and the time left, in a terminal or a notebook.
+
+    Parameters
+    ----------
+    max_epochs
+        Epochs to come.
+    show
+        ``False``: do nothing.
+    """
+
+    def __init__(self, max_epochs: int, *, show: bool) -> None:
+        columns = (
+            TextColumn("Epoch {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, disable=not show)
+        self._task = self._progress.add_task("training", total=max_epochs, losses="")
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop drawing, and leave the bar as it is."""
+        self._progress.stop()
+
+    def advance(self, values: Mapping[str, float]) -> None:
+        """Move on one epoch."""
+        names = {"elbo_train": "train", "elbo_validation": "held out"}
+        parts = [f"{label} {values[n]:.1f}" for n, label in names.items() if n in values]
+        losses = f"-ELBO per pair: {', '.join(parts)}"
+        self._progress.update(self._task, advance=1, losses=losses)

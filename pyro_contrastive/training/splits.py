@@ -1,0 +1,134 @@
+"""Which cells train, which are held out, and in what order they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Indices of the background cells and of the target cells of one part of the data."""
+
+    background: Indices
+    target: Indices
+
+    def __len__(self) -> int:
+        return len(self.background) + len(self.target)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training, validation and test cells."""
+
+    train: Population
+    validation: Population
+    test: Population
+
+
+def split_populations(
+    background: Indices,
+    target: Indices,
+    *,
+    train_size: float | None = None,
+    validation_size: float | None = None,
+    shuffle: bool = True,
+    rng: np.random.Generator,
+) -> Split:
+    """Split each population on its own into training, validation and test cells.
+
+    Parameters
+    ----------
+    background, target
+        Indices of the cells.
+    train_size
+        Fraction that trains; default 0.9, or all that `validation_size` leaves.
+    validation_size
+        Fraction held out; default all that `train_size` leaves. What is left over is test.
+    shuffle
+        Shuffle before splitting; else validation, training and test cells follow each other, as
+        in scvi-tools.
+    rng
+        Source of the shuffle.
+
+    Raises
+    ------
+    ValueError
+        If the fractions are not within 0 to 1, or no cell of a population is left to train.
+    """
+    if train_size is None:
+        train_size = 0.9 if validation_size is None else 1.0 - validation_size
+    if validation_size is None:
+        validation_size = 1.0 - train_size
+    if not (0 < train_size <= 1 and 0 <= validation_size and train_size + validation_size < 1.0001):
+        msg = (
+            "train_size must be above 0 and at most 1, and train_size + validation_size at most 1, "
+            f"not {train_size} and {validation_size}."
+        )
+        raise ValueError(msg)
+    parts = []
+    for name, indices in (("background", background), ("target", target)):
+        n_train = int(np.ceil(train_size * len(indices)))
+        n_validation = min(int(validation_size * len(indices) + 1e-6), len(indices) - n_train)
+        if n_train == 0:
+            msg = f"There are no {name} cells to train on."
+            raise ValueError(msg)
+        order = rng.permutation(indices) if shuffle else indices
+        stops = [n_validation, n_validation + n_train]
+        parts.append(np.split(order, stops))
+    (b_val, b_train, b_test), (t_val, t_train, t_test) = parts
+    return Split(Population(b_train, t_train), Population(b_val, t_val), Population(b_test, t_test))
+
+
+class PairedBatches:
+    """Endless supply of training mini-batches: so many background cells, as many target cells.
+
+    An epoch is one pass over the larger population, cut into steps of nearly equal size. The
+    smaller one is drawn from without replacement and reshuffled whenever it is used up, also in
+    the middle of an epoch.
+
+    Parameters
+    ----------
+    cells
+        The two populations.
+    batch_size
+        Largest number of cells of each population in a step.
+    rng
+        Source of the shuffles.
+    """
+
+    def __init__(self, cells: Population, batch_size: int, rng: np.random.Generator) -> None:
+        if batch_size < 1:
+            msg = f"batch_size must be at least 1, not {batch_size}."
+            raise ValueError(msg)
+        self._larger, self._smaller = cells.background, cells.target
+        if len(self._larger) < len(self._smaller):
+            self._larger, self._smaller = self._smaller, self._larger
+        self.steps_per_epoch = -(-len(self._larger) // batch_size)
+        self._rng = rng
+        self._left = np.empty(0, dtype=np.int64)
+
+    def epoch(self) -> Iterator[Indices]:
+        """Yield the indices of the cells of each step."""
+        order = self._rng.permutation(self._larger)
+        for chunk in np.array_split(order, self.steps_per_epoch):
+            yield np.concatenate([chunk, self._take(min(len(chunk), len(self._smaller)))])
+
+    def _take(self, n: int) -> Indices:
+        if len(self._left) < n:
+            self._left = np.concatenate([self._left, self._rng.permutation(self._smaller)])
+        taken, self._left = np.split(self._left, [n])
+        return taken
+
+
+def evaluation_batches(cells: Population, batch_size: int) -> Iterator[Indices]:
+    """Yield every cell once, both populations spread evenly over the batches."""
+    n_batches = -(-max(len(cells.background), len(cells.target)) // batch_size)
+    parts = (np.array_split(p, n_batches) for p in (cells.background, cells.target))
+    for background, target in zip(*parts, strict=True):
+        yield np.concatenate([background, target])
