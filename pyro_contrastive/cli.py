@@ -45,8 +45,8 @@ def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
     try:
         yield
     except mistakes as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.echo("Error: " + " ".join(str(text).split()), err=True)
+        text = str(error)
+        typer.echo("Error: " + " ".join(text.split()), err=True)
         raise typer.Exit(2) from error
 
 
@@ -79,7 +79,7 @@ def demo(
     embedding: EmbeddingOption = Embedding.tsne,
 ) -> None:
     """Fit the bundled interferon data and explain the result on a web page."""
-    with _one_line(OSError):
+    with _one_line(OSError, ValueError):
         _check_embedding(embedding)
         from pyro_contrastive.report.inputs import prepare_folder  # noqa: PLC0415
 
@@ -145,4 +145,4 @@ def fit(
 def _check_embedding(embedding: Embedding) -> None:
     """Find out before the fit, rather than after it, that umap-learn is not there."""
     if embedding is Embedding.umap and find_spec("umap") is None:
-        raise OSError("--embedding umap needs the umap-learn package: pip install umap-learn")
+        raise ValueError("--embedding umap needs the umap-learn package: pip install umap-learn")

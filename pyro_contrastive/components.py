@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import ABC
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, Self
 
+import numpy as np
 from torch import nn
 
 Spec = dict[str, Any]
-"""A component as JSON: ``{"class": "module:Name", "arguments": {...}}``."""
+"""A component as JSON: ``{"class": "module:Name", "arguments": {...}}``.
+
+``arguments`` is ``None``, and ``reason`` says why, when they cannot be written down.
+"""
+
+
+def as_json_value(value: object) -> Any:
+    """Turn a NumPy scalar into Python's: the ``default`` of :func:`json.dumps`.
+
+    Raises
+    ------
+    TypeError
+        If `value` is anything else.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    msg = f"a {type(value).__name__} cannot be written as JSON"
+    raise TypeError(msg)
 
 
 class Component(nn.Module, ABC):
@@ -18,14 +38,28 @@ class Component(nn.Module, ABC):
 
     A constructor argument kept as an attribute of the same name is saved with the model and given
     back when it is loaded; so write ``self.alpha = alpha`` in ``__init__`` and nothing else is
-    needed. An argument that is not JSON (a tensor, a function) has to be written down by
-    overriding :meth:`arguments`, or the object passed in again at loading time.
+    needed. For an argument that is not kept, or is not JSON (a tensor, a function), override
+    :meth:`arguments` and :meth:`from_arguments`; else the model can be saved, but the object has to
+    be passed in again when it is loaded.
     """
 
     def arguments(self) -> dict[str, Any]:
-        """Return the constructor arguments that make an equal component (before training)."""
-        names = inspect.signature(type(self).__init__).parameters
-        return {n: getattr(self, n) for n in names if n != "self" and hasattr(self, n)}
+        """Return the constructor arguments that make an equal component (before training).
+
+        Raises
+        ------
+        TypeError
+            If one of them is not an attribute of the component.
+        """
+        constructor = type(self).__init__
+        if constructor is nn.Module.__init__:  # takes anything, wants nothing
+            return {}
+        names = [n for n in inspect.signature(constructor).parameters if n != "self"]
+        for name in names:
+            if not hasattr(self, name):
+                msg = f"the argument {name!r} is not kept as an attribute of that name"
+                raise TypeError(msg)
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> Self:
@@ -35,7 +69,12 @@ class Component(nn.Module, ABC):
     def spec(self) -> Spec:
         """Return class and arguments of the component, to be written as JSON."""
         cls = type(self)
-        return {"class": f"{cls.__module__}:{cls.__qualname__}", "arguments": self.arguments()}
+        name = f"{cls.__module__}:{cls.__qualname__}"
+        try:
+            arguments = json.loads(json.dumps(self.arguments(), default=as_json_value))
+        except (TypeError, ValueError) as error:  # ValueError: circular
+            return {"class": name, "arguments": None, "reason": str(error)}
+        return {"class": name, "arguments": arguments}
 
 
 def component_from_spec(spec: Spec, keyword: str) -> Component:
@@ -55,14 +94,18 @@ def component_from_spec(spec: Spec, keyword: str) -> Component:
     """
     module_name, _, class_name = spec["class"].partition(":")
     try:
-        cls = getattr(import_module(module_name), class_name)
-        if not issubclass(cls, Component):
+        if spec["arguments"] is None:
+            raise TypeError(spec["reason"])
+        cls = attrgetter(class_name)(import_module(module_name))
+        if not (isinstance(cls, type) and issubclass(cls, Component)):
             raise TypeError(f"{cls} is not a prior, likelihood or penalty")
         return cls.from_arguments(spec["arguments"])
-    except (ImportError, AttributeError, TypeError) as error:
+    except Exception as error:  # importing and making it runs the user's code
+        made = f"{class_name.rpartition('.')[2]}(...)"
         msg = (
             f"The saved model uses {class_name} (from module {module_name}), which could not be "
-            f"made again here ({error}). Pass the object itself when loading: "
-            f"load(..., {keyword}={class_name}(...)), with the arguments it was made with."
+            f"made again here ({error}). Pass the object itself when loading: load(..., "
+            f"{keyword}={f'[{made}]' if keyword == 'penalties' else made}), with the arguments it "
+            "was made with."
         )
         raise ValueError(msg) from error

@@ -19,7 +19,13 @@ from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors import PriorLike
-from pyro_contrastive.saving import SavedModel, components_of, read_folder, write_folder
+from pyro_contrastive.saving import (
+    SavedModel,
+    components_of,
+    elbo_name,
+    read_folder,
+    write_folder,
+)
 from pyro_contrastive.torch_tools import numpy_rng, seeded
 from pyro_contrastive.training.history import EarlyStopping, History
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
@@ -106,6 +112,7 @@ class ContrastiveVI:
             "elbo_kwargs": elbo_kwargs or {},
         }
         setup = Setup.of(adata)
+        setup.check_genes(adata)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:
             if setup.size_factor_key is not None:
@@ -159,7 +166,7 @@ class ContrastiveVI:
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         condition_key: str | None = None,
-        background: str | None = None,
+        background: str | float | None = None,
     ) -> None:
         """Say what is what in `adata`; checks it, and leaves a record in ``adata.uns``.
 
@@ -181,7 +188,8 @@ class ContrastiveVI:
             Column with the condition of each cell. Without it, give the indices of background and
             target cells to :meth:`train`.
         background
-            Which value of the condition marks background (control) cells. All others are target.
+            Which value of the condition marks background (control) cells, as it stands in the
+            column (a string, a number or a truth value). All others are target.
 
         Raises
         ------
@@ -226,6 +234,9 @@ class ContrastiveVI:
     ) -> FitResult:
         """Fit the model. A second call goes on from the weights there are.
 
+        As in scvi-tools, a second call makes a new optimiser, and the KL weight grows from its
+        start again (``plan_kwargs={"min_kl_weight": 1}`` keeps it at 1).
+
         Parameters
         ----------
         background_indices, target_indices
@@ -237,10 +248,11 @@ class ContrastiveVI:
             As in Lightning; "auto" takes CUDA when there is one. Exactly one device is used.
         train_size, validation_size
             Fractions of each population that train and that are held out; default 0.9 and 0.1.
+            Held-out quantities are recorded when both populations have held-out cells.
         shuffle_set_split
             Shuffle the cells before they are split.
         batch_size
-            Cells of each population in a step.
+            Cells of each population in a step, at most.
         early_stopping
             Stop when `early_stopping_monitor` has not improved by `early_stopping_min_delta` for
             `early_stopping_patience` checks, and put back the best weights.
@@ -249,7 +261,7 @@ class ContrastiveVI:
         early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
             See `early_stopping`.
         check_val_every_n_epoch
-            How often the held-out ELBO is computed.
+            How often the held-out ELBO is computed, and early stopping considered.
         progress_bar
             Show one.
         seed
@@ -263,18 +275,22 @@ class ContrastiveVI:
         Raises
         ------
         ValueError
-            If it is not known which cells are background and target, or they overlap.
+            If it is not known which cells are background and target, or they overlap; if a number
+            is out of range; if early stopping watches a quantity that will not be there.
         NonFiniteLossError
             If the loss becomes NaN or infinite; says at which site.
         """
-        from pyro_contrastive.training.devices import one_device
-        from pyro_contrastive.training.fit import fit
+        # Lightning takes seconds to import, and only training needs it.
+        from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
+        from pyro_contrastive.training.fit import fit  # noqa: PLC0415
 
-        adata = self._adata(None)
-        data = self.setup.extract(adata)
+        plan = TrainingPlan.from_kwargs(plan_kwargs)
+        fabric = one_device(accelerator, devices)
+        data = self._data(None)
         cells = populations(data.condition, background_indices, target_indices, len(data))
         data = data.with_condition(*cells)
-        plan = TrainingPlan.from_kwargs(plan_kwargs)
+        if max_epochs is None:
+            max_epochs = default_max_epochs(sum(map(len, cells)))
         stopping = None
         if early_stopping:
             stopping = EarlyStopping(
@@ -295,9 +311,9 @@ class ContrastiveVI:
                 split,
                 plan,
                 self._history,
-                max_epochs=max_epochs or default_max_epochs(sum(map(len, cells))),
+                max_epochs=max_epochs,
                 batch_size=batch_size,
-                fabric=one_device(accelerator, devices),
+                fabric=fabric,
                 rng=rng,
                 early_stopping=stopping,
                 check_val_every_n_epoch=check_val_every_n_epoch,
@@ -312,7 +328,7 @@ class ContrastiveVI:
 
         ``elbo_train``, ``elbo_validation``, ``reconstruction_loss_*``, ``kl_local_*``, ``kl_z_*``,
         ``kl_s_*`` and penalties: negative ELBO and its parts per background/target pair, without
-        the KL weight; ``train_loss_epoch`` with it.
+        the KL weight; ``train_loss_epoch`` with it; ``kl_weight`` at the end of the epoch.
         """
         return self._history.frames()
 
@@ -390,12 +406,14 @@ class ContrastiveVI:
         Raises
         ------
         FileExistsError
-            If the folder is there and `overwrite` is not set.
+            If the folder is there and `overwrite` is not set, or it holds other files too.
+        TypeError
+            If ``module.objective`` was replaced by one that cannot be saved.
         """
         saved = SavedModel(
             setup=self.setup,
             settings=self.settings,
-            elbo="mean_field" if self.module.objective.analytic_kl else "trace",
+            elbo=elbo_name(self.module),
             components=components_of(self.module),
             history=self._history,
             is_trained=self.is_trained,
@@ -432,7 +450,8 @@ class ContrastiveVI:
         FileNotFoundError
             If the folder or a file of it is missing.
         ValueError
-            If the data differ from what the model was set up with, or a component must be given.
+            If a file is damaged, the data differ from what the model was set up with, or a
+            component must be given.
         """
         given = {
             "likelihood": likelihood,
@@ -444,7 +463,7 @@ class ContrastiveVI:
         model = cls.__new__(cls)
         parts = saved.make_components(given) | saved.library_moments()
         model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
-        model.module.load_state_dict(saved.weights)
+        saved.load_weights(model.module)
         model._history = saved.history
         model.is_trained = saved.is_trained
         model.adata = adata if adata is not None else saved_adata

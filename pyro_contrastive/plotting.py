@@ -19,8 +19,8 @@ __all__ = ["plot_embedding", "plot_history", "plot_scores"]
 # and with the yellow last, which is faint on white.
 _FEW = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 # Eleven of Krzywinski's twelve, made for the same purpose where seven do not suffice; ordered so
-# that the first ones differ most under simulated colour blindness. The twelfth, a pale pink, is left
-# out because without blue cones it cannot be told from the light blue.
+# that the first ones differ most under simulated colour blindness. The twelfth, a pale pink, is
+# left out because without blue cones it cannot be told from the light blue.
 _MANY = (
     *("#009F81", "#8400CD", "#FFC33B", "#A40122", "#00FCCF", "#FF6E3A"),
     *("#00C2F9", "#9F0162", "#008DF9", "#FF5AAF", "#E20134"),
@@ -33,7 +33,10 @@ _INK, _FAINT = "#333333", "#DDDDDD"
 
 
 def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Axes:
-    """Draw the training and held-out negative ELBO by epoch.
+    """Draw the training and held-out negative ELBO by epoch, per pair of cells.
+
+    A pair is one background and one target cell: the objective adds the means of the two
+    populations, so that neither outweighs the other.
 
     Parameters
     ----------
@@ -55,9 +58,9 @@ def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None)
     ValueError
         If none of these four curves is in `history`.
     """
-    names, label = ("elbo_train", "elbo_validation"), "negative ELBO (nats per cell)"
+    names, label = ("elbo_train", "elbo_validation"), "negative ELBO (nats per pair of cells)"
     if not any(name in history for name in names):
-        names, label = ("train_loss_epoch", "validation_loss"), "loss (nats per cell)"
+        names, label = ("train_loss_epoch", "validation_loss"), "loss (nats per pair of cells)"
     curves = [_curve(history, name) for name in names]
     if all(curve.empty for curve in curves):
         raise ValueError(f"history has no ELBO or loss to draw; it has: {', '.join(history)}")

@@ -36,7 +36,7 @@ class Prior(Component):
 
     @abstractmethod
     def forward(self, batch: CellBatch) -> dist.Distribution:
-        """Return the prior of every cell: batch shape ``[]`` or ``[cells]``, event ``[latents]``."""
+        """Return the prior of every cell: batch ``[]`` or ``[cells]``, event ``[latents]``."""
 
 
 class FixedPrior(Prior):

@@ -13,11 +13,13 @@ from typing import Any
 
 import anndata as ad
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyro_contrastive.components import Spec, component_from_spec
+from pyro_contrastive.components import Spec, as_json_value, component_from_spec
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.training.history import History
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -66,6 +68,41 @@ class SavedModel:
             "library_log_vars": self.weights[f"{prefix}log_variances"].numpy(),
         }
 
+    def load_weights(self, vae: ContrastiveVAE) -> None:
+        """Put the weights into a module.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit it.
+        """
+        try:
+            vae.load_state_dict(dict(self.weights))
+        except RuntimeError as error:
+            msg = (
+                "The saved weights do not fit the model: a likelihood, prior or penalty differs "
+                f"from the one it was trained with, or a file was changed. {error}"
+            )
+            raise ValueError(msg) from error
+
+
+def elbo_name(vae: ContrastiveVAE) -> str:
+    """Name of the module's objective, to be written down.
+
+    Raises
+    ------
+    TypeError
+        If it is an objective of the user's own, which could not be made again.
+    """
+    names = {ContrastiveELBO: "trace", ContrastiveMeanFieldELBO: "mean_field"}
+    if type(vae.objective) not in names:
+        msg = (
+            f"The objective {type(vae.objective).__name__} cannot be saved. Set module.objective "
+            "to a ContrastiveELBO before saving, and assign yours again after loading."
+        )
+        raise TypeError(msg)
+    return names[type(vae.objective)]
+
 
 def components_of(vae: ContrastiveVAE) -> Components:
     """Write down the swappable parts of a module (the Wasserstein setting is not one of them)."""
@@ -85,13 +122,11 @@ def write_folder(
     Raises
     ------
     FileExistsError
-        If `folder` is there and `overwrite` is not set.
+        If `folder` is there and `overwrite` is not set, or it holds anything but a saved model.
     TypeError
-        If a component's arguments cannot be written as JSON.
+        If the settings cannot be written as JSON.
     """
-    if folder.exists() and not overwrite:
-        msg = f"{folder} is there already; save(..., overwrite=True) replaces it."
-        raise FileExistsError(msg)
+    _check_free(folder, overwrite=overwrite)
     config = {
         "format": FORMAT,
         "versions": {name: version(name) for name in PACKAGES},
@@ -102,18 +137,47 @@ def write_folder(
         "is_trained": saved.is_trained,
         "history": saved.history.to_json(),
     }
+    text = json.dumps(config, indent=1, default=as_json_value)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        (new / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-        weights = {k: v.detach().cpu().contiguous() for k, v in saved.weights.items()}
+        (new / CONFIG).write_text(text, encoding="utf-8")
+        # safetensors refuses tensors that share memory, as one prior used for z and for s does.
+        weights = {k: v.detach().cpu().clone().contiguous() for k, v in saved.weights.items()}
         save_file(weights, new / WEIGHTS)
         if adata is not None:
             adata.write_h5ad(new / ADATA, compression="gzip")
-        if folder.exists():
-            os.replace(folder, Path(temporary) / "old")
+        _move(new, folder, old=Path(temporary) / "old")
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        msg = f"{folder} is there already; save(..., overwrite=True) replaces it."
+        raise FileExistsError(msg)
+    names = {f.name for f in folder.iterdir()} if folder.is_dir() else {folder.name}
+    others = sorted(names - {CONFIG, WEIGHTS, ADATA})
+    if others:
+        msg = (
+            f"{folder} holds more than a saved model ({', '.join(others[:3])}), which overwriting "
+            "would delete. Give the model a folder of its own."
+        )
+        raise FileExistsError(msg)
+
+
+def _move(new: Path, folder: Path, old: Path) -> None:
+    """Put `new` in the place of `folder`; if that fails, `folder` is what it was."""
+    if not folder.exists():
         os.replace(new, folder)
+        return
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
 
 
 def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
@@ -124,28 +188,44 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
     FileNotFoundError
         If a file is missing, naming it.
     ValueError
-        If it was written by a later version with another format.
+        If a file is damaged, or was written by a later version with another format.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             msg = f"{folder} is not a saved model: it has no {name}."
             raise FileNotFoundError(msg)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if config["format"] != FORMAT:
-        written_by = config["versions"]["pyro-contrastive"]
-        msg = (
-            f"{folder} has format {config['format']} (written by pyro-contrastive {written_by}); "
-            f"this version reads format {FORMAT}."
+    config = _read_config(folder / CONFIG)
+    try:
+        saved = SavedModel(
+            setup=Setup.from_json(json.dumps(config["setup"])),
+            settings=config["settings"],
+            elbo=config["elbo"],
+            components=config["components"],
+            history=History.from_json(config["history"]),
+            is_trained=config["is_trained"],
+            weights=load_file(folder / WEIGHTS),
         )
-        raise ValueError(msg)
-    saved = SavedModel(
-        setup=Setup.from_json(json.dumps(config["setup"])),
-        settings=config["settings"],
-        elbo=config["elbo"],
-        components=config["components"],
-        history=History.from_json(config["history"]),
-        is_trained=config["is_trained"],
-        weights=load_file(folder / WEIGHTS),
-    )
+    except SafetensorError as error:
+        msg = f"{folder / WEIGHTS} is damaged: {error}."
+        raise ValueError(msg) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        msg = f"{folder / CONFIG} is damaged or incomplete ({type(error).__name__}: {error})."
+        raise ValueError(msg) from error
     adata = ad.read_h5ad(folder / ADATA) if (folder / ADATA).is_file() else None
     return saved, adata
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found, written_by = config["format"], config["versions"]["pyro-contrastive"]
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"{path} is damaged: {error}."
+        raise ValueError(msg) from error
+    if found != FORMAT:
+        msg = (
+            f"{path.parent} has format {found} (written by pyro-contrastive {written_by}); this "
+            f"version reads format {FORMAT}."
+        )
+        raise ValueError(msg)
+    return dict(config)

@@ -11,7 +11,7 @@ from pyro import poutine
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.torch_tools import evaluating
+from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
 SITES = {"salient": "s", "background": "z"}
@@ -73,7 +73,8 @@ def latent_representation(
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
     out = np.empty((len(indices), width), dtype=np.float32)
     row = 0
-    with evaluating(vae):
+    # A mean needs no noise; the guide draws some all the same, which must not advance the state.
+    with evaluating(vae), seeded(0 if give_mean else None):
         for batch in chunks(data, indices, batch_size, device):
             site = poutine.trace(vae.guide).get_trace(batch).nodes[SITES[kind]]
             latent = site["fn"].mean if give_mean else site["value"]

@@ -33,7 +33,7 @@ def load_kang() -> ad.AnnData:
     -----
     A subset of Kang et al. (2018), *Nature Biotechnology* 36, 89-94, doi:10.1038/nbt.4042 (GEO
     GSE96583), as redistributed by two MIT-licensed repositories. The genes are the most variable
-    ones plus MX1, a known response gene. ``benchmarks/make_kang_subset.py`` makes the file.
+    ones. ``benchmarks/make_kang_subset.py`` makes the file.
 
     Examples
     --------

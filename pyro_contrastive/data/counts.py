@@ -30,16 +30,14 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
         If there are no cells or genes, the data are on disk only, or a value is negative, not an
         integer or not finite: the error names the first such cell and gene.
     """
+    check_in_memory(adata)
     where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is not None and layer not in adata.layers:
         msg = f"{where} does not exist; the layers are {sorted(adata.layers)}."
         raise KeyError(msg)
-    if adata.isbacked:
-        msg = "The AnnData is backed by a file on disk; read it into memory: adata.to_memory()."
-        raise ValueError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None or 0 in adata.shape:
-        msg = f"{where} holds no counts (shape {adata.shape})."
+    if matrix is None:
+        msg = f"{where} is empty; name the layer with the raw counts: {sorted(adata.layers)}."
         raise ValueError(msg)
     if sp.issparse(matrix):
         counts = sp.csr_matrix(matrix, dtype=np.float32)
@@ -48,6 +46,25 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
     dense = np.ascontiguousarray(matrix, dtype=np.float32)
     _check_values(dense, where, adata, dense)
     return dense
+
+
+def check_in_memory(adata: AnnData) -> None:
+    """Refuse an AnnData without cells or genes, or one that is only on disk.
+
+    Raises
+    ------
+    ValueError
+        In both cases.
+    """
+    if adata.isbacked:
+        msg = (
+            "The AnnData is backed by a file on disk; read it into memory first: "
+            "adata = adata.to_memory()."
+        )
+        raise ValueError(msg)
+    if 0 in adata.shape:
+        msg = f"The AnnData has {adata.n_obs} cells and {adata.n_vars} genes: there is no data."
+        raise ValueError(msg)
 
 
 def row_sums(counts: Matrix) -> NDArray[np.float64]:

@@ -21,6 +21,12 @@ def as_indices(indices: ArrayLike | None, n_cells: int, name: str = "indices") -
     if indices is None:
         return np.arange(n_cells)
     array = np.asarray(indices)
+    if (
+        array.dtype == object
+        and array.size
+        and all(isinstance(v, bool | np.bool_) for v in array.flat)
+    ):
+        array = array.astype(bool)  # pandas' nullable booleans arrive as objects
     if array.dtype == bool:
         if array.shape != (n_cells,):
             msg = f"{name} is a mask of shape {array.shape}; there are {n_cells} cells."
@@ -30,7 +36,8 @@ def as_indices(indices: ArrayLike | None, n_cells: int, name: str = "indices") -
         return np.empty(0, dtype=np.int64)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         msg = (
-            f"{name} must be a list of integers or a boolean mask, not {array.dtype} {array.shape}."
+            f"{name} must be a list of integers (positions) or a boolean mask, not an array of "
+            f"{array.dtype} and shape {array.shape}."
         )
         raise ValueError(msg)
     if array.min() < -n_cells or array.max() >= n_cells:

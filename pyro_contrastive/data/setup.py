@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import read_counts, row_sums
+from pyro_contrastive.data.counts import check_in_memory, read_counts, row_sums
 
 UNS_KEY = "_pyro_contrastive"
 """Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
@@ -25,7 +24,7 @@ class Setup:
     """Which columns of ``obs`` mean what, and the categories they had.
 
     Made by :meth:`register`; keys as in ``setup_anndata``. ``categories`` holds the levels of each
-    categorical key in code order; of the condition the background comes first.
+    categorical key in code order, as strings; of the condition the background comes first.
     """
 
     layer: str | None = None
@@ -56,6 +55,7 @@ class Setup:
                 msg = f"{name} must be a list of columns, not the string {keys[name]!r}."
                 raise TypeError(msg)
             keys[name] = tuple(keys.get(name) or ())
+        check_in_memory(adata)
         if not adata.var_names.is_unique:
             repeated = adata.var_names[adata.var_names.duplicated()].unique().tolist()
             msg = (
@@ -63,8 +63,10 @@ class Setup:
                 "Call adata.var_names_make_unique() first."
             )
             raise ValueError(msg)
+        condition_key, background = keys.get("condition_key"), keys.get("background")
+        keys["background"] = _background_level(adata, condition_key, background)
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
-        setup = cls(**keys, genes=setup.genes, categories=setup._read_categories(adata))
+        setup = replace(setup, categories=setup._read_categories(adata))
         data = setup.extract(adata)  # checks everything, before any work is lost
         n_empty = int((row_sums(data.counts) == 0).sum())
         if n_empty:
@@ -74,7 +76,10 @@ class Setup:
                 UserWarning,
                 stacklevel=3,
             )
-        adata.uns[UNS_KEY] = setup.to_json()
+        with warnings.catch_warnings():
+            # Writing to a view makes it an AnnData of its own. The caller asked for the writing.
+            warnings.simplefilter("ignore", ImplicitModificationWarning)
+            adata.uns[UNS_KEY] = setup.to_json()
         return setup
 
     @classmethod
@@ -126,7 +131,7 @@ class Setup:
             As :meth:`register`; also if the genes differ from the registered ones, or a category
             was not there when the model was set up (the error lists the known ones).
         """
-        self._check_genes(adata)
+        self.check_genes(adata)
         counts = read_counts(adata, self.layer)
         continuous = [self._numbers(adata, key) for key in self.continuous_covariate_keys]
         codes = [self._codes(adata, key) for key in self.categorical_covariate_keys]
@@ -145,49 +150,53 @@ class Setup:
             size_factor=size_factor,
         )
 
-    def _check_genes(self, adata: AnnData) -> None:
+    def check_genes(self, adata: AnnData) -> None:
+        """Refuse an AnnData whose genes are not the registered ones, in their order.
+
+        Raises
+        ------
+        ValueError
+            Saying which genes lack or are too many, or that the order differs.
+        """
         genes = tuple(map(str, adata.var_names))
         if genes == self.genes:
             return
-        missing = [g for g in self.genes if g not in set(genes)]
+        present, wanted = set(genes), set(self.genes)
+        missing = [g for g in self.genes if g not in present]
+        extra = [g for g in genes if g not in wanted]
         if missing:
             what = f"lacks {len(missing)} of the {len(self.genes)} genes, e.g. {missing[:3]}"
+            remedy = "Call setup_anndata on it and make a new model, or give data with all genes."
+        elif extra:
+            what = f"has {len(extra)} genes more, e.g. {extra[:3]}"
+            remedy = "Select the registered genes: adata[:, model.genes]."
         else:
-            what = "has the genes in another order, or further ones"
-        msg = (
-            f"This AnnData {what} of the one the model was set up with. "
-            "Select the model's genes in their order: adata[:, model.genes]."
-        )
+            what = "has the genes in another order"
+            remedy = "Put them in the registered order: adata[:, model.genes]."
+        msg = f"This AnnData {what}, compared with the one that was set up. {remedy}"
         raise ValueError(msg)
 
     def _read_categories(self, adata: AnnData) -> dict[str, list[str]]:
         keys = [self.batch_key, self.labels_key, *self.categorical_covariate_keys]
-        categories = {k: _levels(_column(adata, k)) for k in keys if k is not None}
-        if self.condition_key is None:
-            if self.background is not None:
-                msg = "background= says which condition is the control; give condition_key= too."
+        categories = {k: _levels(adata, k) for k in keys if k is not None}
+        if self.condition_key is not None:
+            levels = _levels(adata, self.condition_key)
+            targets = [level for level in levels if level != self.background]
+            if not targets:
+                msg = (
+                    f"All cells have {self.condition_key} = {self.background!r}, the background; "
+                    "there are no target cells to compare them with."
+                )
                 raise ValueError(msg)
-            return categories
-        levels = _levels(_column(adata, self.condition_key))
-        if self.background not in levels:
-            msg = (
-                f"background={self.background!r} must be one of the values of "
-                f"adata.obs[{self.condition_key!r}]: {levels}."
-            )
-            raise ValueError(msg)
-        targets = [level for level in levels if level != self.background]
-        if not targets:
-            msg = f"adata.obs[{self.condition_key!r}] has only background cells; no target cells."
-            raise ValueError(msg)
-        categories[self.condition_key] = [str(self.background), *targets]
+            categories[self.condition_key] = [str(self.background), *targets]
         return categories
 
     def _codes(self, adata: AnnData, key: str) -> NDArray[np.int64]:
         known = self.categories[key]
         values = _column(adata, key)
-        codes = pd.Categorical(values, categories=known).codes.astype(np.int64)
+        codes = pd.Index(known).get_indexer(values).astype(np.int64)
         if (codes < 0).any():
-            unknown = sorted(set(values[codes < 0]))
+            unknown = sorted(set(values[codes < 0].tolist()))
             msg = (
                 f"adata.obs[{key!r}] has categories the model was not set up with: {unknown}. "
                 f"Known are {known}."
@@ -201,10 +210,11 @@ class Setup:
         try:
             values = adata.obs[key].to_numpy(dtype=np.float32)
         except (TypeError, ValueError) as error:
-            msg = f"adata.obs[{key!r}] must be numbers."
+            msg = f"adata.obs[{key!r}] must hold numbers, not {adata.obs[key].dtype}."
             raise ValueError(msg) from error
         if not np.isfinite(values).all():
-            msg = f"adata.obs[{key!r}] has values that are not finite."
+            n_bad = int((~np.isfinite(values)).sum())
+            msg = f"adata.obs[{key!r}] is infinite in {n_bad} cells; drop or replace these values."
             raise ValueError(msg)
         return values
 
@@ -216,10 +226,40 @@ def _column(adata: AnnData, key: str) -> NDArray[np.str_]:
         raise KeyError(msg)
     column = adata.obs[key]
     if column.isna().any():
-        msg = f"adata.obs[{key!r}] is missing in {int(column.isna().sum())} cells."
+        msg = (
+            f"adata.obs[{key!r}] is missing (NaN) in {int(column.isna().sum())} cells. Fill it in, "
+            f"or drop these cells: adata[adata.obs[{key!r}].notna()].copy()."
+        )
         raise ValueError(msg)
     return column.astype(str).to_numpy(dtype=str)
 
 
-def _levels(values: Sequence[str] | NDArray[np.str_]) -> list[str]:
-    return [str(v) for v in np.unique(np.asarray(values))]
+def _levels(adata: AnnData, key: str) -> list[str]:
+    """Distinct values of a column as strings: by category where it has them, else sorted."""
+    values = _column(adata, key)
+    order = adata.obs[key].astype("category").cat.codes.to_numpy()
+    first = np.unique(order, return_index=True)[1]  # unused categories do not occur
+    return list(dict.fromkeys(values[first].tolist()))
+
+
+def _background_level(adata: AnnData, condition_key: str | None, background: object) -> str | None:
+    """Return the value of the condition that is background, as a string."""
+    if condition_key is None:
+        if background is not None:
+            msg = "background= says which condition is the control; give condition_key= too."
+            raise ValueError(msg)
+        return None
+    levels = _levels(adata, condition_key)
+    if background is None:
+        msg = f"condition_key={condition_key!r} needs background=, one of {levels}."
+        raise ValueError(msg)
+    # 0 is the background of a column of 0.0 and 1.0, or of False and True, whatever its string.
+    equal = (adata.obs[condition_key] == background).to_numpy(dtype=bool)
+    named = str(_column(adata, condition_key)[equal][0]) if equal.any() else str(background)
+    if named not in levels:
+        msg = (
+            f"background={background!r} must be one of the values of "
+            f"adata.obs[{condition_key!r}]: {levels}."
+        )
+        raise ValueError(msg)
+    return named

@@ -11,14 +11,20 @@ _ENCODERS = {"z_encoder": "z_encoder", "s_encoder": "s_encoder", "l_encoder": "l
 _BLOCK = re.compile(r"fc_layers\.Layer (\d+)\.(\d)\.(.+)")
 _BLOCK_PARTS = {"0": "linear", "1": "norm"}
 _HEADS = {"mean_encoder": "mean", "var_encoder": "log_variance"}
-_DECODER_HEADS = {"px_scale_decoder.0": "scale", "px_dropout_decoder": "dropout"}
+_DECODER_HEADS = {
+    "px_scale_decoder.0": "likelihood.layers.scale",
+    "px_dropout_decoder": "likelihood.layers.dropout",
+}
+_WHOLE = {
+    "px_r": "model.likelihood.log_inverse_dispersion",
+    "library_log_means": "model.library_prior.log_means",
+    "library_log_vars": "model.library_prior.log_variances",
+}
 _UNUSED = "decoder.px_r_decoder."
 """The reference makes this head and never evaluates it: its dispersion is one number per gene."""
 
 
-def rename_scvi_weights(
-    state: Mapping[str, Tensor], *, latent_library: bool
-) -> dict[str, Tensor]:
+def rename_scvi_weights(state: Mapping[str, Tensor], *, latent_library: bool) -> dict[str, Tensor]:
     """Rename the state dict of scvi-tools' ``ContrastiveVAE`` to that of our ``ContrastiveVAE``.
 
     Parameters
@@ -49,24 +55,16 @@ def rename_scvi_weights(
 
 
 def _rename(name: str) -> str:
-    if name == "px_r":
-        return "model.likelihood.log_inverse_dispersion"
-    if name in {"library_log_means", "library_log_vars"}:
-        moment = "log_means" if name.endswith("means") else "log_variances"
-        return f"model.library_prior.{moment}"
+    if name in _WHOLE:
+        return _WHOLE[name]
     network, _, rest = name.partition(".")
-    if network in _ENCODERS:
-        prefix = f"guide.{_ENCODERS[network]}"
-        head, _, parameter = rest.partition(".")
-        if head in _HEADS:
-            return f"{prefix}.{_HEADS[head]}.{parameter}"
-        return f"{prefix}.body.{_rename_block(rest, name)}"
-    if network == "decoder":
-        for head, ours in _DECODER_HEADS.items():
-            if rest.startswith(f"{head}."):
-                return f"model.likelihood.layers.{ours}.{rest.removeprefix(f'{head}.')}"
-        return f"model.decoder.{_rename_block(rest, name)}"
-    return _rename_block(rest, name)
+    owner = f"guide.{_ENCODERS[network]}" if network in _ENCODERS else "model.decoder"
+    for head, ours in (_HEADS if network in _ENCODERS else _DECODER_HEADS).items():
+        if rest.startswith(f"{head}."):
+            parameter = rest.removeprefix(f"{head}.")
+            return f"{owner}.{ours}.{parameter}".replace("decoder.likelihood", "likelihood")
+    body = ".body" if network in _ENCODERS else ""
+    return f"{owner}{body}.{_rename_block(rest, name)}"
 
 
 def _rename_block(rest: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pyro
@@ -11,9 +12,12 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
+N_TRIES = 10
+"""Draws in which :func:`explain_non_finite` looks for the culprit."""
+
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss, or its gradient, became NaN or infinite."""
 
 
 def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
@@ -21,23 +25,72 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
 
     Shapes, supports and parameter ranges of a user's own prior or likelihood are checked here, so
     that the training steps can go without.
+
+    Raises
+    ------
+    ValueError
+        By Pyro, if a distribution's parameters or values are out of range.
+    NonFiniteLossError
+        If the loss is NaN or infinite to begin with.
     """
-    with pyro.validation_enabled(True), evaluating(vae), seeded(0):
-        vae.objective.loss(vae.model, vae.guide, batch)
+    with evaluating(vae), seeded(0), warnings.catch_warnings():
+        # What Pyro warns of here is told below, with the name of the site.
+        warnings.filterwarnings("ignore", "Encountered [+-]?(NaN|inf)")
+        try:
+            with pyro.validation_enabled(True):
+                loss = vae.objective.loss(vae.model, vae.guide, batch)
+        except ValueError as error:
+            error.add_note(
+                "Found by Pyro's checks before training: look at the prior, likelihood or penalty "
+                "you changed."
+            )
+            raise
+        if not torch.isfinite(torch.as_tensor(loss)):
+            raise explain_non_finite(vae, batch, "before the first step")
 
 
 def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonFiniteLossError:
-    """Find the first site that is not finite, and say so in an error to be raised."""
+    """Find the first site that is not finite, and say so in an error to be raised.
+
+    Parameters
+    ----------
+    vae
+        The model, whose objective just gave a loss that is not finite.
+    batch
+        The cells it was given.
+    when
+        Put into the message.
+    """
+    terms = vae.objective.terms
+    bad_terms = [name for name, value in terms.items() if not torch.isfinite(value).all()]
     with pyro.validation_enabled(False), torch.no_grad():
-        ((model_trace, guide_trace),) = list(
-            vae.objective._get_traces(vae.model, vae.guide, (batch,), {})
-        )[:1]
-    found = _first_bad_site("guide", guide_trace) or _first_bad_site("model", model_trace)
-    where = found or "no single site, but their sum or a penalty, is"
+        found = None
+        for _ in range(N_TRIES):  # new noise each time: it need not happen in every draw
+            traces = next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {})))
+            found = _first_bad_site("guide", traces[1]) or _first_bad_site("model", traces[0])
+            if found:
+                break
+    if not found and bad_terms:
+        found = f"the term {bad_terms[0]!r} of the loss is"
+    where = found or "no single term, but their sum, is"
     return NonFiniteLossError(
         f"The loss is not finite {when}: {where} not finite. The weights are those before that "
-        "step. Lower the learning rate (plan_kwargs={'lr': ...}), or look at the prior or "
-        "likelihood you changed."
+        "step. Lower the learning rate (plan_kwargs={'lr': ...}), or look at the prior, likelihood "
+        "or penalty you changed."
+    )
+
+
+def explain_gradient(vae: ContrastiveVAE, when: str) -> NonFiniteLossError:
+    """Name the parameter whose gradient is not finite, in an error to be raised."""
+    names = [
+        name
+        for name, parameter in vae.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    return NonFiniteLossError(
+        f"The gradient is not finite {when}, though the loss is: that of {names[0]!r} and "
+        f"{len(names) - 1} more parameters. The weights are those before that step. Look for 0/0, "
+        "sqrt(0) or log(0) in the prior, likelihood or penalty you changed."
     )
 
 

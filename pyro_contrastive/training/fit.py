@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.objective import site_losses
-from pyro_contrastive.torch_tools import evaluating, seeded
-from pyro_contrastive.training.checks import check_programs, explain_non_finite
+from pyro_contrastive.training.checks import (
+    NonFiniteLossError,
+    check_programs,
+    explain_gradient,
+    explain_non_finite,
+)
+from pyro_contrastive.training.evaluate import evaluate, named
 from pyro_contrastive.training.history import EarlyStopping, History
 from pyro_contrastive.training.plan import TrainingPlan
 from pyro_contrastive.training.progress import EpochBar
@@ -85,13 +90,38 @@ class _Run:
         self.step = 0
         vae.objective.data_size = len(split.train)
 
+    def check(self, early_stopping: EarlyStopping | None) -> None:
+        """Find out before training what would only show in its midst.
+
+        Raises
+        ------
+        ValueError
+            If early stopping watches a quantity that training does not record.
+        """
+        first = next(evaluation_batches(self.split.train, self.batch_size))
+        check_programs(self.vae, self.data.cells(first, self.fabric.device))
+        if early_stopping is None:
+            return
+        pair = Population(self.split.train.background[:1], self.split.train.target[:1])
+        means = evaluate(self.vae, self.data, pair, 1, self.fabric.device)
+        recorded = {"train_loss_epoch", "kl_weight", *named(means, "train")}
+        if self.can_validate:
+            recorded |= set(named(means, "validation"))
+        early_stopping.check(recorded)
+
+    @property
+    def can_validate(self) -> bool:
+        """Whether there are held-out cells of both populations."""
+        held_out = self.split.validation
+        return min(len(held_out.background), len(held_out.target)) > 0
+
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Take the steps of one epoch; return the means of the loss and its parts."""
         self.vae.train()
         sums: dict[str, Tensor | float] = {}
         for indices in self.batches.epoch():
             batch = self.data.cells(indices, self.fabric.device)
-            values = self.train_step(batch, epoch)
+            values = self.train_step(batch, f"in epoch {epoch}, step {self.step}")
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
@@ -99,84 +129,45 @@ class _Run:
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")
         kl_weight = float(self.vae.objective.kl_weight)
-        return {"train_loss_epoch": loss, "kl_weight": kl_weight} | _named(means, "train")
+        return {"train_loss_epoch": loss, "kl_weight": kl_weight} | named(means, "train")
 
-    def train_step(self, batch: CellBatch, epoch: int) -> dict[str, Tensor]:
-        """Take one gradient step, unless the loss is not finite."""
+    def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
+        """Take one gradient step, unless the loss or its gradient is not finite."""
         objective = self.vae.objective
         objective.kl_weight = self.plan.kl_weight(
             self.step, self.batches.steps_per_epoch, self.max_epochs
         )
         self.optimizer.zero_grad()
-        loss = self.loss(batch)
-        if not torch.isfinite(loss):
-            raise explain_non_finite(self.vae, batch, f"in epoch {epoch}, step {self.step}")
-        self.fabric.backward(loss)
+        with _unchanged_on_error(list(self.vae.buffers())):
+            loss = self.loss(batch)
+            if not torch.isfinite(loss):
+                raise explain_non_finite(self.vae, batch, when)
+            self.fabric.backward(loss)
+            gradients = [p.grad.sum() for p in self.vae.parameters() if p.grad is not None]
+            if not torch.isfinite(torch.stack(gradients).sum()):
+                raise explain_gradient(self.vae, when)
         self.optimizer.step()
         return {"loss": loss.detach()} | objective.terms
 
     def validate(self) -> dict[str, float]:
         """Evaluate the held-out cells, if there are any of both populations."""
-        held_out = self.split.validation
-        if not (len(held_out.background) and len(held_out.target)):
+        if not self.can_validate:
             return {}
+        held_out = self.split.validation
         means = evaluate(self.vae, self.data, held_out, self.batch_size, self.fabric.device)
-        return _named(means, "validation")
+        return named(means, "validation")
 
 
-def _named(means: Mapping[str, float], part: str) -> dict[str, float]:
-    """Add the sums scvi-tools reports, and the part of the data to every name."""
-    kl = sum(value for name, value in means.items() if name.startswith("kl_"))
-    totals = {"elbo": means["reconstruction_loss"] + kl, "kl_local": kl}
-    return {f"{name}_{part}": value for name, value in (totals | dict(means)).items()}
-
-
-def evaluate(
-    vae: ContrastiveVAE,
-    data: CellData,
-    cells: Population,
-    batch_size: int,
-    device: torch.device | str,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Mean over background plus mean over target cells of each part of the negative ELBO.
-
-    In evaluation mode, one posterior draw per cell from a fixed `seed`, KL divergences analytic
-    where they can be and unweighted. Penalties are averaged over the mini-batches.
-
-    Parameters
-    ----------
-    vae, data
-        The model and the data set.
-    cells
-        Which of its cells.
-    batch_size
-        Cells of each population at a time.
-    device
-        Where to evaluate.
-    seed
-        Of the posterior draws: two calls see the same noise.
-
-    Returns
-    -------
-    ``reconstruction_loss``, ``kl_z``, ``kl_s``, ``kl_library`` (if latent), and each penalty.
-    """
-    objective = vae.objective
-    sums: dict[str, float] = {}
-    penalties: dict[str, list[float]] = {p.name: [] for p in vae.penalties}
-    with evaluating(vae), seeded(seed), pyro.validation_enabled(False):
-        for indices in evaluation_batches(cells, batch_size):
-            batch = data.cells(indices, device)
-            is_target = batch.is_target
-            weights = torch.where(is_target, 1.0 / len(cells.target), 1.0 / len(cells.background))
-            for traces in objective._get_traces(vae.model, vae.guide, (batch,), {}):
-                objective._differentiable_loss_particle(*traces)
-                for name, term in site_losses(*traces, analytic=True).items():
-                    key = "reconstruction_loss" if name == "x" else f"kl_{name}"
-                    sums[key] = sums.get(key, 0.0) + float((term * weights).sum())
-            for name, values in penalties.items():
-                values.append(float(objective.terms[name]))
-    return sums | {name: float(np.mean(values)) for name, values in penalties.items()}
+@contextmanager
+def _unchanged_on_error(buffers: list[Tensor]) -> Iterator[None]:
+    """Put the buffers back on an error: batch norm averages whatever it sees, NaN included."""
+    before = [b.clone() for b in buffers]
+    try:
+        yield
+    except NonFiniteLossError:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        raise
 
 
 def fit(
@@ -222,9 +213,18 @@ def fit(
 
     Raises
     ------
+    ValueError
+        If a number is out of range, or early stopping watches a quantity that is not recorded.
     NonFiniteLossError
         If the loss becomes NaN or infinite; says at which site.
     """
+    for name, value in {
+        "max_epochs": max_epochs,
+        "check_val_every_n_epoch": check_val_every_n_epoch,
+    }.items():
+        if value < 1:
+            msg = f"{name} must be at least 1, not {value}."
+            raise ValueError(msg)
     start = time.perf_counter()
     run = _Run(
         vae,
@@ -236,28 +236,30 @@ def fit(
         fabric=fabric,
         rng=rng,
     )
-    first = next(evaluation_batches(split.train, batch_size))
-    check_programs(vae, data.cells(first, fabric.device))
+    run.check(early_stopping)
     stopped = interrupted = False
     n_before = history.n_epochs
-    with EpochBar(max_epochs, show=progress_bar) as bar, pyro.validation_enabled(False):
-        try:
+    try:
+        with EpochBar(max_epochs, show=progress_bar) as bar, pyro.validation_enabled(False):
             for epoch in range(max_epochs):
                 values = run.train_epoch(epoch)
-                if (epoch + 1) % check_val_every_n_epoch == 0:
+                is_check = (epoch + 1) % check_val_every_n_epoch == 0
+                if is_check:
                     values |= run.validate()
                 history.add_epoch(values)
                 bar.advance(values)
-                if early_stopping is not None and (epoch + 1) % check_val_every_n_epoch == 0:
+                if early_stopping is not None and is_check:
                     stopped = early_stopping.update(values, vae)
                     if stopped:
                         break
-        except KeyboardInterrupt:
-            interrupted = True
-            logger.warning("Interrupted after %d epochs; what was learned is kept.", epoch)
-    if early_stopping is not None:
-        early_stopping.restore_best(vae)
-    vae.eval()
-    vae.objective.kl_weight = plan.max_kl_weight
+    except KeyboardInterrupt:
+        interrupted = True
+        n_done = history.n_epochs - n_before
+        logger.warning("Interrupted after %d epochs; what was learned is kept.", n_done)
+    finally:
+        if early_stopping is not None:
+            early_stopping.restore_best(vae)
+        vae.eval()
+        vae.objective.kl_weight = plan.max_kl_weight
     n_epochs = history.n_epochs - n_before
     return FitResult(n_epochs, time.perf_counter() - start, stopped, interrupted)

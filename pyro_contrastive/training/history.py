@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 import torch
@@ -57,32 +57,59 @@ class EarlyStopping:
     patience
         Stop after so many checks without improvement.
     min_delta
-        What counts as an improvement.
+        By how much the quantity must fall to restart the patience. The weights kept are those at
+        the minimum, however small the improvement.
+
+    Raises
+    ------
+    ValueError
+        If `patience` is less than 1 or `min_delta` negative.
     """
 
     def __init__(self, monitor: str, patience: int, min_delta: float) -> None:
+        if patience < 1 or not min_delta >= 0:
+            msg = (
+                "Early stopping needs a patience of at least 1 and a min_delta of at least 0, not "
+                f"{patience} and {min_delta}."
+            )
+            raise ValueError(msg)
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
         self.best = float("inf")
+        self._to_beat = float("inf")
         self._waited = 0
         self._weights: dict[str, Tensor] | None = None
 
-    def update(self, values: Mapping[str, float], module: nn.Module) -> bool:
-        """Take the values of an epoch; return whether it is time to stop.
+    def check(self, recorded: Collection[str]) -> None:
+        """Refuse a quantity that will not be recorded.
 
         Raises
         ------
         ValueError
-            If the monitored quantity is not among the values; the error lists those that are.
+            If the monitored quantity is not in `recorded`; the error lists what is.
         """
-        if self.monitor not in values:
-            msg = f"early stopping monitors {self.monitor!r}, which is not one of {sorted(values)}."
-            raise ValueError(msg)
-        if values[self.monitor] < self.best - self.min_delta:
-            self.best = values[self.monitor]
-            self._waited = 0
+        if self.monitor in recorded:
+            return
+        msg = f"Early stopping watches {self.monitor!r}, which is not recorded. "
+        if self.monitor.endswith("_validation") and self.monitor[:-10] + "train" in recorded:
+            msg += (
+                "No cells are held out of one of the populations (too few cells, or "
+                "train_size=1): lower train_size, or train without early_stopping."
+            )
+        else:
+            msg += f"It can watch {sorted(recorded)}."
+        raise ValueError(msg)
+
+    def update(self, values: Mapping[str, float], module: nn.Module) -> bool:
+        """Take the values of an epoch; return whether it is time to stop."""
+        value = values[self.monitor]
+        if value < self.best:
+            self.best = value
             self._weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        if value < self._to_beat - self.min_delta:
+            self._to_beat = value
+            self._waited = 0
         else:
             self._waited += 1
         return self._waited >= self.patience

@@ -17,15 +17,18 @@ WARMUP_FRACTION = 0.25
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Optimiser and KL warm-up, with the names and defaults of scvi-tools' ``plan_kwargs``.
+    """Optimiser and KL warm-up, under the names of scvi-tools' ``plan_kwargs``.
+
+    The defaults are scvi-tools' too, but for the length of the warm-up: there it is 400 epochs,
+    however long the run.
 
     Parameters
     ----------
     lr, weight_decay, eps
         Of Adam (coupled weight decay).
     n_epochs_kl_warmup, n_steps_kl_warmup
-        Length of the linear KL warm-up, in epochs or in steps (epochs win). Default: a quarter of
-        the steps of the run, so that the weight reaches its maximum well before the end.
+        Length of the linear KL warm-up, in epochs or in steps (epochs win); 0 for none. Default: a
+        quarter of the steps of the run, so that the weight reaches its maximum well before the end.
     min_kl_weight, max_kl_weight
         KL weight before the first step and after the warm-up.
 
@@ -48,6 +51,11 @@ class TrainingPlan:
         if not self.lr > 0:
             msg = f"lr must be positive, not {self.lr}."
             raise ValueError(msg)
+        for name in ("n_epochs_kl_warmup", "n_steps_kl_warmup"):
+            length = getattr(self, name)
+            if length is not None and length < 0:
+                msg = f"{name} must be at least 0, not {length}."
+                raise ValueError(msg)
         if not 0 <= self.min_kl_weight <= self.max_kl_weight:
             msg = (
                 "KL weights must satisfy 0 <= min_kl_weight <= max_kl_weight, not "

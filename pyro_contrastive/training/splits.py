@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
+ROUNDING = 1e-6
+"""0.55 of 100 cells are 55, although ``0.55 * 100 > 55`` in floating point."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def split_populations(
     train_size
         Fraction that trains; default 0.9, or all that `validation_size` leaves.
     validation_size
-        Fraction held out; default all that `train_size` leaves. What is left over is test.
+        Fraction held out; default all that `train_size` leaves. What is left over is test. The
+        number of training cells is rounded up, that of held-out cells down.
     shuffle
         Shuffle before splitting; else validation, training and test cells follow each other, as
         in scvi-tools.
@@ -65,7 +68,7 @@ def split_populations(
         train_size = 0.9 if validation_size is None else 1.0 - validation_size
     if validation_size is None:
         validation_size = 1.0 - train_size
-    if not (0 < train_size <= 1 and 0 <= validation_size and train_size + validation_size < 1.0001):
+    if not (0 < train_size <= 1 and 0 <= validation_size <= 1 - train_size + ROUNDING):
         msg = (
             "train_size must be above 0 and at most 1, and train_size + validation_size at most 1, "
             f"not {train_size} and {validation_size}."
@@ -73,8 +76,8 @@ def split_populations(
         raise ValueError(msg)
     parts = []
     for name, indices in (("background", background), ("target", target)):
-        n_train = int(np.ceil(train_size * len(indices)))
-        n_validation = min(int(validation_size * len(indices) + 1e-6), len(indices) - n_train)
+        n_train = int(np.ceil(train_size * len(indices) - ROUNDING))
+        n_validation = int(validation_size * len(indices) + ROUNDING)
         if n_train == 0:
             msg = f"There are no {name} cells to train on."
             raise ValueError(msg)

@@ -1,0 +1,42 @@
+# make demo   the main job on the bundled data, from nothing; leaves demo_output/index.html
+# make test   lint, types and all tests, from nothing
+# make bench  side by side with scvi-tools (minutes)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test fast bench clean
+
+# Each stamp is newer than what it was installed from, so that a second run starts at once.
+$(VENV)/python.stamp:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/python.stamp
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/python.stamp
+	$(PIP) --editable ".[dev,scanpy]"
+	touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/pyro-contrastive demo --out demo_output --overwrite
+
+test: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m slow
+
+fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/held_out_elbo.py
+
+clean:
+	rm -rf $(VENV) demo_output

@@ -1,0 +1,231 @@
+"""How well did the two latents come apart? Scores that need latents and labels, but no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import xlogy
+from sklearn.cluster import KMeans
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    silhouette_score,
+)
+from sklearn.neighbors import NearestNeighbors
+
+from pyro_contrastive.analysis.readings import READINGS
+
+__all__ = ["score_latents"]
+
+Latent = NDArray[np.floating[Any]]
+Codes = NDArray[np.intp]
+
+_KMEANS_SEEDS = 3
+_KMEANS_RESTARTS = 5
+_SILHOUETTE_CELLS = 3_000
+_SAFE_SAMPLE = 20
+
+
+def score_latents(
+    background: ArrayLike,
+    salient: ArrayLike,
+    condition: Sequence[object] | NDArray[Any] | pd.Series,
+    *,
+    labels: Sequence[object] | NDArray[Any] | pd.Series | None = None,
+    background_category: object,
+    n_neighbors: int = 50,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Score how well the background and the salient latent separated.
+
+    A good fit hides the condition in the background latent and shows it in the salient one, while
+    the labels (cell type, patient: whatever both conditions share) show in the background latent
+    and not in the salient one. Several treatments count as one: a cell is background or target.
+
+    Parameters
+    ----------
+    background
+        Background latent of every cell [cells, background latents].
+    salient
+        Salient latent of every cell, background cells included [cells, salient latents].
+    condition
+        Condition of every cell [cells].
+    labels
+        Label of every cell [cells], shared by the conditions. Without labels only the condition is
+        scored; note that a latent which ignores the data altogether then mixes perfectly.
+    background_category
+        The value of `condition` that marks background cells, compared as text.
+    n_neighbors
+        Neighbours per cell, the cell itself not counted, for the mixing scores. Default 50.
+    seed
+        Seed of the clusterings and of the cells drawn for the silhouettes. Default 0.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per score, 4 without labels and up to 8 with them: ``latent`` ("background" or
+        "salient"), ``of`` ("condition" or "labels"), ``measure``, ``value``, ``best`` ("high" or
+        "low": which side is better) and ``reading``, the value in plain words. The words change at
+        fixed thresholds, which are rules of thumb.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, a latent is not a finite matrix, a condition or label is missing,
+        only one condition or one label is there, or there are no more cells than `n_neighbors`.
+
+    Notes
+    -----
+    *Mixing*: with :math:`p_{ic}` the share of class :math:`c` among the neighbours of cell
+    :math:`i` and :math:`q_c` its share among all cells,
+
+    .. math:: \frac{1}{N} \sum_i \sum_c p_{ic} \log p_{ic} \Big/ \sum_c q_c \log q_c ,
+
+    which is 1 where neighbourhoods look like the whole and 0 where they hold one class each.
+
+    *Silhouette*: the mean over cells of :math:`(b - a) / \max(a, b)`, where :math:`a` is the mean
+    distance to cells of the same class and :math:`b` that to the nearest other class, on at most
+    3,000 cells drawn at random.
+
+    *NMI* and *ARI*: normalised mutual information and adjusted Rand index between the labels and
+    k-means clusters, as many clusters as labels, 5 restarts, mean over 3 seeds. The NMI of labels
+    in the salient latent uses target cells only, because the salient latent of a background cell
+    plays no part in the model; it is left out if the target cells have fewer than two labels.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> condition = np.repeat(["control", "treated"], 100)
+    >>> shared = rng.normal(size=(200, 2))
+    >>> response = rng.normal(size=(200, 1)) + 20 * (condition == "treated")[:, None]
+    >>> scores = score_latents(shared, response, condition, background_category="control")
+    >>> scores.query("latent == 'salient' and measure == 'mixing'")["value"].item()
+    0.0
+    """
+    z, s = _latent(background, "background"), _latent(salient, "salient")
+    target = _target(condition, background_category, len(z))
+    if len(s) != len(z):
+        raise ValueError(f"background has {len(z)} cells and salient has {len(s)}")
+    if not 0 < n_neighbors < len(z):
+        raise ValueError(f"n_neighbors={n_neighbors} must be at least 1 and below {len(z)} (cells)")
+    rows = [
+        ("background", "condition", "mixing", _mixing(z, target, n_neighbors)),
+        ("background", "condition", "silhouette", _silhouette(z, target, seed)),
+        ("salient", "condition", "mixing", _mixing(s, target, n_neighbors)),
+        ("salient", "condition", "silhouette", _silhouette(s, target, seed)),
+    ]
+    if labels is not None:
+        rows += _label_rows(z, s, _codes(labels, "labels", len(z)), target == 1, seed)
+    return pd.DataFrame(
+        [
+            {
+                "latent": latent,
+                "of": of,
+                "measure": measure,
+                "value": value,
+                "best": READINGS[latent, of, measure].best,
+                "reading": READINGS[latent, of, measure](value),
+            }
+            for latent, of, measure, value in rows
+        ]
+    )
+
+
+def _label_rows(
+    z: Latent, s: Latent, labels: Codes, is_target: NDArray[np.bool_], seed: int
+) -> list[tuple[str, str, str, float]]:
+    """Scores of the labels: all cells in the background latent, target cells in the salient."""
+    nmi, ari = _clustering(z, labels, seed)
+    rows = [
+        ("background", "labels", "NMI", nmi),
+        ("background", "labels", "ARI", ari),
+        ("background", "labels", "silhouette", _silhouette(z, labels, seed)),
+    ]
+    if len(np.unique(labels[is_target])) > 1:
+        leakage, _ = _clustering(s[is_target], labels[is_target], seed)
+        rows.append(("salient", "labels", "NMI", leakage))
+    return rows
+
+
+def _mixing(latent: Latent, codes: Codes, n_neighbors: int) -> float:
+    """Mean entropy of the classes among each cell's neighbours, over their entropy overall."""
+    # Called without a query, scikit-learn leaves each cell itself out, even among duplicates.
+    neighbors = NearestNeighbors(n_neighbors=n_neighbors).fit(latent)
+    nearest = codes[neighbors.kneighbors(return_distance=False)]  # [cells, neighbours]
+    classes = np.arange(codes.max() + 1)
+    shares = np.stack([(nearest == c).mean(axis=1) for c in classes], axis=1)  # [cells, classes]
+    overall = np.bincount(codes) / len(codes)  # [classes]
+    return float(_entropy(shares).mean() / _entropy(overall))
+
+
+def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy in nats over the last axis, 0 log 0 being 0."""
+    # Subtracting from zero rather than negating: a pure neighbourhood reads 0.0, never -0.0.
+    return np.asarray(0.0 - xlogy(shares, shares).sum(axis=-1))
+
+
+def _silhouette(latent: Latent, codes: Codes, seed: int) -> float:
+    """Mean silhouette on a sample of cells; on all where a sample might hold one class only."""
+    n_cells = len(codes)
+    n_sample = min(_SILHOUETTE_CELLS, n_cells)
+    outside_largest = n_cells - np.bincount(codes).max()
+    if outside_largest * n_sample / n_cells < _SAFE_SAMPLE:
+        n_sample = n_cells
+    return float(silhouette_score(latent, codes, sample_size=n_sample, random_state=seed))
+
+
+def _clustering(latent: Latent, codes: Codes, seed: int) -> tuple[float, float]:
+    """NMI and ARI of k-means clusters with the classes, mean over seeds."""
+    n_classes = len(np.unique(codes))
+    scores = []
+    for offset in range(_KMEANS_SEEDS):
+        kmeans = KMeans(n_classes, n_init=_KMEANS_RESTARTS, random_state=seed + offset)
+        found = kmeans.fit_predict(latent)
+        scores.append(
+            (normalized_mutual_info_score(codes, found), adjusted_rand_score(codes, found))
+        )
+    nmi, ari = np.mean(scores, axis=0)
+    return float(nmi), float(ari)
+
+
+def _latent(values: ArrayLike, name: str) -> Latent:
+    latent = np.asarray(values)
+    if latent.ndim != 2:  # noqa: PLR2004 -- a matrix
+        raise ValueError(f"{name} must be a matrix [cells, latents], its shape is {latent.shape}")
+    if not np.isfinite(latent).all():
+        raise ValueError(f"{name} holds values that are not finite: did training diverge?")
+    return latent
+
+
+def _codes(values: Sequence[object] | NDArray[Any] | pd.Series, name: str, n_cells: int) -> Codes:
+    """Integer code per cell, in the order of the classes' names as text."""
+    given = pd.Series(np.asarray(values, dtype=object))
+    if len(given) != n_cells:
+        raise ValueError(f"{name} has {len(given)} values for {n_cells} cells")
+    if given.isna().any():
+        raise ValueError(f"{name} is missing for {int(given.isna().sum())} cells")
+    found, codes = np.unique(given.astype(str).to_numpy(dtype=str), return_inverse=True)
+    if len(found) == 1:
+        raise ValueError(
+            f"{name} has one value only, {str(found[0])!r}; scoring needs at least two"
+        )
+    return codes
+
+
+def _target(
+    condition: Sequence[object] | NDArray[Any] | pd.Series,
+    background_category: object,
+    n_cells: int,
+) -> Codes:
+    """1 for target cells and 0 for background cells."""
+    _codes(condition, "condition", n_cells)
+    text = np.asarray(pd.Series(np.asarray(condition, dtype=object)).astype(str))
+    target = text != str(background_category)
+    if target.all():
+        found = ", ".join(map(repr, sorted(set(text))))
+        raise ValueError(f"no cell has condition {str(background_category)!r}; there are {found}")
+    return np.asarray(target, dtype=np.intp)

@@ -1,0 +1,196 @@
+"""The figures of one fit: as PNG files for the folder and with captions for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pyro_contrastive.analysis.embedding import embed_2d
+from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
+from pyro_contrastive.report.html import ReportFigure, figure_png
+
+__all__ = ["FigureSet", "draw_figures"]
+
+Method = Literal["tsne", "umap", "pca"]
+
+_MOST_CELLS = 8_000
+_AXIS_NAMES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PC"}
+# What to look for, by latent and by what colours the cells.
+_CAPTIONS = {
+    ("background", "condition"): "What to see: the colours should be mixed everywhere. A region of "
+    "one colour is response that the background latent has kept, or a kind of cell that only one "
+    "condition has.",
+    ("salient", "condition"): "What to see: the colours should come apart. Treated cells that stay "
+    "among the background cells did not respond, or respond in a way the model did not catch.",
+    ("background", "labels"): "What to see: the colours should form regions of their own, each of "
+    "them holding cells of both conditions (compare with the map by condition).",
+    ("salient", "labels"): "What to see: among treated cells the colours should be mixed, unless "
+    "labels respond differently. Regions of one colour are such differences, or leakage.",
+}
+
+
+@dataclass
+class FigureSet:
+    """The figures of one fit.
+
+    Parameters
+    ----------
+    latents, training, scores
+        Captioned figures for the page's sections.
+    files
+        PNG bytes by file name, for the folder.
+    """
+
+    latents: list[ReportFigure] = field(default_factory=list)
+    training: list[ReportFigure] = field(default_factory=list)
+    scores: list[ReportFigure] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, section: list[ReportFigure], name: str, figure: Figure, **texts: str) -> None:
+        """Render `figure` once, for the folder as ``name.png`` and for a section of the page."""
+        png = figure_png(figure)
+        self.files[f"{name}.png"] = png
+        section.append(ReportFigure(image=png, **texts))
+
+    def save(self, folder: Path) -> None:
+        """Write all PNG files into `folder`, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, png in self.files.items():
+            (folder / name).write_bytes(png)
+
+
+def draw_figures(
+    latents: Mapping[str, NDArray[Any]],
+    colorings: Mapping[str, pd.Series],
+    history: Mapping[str, pd.DataFrame],
+    scores: pd.DataFrame,
+    *,
+    method: Method = "tsne",
+    seed: int = 0,
+) -> FigureSet:
+    """Draw the maps of both latents, the training curves and the scores.
+
+    Parameters
+    ----------
+    latents
+        ``"background"`` and ``"salient"`` coordinates [cells, latents].
+    colorings
+        What colours the cells: ``"condition"`` and, if there are labels, ``"labels"`` [cells]. The
+        name of the series is what figures and captions call it.
+    history
+        Training history, see :func:`pyro_contrastive.plotting.plot_history`.
+    scores
+        Scores, see :func:`pyro_contrastive.plotting.plot_scores`.
+    method
+        How to map to two dimensions. Default t-SNE. Of more than 8,000 cells a random 8,000 are
+        mapped.
+    seed
+        Seed of the maps and of the choice of cells. Default 0.
+
+    Returns
+    -------
+    FigureSet
+        One map per latent and colouring, a panel of them all, the curves and the scores.
+    """
+    shown = _shown_cells(len(colorings["condition"]), seed)
+    maps = {name: embed_2d(latents[name][shown], method, seed=seed) for name in latents}
+    colors = {name: values.iloc[shown] for name, values in colorings.items()}
+    figures = FigureSet()
+    figures.files["latents.png"] = figure_png(_panel(maps, colors, _AXIS_NAMES[method]))
+    for of, values in colors.items():
+        for latent, coords in maps.items():
+            _add_map(figures, latent, of, coords, values, _AXIS_NAMES[method])
+    _add_curves(figures, history)
+    _add_scores(figures, scores)
+    return figures
+
+
+def _add_map(
+    figures: FigureSet,
+    latent: str,
+    of: str,
+    coords: NDArray[np.float64],
+    values: pd.Series,
+    axis_name: str,
+) -> None:
+    name = str(values.name)
+    figure = _blank(5.5, 4.0)
+    plot_embedding(coords, values, ax=figure.subplots(), legend_title=name, axis_name=axis_name)
+    figures.add(
+        figures.latents,
+        f"{latent}_by_{of}",
+        figure,
+        title=f"{latent.capitalize()} latent, coloured by {name}",
+        alt=f"{axis_name} map of {len(coords):,} cells in the {latent} latent, coloured by {name} "
+        f"({values.nunique()} categories).",
+        reading=_CAPTIONS[latent, of],
+    )
+
+
+def _add_curves(figures: FigureSet, history: Mapping[str, pd.DataFrame]) -> None:
+    figure = _blank(6.2, 3.7)
+    plot_history(history, ax=figure.subplots())
+    figures.add(
+        figures.training,
+        "training",
+        figure,
+        title="Training curves",
+        alt="Negative ELBO of training cells and of held-out cells by epoch.",
+        reading="What to see: both curves should fall and level off, close together. Still falling "
+        "at the end: train for longer. Held-out curve rising again: the model is memorising, "
+        "train for less time or stop early. The first epochs may run off the top.",
+    )
+
+
+def _add_scores(figures: FigureSet, scores: pd.DataFrame) -> None:
+    figure = _blank(6.2, 0.9 + 0.42 * len(scores))
+    plot_scores(scores, ax=figure.subplots())
+    values = "; ".join(
+        f"{row.measure} of {row.of} in {row.latent} {row.value:.2f}" for row in scores.itertuples()
+    )
+    figures.add(
+        figures.scores,
+        "scores",
+        figure,
+        title="All scores on one scale",
+        alt=f"Dot plot of the scores: {values}.",
+        reading="What to see: each dot should lie near its triangle, which marks the better end. "
+        "Blue: background latent. Orange: salient latent. The ends themselves are seldom reached.",
+    )
+
+
+def _panel(
+    maps: Mapping[str, NDArray[np.float64]], colors: Mapping[str, pd.Series], axis_name: str
+) -> Figure:
+    """All maps in one figure: a column per latent, a row per colouring."""
+    figure = _blank(10.5, 4.2 * len(colors))
+    grid = figure.subplots(len(colors), len(maps), squeeze=False)
+    for row, values in enumerate(colors.values()):
+        for column, (latent, coords) in enumerate(maps.items()):
+            plot_embedding(
+                coords,
+                values,
+                ax=grid[row, column],
+                title=f"{latent} latent" if row == 0 else None,
+                legend_title=str(values.name),
+                legend=column == len(maps) - 1,
+                axis_name=axis_name,
+            )
+    return figure
+
+
+def _shown_cells(n_cells: int, seed: int) -> NDArray[np.intp]:
+    chosen = np.random.default_rng(seed).permutation(n_cells)[:_MOST_CELLS]
+    return np.sort(chosen)
+
+
+def _blank(width: float, height: float) -> Figure:
+    # Not made by pyplot: nothing is left open behind, whatever the backend.
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,86 @@
+"""The parts of the loss on given cells, without training on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.objective import is_local, site_losses
+from pyro_contrastive.torch_tools import evaluating, seeded
+from pyro_contrastive.training.splits import Population, evaluation_batches
+from pyro_contrastive.vae import ContrastiveVAE
+
+
+def evaluate(
+    vae: ContrastiveVAE,
+    data: CellData,
+    cells: Population,
+    batch_size: int,
+    device: torch.device | str,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Mean over background plus mean over target cells of each part of the negative ELBO.
+
+    In evaluation mode, with posterior draws from a fixed `seed`, KL divergences analytic where they
+    can be and unweighted.
+
+    Parameters
+    ----------
+    vae, data
+        The model and the data set.
+    cells
+        Which of its cells, of both populations.
+    batch_size
+        Cells of each population at a time.
+    device
+        Where to evaluate.
+    seed
+        Of the posterior draws: two calls see the same noise.
+
+    Returns
+    -------
+    ``reconstruction_loss``, ``kl_z``, ``kl_s``, ``kl_library`` (if latent), and each penalty,
+    averaged over the mini-batches that hold cells of both populations.
+    """
+    sums: dict[str, float] = {}
+    penalties: dict[str, list[float]] = {}
+    with evaluating(vae), seeded(seed), pyro.validation_enabled(False):
+        for indices in evaluation_batches(cells, batch_size):
+            batch = data.cells(indices, device)
+            particles = list(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))
+            weights = torch.where(
+                batch.is_target, 1.0 / len(cells.target), 1.0 / len(cells.background)
+            )
+            for traces in particles:
+                for name, value in _site_terms(vae, traces, weights).items():
+                    sums[name] = sums.get(name, 0.0) + value / len(particles)
+                if batch.is_target.any() and not batch.is_target.all():
+                    for penalty in vae.penalties:
+                        value = float(penalty(*traces, batch))
+                        penalties.setdefault(penalty.name, []).append(value)
+    return sums | {name: sum(values) / len(values) for name, values in penalties.items()}
+
+
+def _site_terms(
+    vae: ContrastiveVAE, traces: tuple[pyro.poutine.Trace, pyro.poutine.Trace], weights: Tensor
+) -> dict[str, float]:
+    """Return the share that this mini-batch has in each site's part."""
+    terms = {}
+    for name, term in site_losses(*traces, analytic=True).items():
+        if is_local(traces[0].nodes[name]):
+            total = (term * weights).sum(-1).mean()  # the mean is over vectorised particles
+        else:  # shared by all cells of the data set, as in the objective
+            total = term.mean() * weights.sum() / (vae.objective.data_size or 1)
+        terms["reconstruction_loss" if name == "x" else f"kl_{name}"] = float(total)
+    return terms
+
+
+def named(means: Mapping[str, float], part: str) -> dict[str, float]:
+    """Add the sums scvi-tools reports, and the part of the data to every name."""
+    kl = sum(value for name, value in means.items() if name.startswith("kl_"))
+    totals = {"elbo": means["reconstruction_loss"] + kl, "kl_local": kl}
+    return {f"{name}_{part}": value for name, value in (totals | dict(means)).items()}
