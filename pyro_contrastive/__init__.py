@@ -10,13 +10,15 @@ from pyro_contrastive.likelihoods import (
 )
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
-from pyro_contrastive.penalties import Penalty, Wasserstein
+from pyro_contrastive.penalties import HSIC, MMD, Penalty, Wasserstein
 from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
 from pyro_contrastive.vae import ContrastiveVAE
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "HSIC",
+    "MMD",
     "CellBatch",
     "ContrastiveELBO",
     "ContrastiveGuide",

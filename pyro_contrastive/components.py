@@ -66,6 +66,10 @@ class Component(nn.Module, ABC):
         """Make the component again from what :meth:`arguments` returned (after JSON)."""
         return cls(**arguments)
 
+    def extra_repr(self) -> str:
+        """Show the arguments in the printed form."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
+
     def spec(self) -> Spec:
         """Return class and arguments of the component, to be written as JSON."""
         cls = type(self)

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import Distribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.model import CELLS
@@ -37,8 +37,10 @@ class ContrastiveGuide(NamedPyroModule):
         Number of genes.
     n_background_latent, n_salient_latent
         Dimensions of z and s.
-    latent_library
-        Whether the library size is latent; its encoder always has one hidden layer.
+    library_log_mean
+        Typical log library size, at which q(l | x) starts; ``None``: the library size is observed.
+        Started at 0, as in scvi-tools, the encoder needs hundreds of epochs to get there. Its
+        encoder always has one hidden layer.
     covariates
         What the encoders are told of a cell beside its counts.
     n_hidden, n_layers, dropout_rate
@@ -51,7 +53,7 @@ class ContrastiveGuide(NamedPyroModule):
         n_input: int,
         n_background_latent: int,
         n_salient_latent: int,
-        latent_library: bool,
+        library_log_mean: float | None,
         covariates: Covariates,
         n_hidden: int,
         n_layers: int,
@@ -72,7 +74,10 @@ class ContrastiveGuide(NamedPyroModule):
 
         self.z_encoder = encoder(n_background_latent, n_layers)
         self.s_encoder = encoder(n_salient_latent, n_layers)
-        self.library_encoder = encoder(1, n_layers=1) if latent_library else None
+        self.library_encoder = None
+        if library_log_mean is not None:
+            self.library_encoder = encoder(1, n_layers=1)
+            nn.init.constant_(self.library_encoder.mean.bias, library_log_mean)
 
     def forward(self, batch: CellBatch) -> None:
         """Encode the counts of `batch` and draw the latents."""

@@ -159,6 +159,10 @@ class _ContrastiveTerms:
         if weighting not in {"population", "proportional"}:
             msg = f"weighting must be 'population' or 'proportional', not {weighting!r}."
             raise ValueError(msg)
+        names = [penalty.name for penalty in penalties]
+        if len(set(names)) < len(names):
+            msg = f"Two penalties have the same name: {names}. Override `name` in one of them."
+            raise ValueError(msg)
         self.penalties = penalties
         self.weighting = weighting
         self.annealed = tuple(annealed)

@@ -129,13 +129,14 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         self.n_salient_latent = n_salient_latent
         self.use_observed_lib_size = use_observed_lib_size
         covariates = Covariates(n_batch, n_cats_per_cov, n_continuous_cov)
+        library_prior = self._library_prior(library_log_means, library_log_vars)
         self.model = ContrastiveModel(
             n_input=n_input,
             n_latent=n_background_latent + n_salient_latent,
             likelihood=likelihood or likelihoods.ZeroInflatedNegativeBinomial(),
             background_prior=as_prior(background_prior, n_background_latent, "background_prior"),
             salient_prior=as_prior(salient_prior, n_salient_latent, "salient_prior"),
-            library_prior=self._library_prior(library_log_means, library_log_vars),
+            library_prior=library_prior,
             covariates=covariates,
             n_hidden=n_hidden,
             n_layers=n_layers,
@@ -144,7 +145,9 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
             n_input=n_input,
             n_background_latent=n_background_latent,
             n_salient_latent=n_salient_latent,
-            latent_library=not use_observed_lib_size,
+            library_log_mean=None
+            if library_prior is None
+            else float(library_prior.log_means.mean()),
             dropout_rate=dropout_rate,
             covariates=covariates,
             n_hidden=n_hidden,

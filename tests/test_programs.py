@@ -215,6 +215,12 @@ def test_a_plain_pyro_elbo_sees_unweighted_densities() -> None:
     assert plain == pytest.approx(4 * weighted, rel=1e-5)
 
 
+def test_the_library_posterior_starts_at_the_prior() -> None:
+    vae, batch = make_vae(latent_library=True), make_batch()  # prior: log mean 3
+    mean, _ = vae.guide.encode(batch)["library"]
+    assert (mean - 3.0).abs().max() < 2.0
+
+
 def test_batch_codes_reach_encoders_and_decoder() -> None:
     vae, batch = make_vae(n_batch=2).eval(), make_batch(n_batch=2)
     other = CellBatch(condition=batch.condition, x=batch.x, batch=1 - batch.batch)
