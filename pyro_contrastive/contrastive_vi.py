@@ -462,7 +462,8 @@ class ContrastiveVI:
         saved, saved_adata = read_folder(Path(dir_path))
         model = cls.__new__(cls)
         parts = saved.make_components(given) | saved.library_moments()
-        model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
+        with seeded(0):  # starting values, to be replaced: they must not cost random numbers
+            model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
         saved.load_weights(model.module)
         model._history = saved.history
         model.is_trained = saved.is_trained

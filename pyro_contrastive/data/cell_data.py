@@ -94,7 +94,7 @@ class CellData:
         codes = np.zeros(len(self), dtype=np.int64) if self.batch is None else self.batch
         full = totals > 0
         logs, codes = np.log(totals[full]), codes[full]
-        if logs.size == 0 or logs.var() == 0:
+        if logs.size == 0 or _variance(logs) == 0:
             msg = (
                 "All cells have the same total count: the library size has no distribution to be "
                 "learned. Use use_observed_lib_size=True."
@@ -102,5 +102,10 @@ class CellData:
             raise ValueError(msg)
         groups = [logs[codes == b] for b in range(n_batch)]
         means = np.array([g.mean() if g.size else logs.mean() for g in groups])
-        variances = np.array([g.var() if g.size else 0.0 for g in groups])
+        variances = np.array([_variance(g) for g in groups])
         return means, np.where(variances > 0, variances, logs.var())
+
+
+def _variance(values: NDArray[np.float64]) -> float:
+    """Return the population variance: exactly 0 for equal values, not the 1e-31 of rounding."""
+    return float(values.var()) if values.size and np.ptp(values) > 0 else 0.0

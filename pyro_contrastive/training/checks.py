@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -20,6 +22,14 @@ class NonFiniteLossError(RuntimeError):
     """The loss, or its gradient, became NaN or infinite."""
 
 
+@contextmanager
+def no_nan_warnings() -> Iterator[None]:
+    """Silence Pyro's "Encountered NaN", where an error with the name of the site follows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered [+-]?(NaN|inf)")
+        yield
+
+
 def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     """Run model and guide once with Pyro's checks on, before any training.
 
@@ -29,13 +39,12 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     Raises
     ------
     ValueError
-        By Pyro, if a distribution's parameters or values are out of range.
+        By Pyro, if a distribution's parameters or values are out of range; or if a program uses
+        ``pyro.param``, whose value would be neither trained nor saved.
     NonFiniteLossError
         If the loss is NaN or infinite to begin with.
     """
-    with evaluating(vae), seeded(0), warnings.catch_warnings():
-        # What Pyro warns of here is told below, with the name of the site.
-        warnings.filterwarnings("ignore", "Encountered [+-]?(NaN|inf)")
+    with evaluating(vae), seeded(0), no_nan_warnings():
         try:
             with pyro.validation_enabled(True):
                 loss = vae.objective.loss(vae.model, vae.guide, batch)
@@ -47,6 +56,21 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
             raise
         if not torch.isfinite(torch.as_tensor(loss)):
             raise explain_non_finite(vae, batch, "before the first step")
+        _refuse_loose_parameters(vae, batch)
+
+
+def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
+    stored = dict(pyro.get_param_store().named_parameters())
+    own = {id(parameter) for parameter in vae.parameters()}
+    for trace in next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))):
+        for name in trace.param_nodes:
+            if id(stored[name]) not in own:
+                msg = (
+                    f"pyro.param({name!r}) belongs to no module: train() would not fit it, nor "
+                    "save() keep it. Make it a torch.nn.Parameter of your prior, likelihood or "
+                    "penalty."
+                )
+                raise ValueError(msg)
 
 
 def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonFiniteLossError:
@@ -75,8 +99,8 @@ def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonF
     where = found or "no single term, but their sum, is"
     return NonFiniteLossError(
         f"The loss is not finite {when}: {where} not finite. The weights are those before that "
-        "step. Lower the learning rate (plan_kwargs={'lr': ...}), or look at the prior, likelihood "
-        "or penalty you changed."
+        "step (with early stopping, the best ones). Lower the learning rate (plan_kwargs={'lr': "
+        "...}), or look at the prior, likelihood or penalty you changed."
     )
 
 

@@ -21,6 +21,7 @@ from pyro_contrastive.training.checks import (
     check_programs,
     explain_gradient,
     explain_non_finite,
+    no_nan_warnings,
 )
 from pyro_contrastive.training.evaluate import evaluate, named
 from pyro_contrastive.training.history import EarlyStopping, History
@@ -170,6 +171,13 @@ def _unchanged_on_error(buffers: list[Tensor]) -> Iterator[None]:
         raise
 
 
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            msg = f"{name} must be at least 1, not {value}."
+            raise ValueError(msg)
+
+
 def fit(
     vae: ContrastiveVAE,
     data: CellData,
@@ -218,13 +226,7 @@ def fit(
     NonFiniteLossError
         If the loss becomes NaN or infinite; says at which site.
     """
-    for name, value in {
-        "max_epochs": max_epochs,
-        "check_val_every_n_epoch": check_val_every_n_epoch,
-    }.items():
-        if value < 1:
-            msg = f"{name} must be at least 1, not {value}."
-            raise ValueError(msg)
+    _check_positive(max_epochs=max_epochs, check_val_every_n_epoch=check_val_every_n_epoch)
     start = time.perf_counter()
     run = _Run(
         vae,
@@ -240,18 +242,20 @@ def fit(
     stopped = interrupted = False
     n_before = history.n_epochs
     try:
-        with EpochBar(max_epochs, show=progress_bar) as bar, pyro.validation_enabled(False):
+        with (
+            EpochBar(max_epochs, show=progress_bar) as bar,
+            pyro.validation_enabled(False),
+            no_nan_warnings(),
+        ):
             for epoch in range(max_epochs):
-                values = run.train_epoch(epoch)
                 is_check = (epoch + 1) % check_val_every_n_epoch == 0
-                if is_check:
-                    values |= run.validate()
+                values = run.train_epoch(epoch) | (run.validate() if is_check else {})
                 history.add_epoch(values)
                 bar.advance(values)
                 if early_stopping is not None and is_check:
                     stopped = early_stopping.update(values, vae)
-                    if stopped:
-                        break
+                if stopped:
+                    break
     except KeyboardInterrupt:
         interrupted = True
         n_done = history.n_epochs - n_before
