@@ -41,6 +41,7 @@ class SavedModel:
     history: History
     is_trained: bool
     weights: Mapping[str, Tensor]
+    conditions: dict[str, int] | None = None  # code by cell name, where `train` was told them
 
     def elbo_class(self) -> type[Trace_ELBO]:
         """Pyro's ELBO class by its saved name."""
@@ -135,6 +136,7 @@ def write_folder(
         "elbo": saved.elbo,
         "components": saved.components,
         "is_trained": saved.is_trained,
+        "conditions": saved.conditions,
         "history": saved.history.to_json(),
     }
     text = json.dumps(config, indent=1, default=as_json_value)
@@ -203,6 +205,7 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
             components=config["components"],
             history=History.from_json(config["history"]),
             is_trained=config["is_trained"],
+            conditions=config["conditions"],
             weights=load_file(folder / WEIGHTS),
         )
     except SafetensorError as error:

@@ -67,6 +67,10 @@ class CellData:
             library=None if size_factor is None else size_factor.unsqueeze(-1),
         )
 
+    def with_codes(self, condition: NDArray[np.int64]) -> CellData:
+        """Return the same data with these condition codes, ``[cells]``."""
+        return replace(self, condition=condition)
+
     def with_condition(self, background: NDArray[np.int64], target: NDArray[np.int64]) -> CellData:
         """Return the same data in which these cells are background and these are target.
 
@@ -77,7 +81,7 @@ class CellData:
         condition[background] = BACKGROUND
         condition[target] = np.maximum(known[target], BACKGROUND + 1)
         # Cells in neither group keep what they are; no mini-batch of training holds them.
-        return replace(self, condition=condition)
+        return self.with_codes(condition)
 
     def library_moments(self, n_batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and population variance of the log total counts of each batch, ``[batches]``.

@@ -1,0 +1,215 @@
+"""Normalised and counterfactual expression: the decoder's output under the posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive.analysis.runs import chunks, device_of, draw_posterior, run_model
+from pyro_contrastive.cells import BACKGROUND, CellBatch
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.torch_tools import evaluating
+from pyro_contrastive.vae import ContrastiveVAE
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What to decode.
+
+    Parameters
+    ----------
+    site
+        ``"scale"`` (normalised expression) or ``"rate"`` (times the library size).
+    genes
+        Indices of the genes; default all.
+    n_samples
+        Posterior draws per cell.
+    average
+        Average over the draws; else keep them as a leading axis.
+    batches
+        Batch codes to decode under, averaged over; empty: each cell's own.
+    batch_size
+        Cells at a time.
+    """
+
+    site: str = "scale"
+    genes: NDArray[np.int64] | slice = field(default_factory=lambda: slice(None))
+    n_samples: int = 1
+    average: bool = True
+    batches: Sequence[int] = ()
+    batch_size: int | None = None
+
+
+def expression(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    decoding: Decoding,
+    *,
+    salient: Sequence[bool] = (True,),
+) -> list[Array]:
+    """Decode cells, with their salient latent or without it, from the same posterior draws.
+
+    A background cell has no salient latent, so both are the same for it.
+
+    Parameters
+    ----------
+    vae, data, indices
+        The model, the data and which cells.
+    decoding
+        What to decode.
+    salient
+        For each result: keep the salient latent, or set it to 0 (Pyro's ``do``).
+
+    Returns
+    -------
+    An array per entry of `salient`: ``[cells, genes]``, or ``[n_samples, cells, genes]`` if the
+    draws are not averaged.
+
+    Raises
+    ------
+    ValueError
+        If the likelihood has no scale head: there is no normalised expression then.
+    """
+    results: list[list[Array]] = [[] for _ in salient]
+    with evaluating(vae):
+        for batch in chunks(data, indices, decoding.batch_size, device_of(vae)):
+            posterior = draw_posterior(vae, batch, decoding.n_samples)
+            for result, keep in zip(results, salient, strict=True):
+                do = None if keep else {"s": torch.zeros_like(posterior.nodes["s"]["value"])}
+                result.append(decode(vae, batch, posterior, decoding, do))
+    axis = 0 if decoding.average else 1
+    return [np.concatenate(result, axis=axis) for result in results]
+
+
+def decode(
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    posterior: Trace,
+    decoding: Decoding,
+    do: dict[str, Tensor] | None = None,
+) -> Array:
+    """Decode posterior draws of one batch of cells, averaged over the batches asked for."""
+    values = []
+    for code in decoding.batches or (None,):
+        decoded = batch
+        if code is not None:
+            decoded = replace(batch, batch=torch.full_like(batch.batch_codes, code))
+        nodes = run_model(vae, decoded, posterior, decoding.n_samples, do).nodes
+        if decoding.site not in nodes:
+            msg = (
+                f"{type(vae.model.likelihood).__name__} has no {decoding.site!r}: normalised "
+                "expression has no meaning for this likelihood."
+            )
+            raise ValueError(msg)
+        values.append(nodes[decoding.site]["value"][..., decoding.genes])
+    value = torch.stack(values).mean(0)  # [samples, cells, genes]
+    return (value.mean(0) if decoding.average else value).cpu().numpy()
+
+
+def counterfactual_batch(
+    vae: ContrastiveVAE, batch: CellBatch, posterior: Trace, condition: int, n_samples: int
+) -> tuple[CellBatch, dict[str, Tensor]]:
+    """Return the cells as if given `condition`, and the salient latents they then have.
+
+    A cell that has the condition keeps its posterior s; a background cell has s = 0; any other
+    cell was never seen under the condition, and its s is drawn from the prior p(s | condition).
+    """
+    changed = replace(batch, condition=torch.full_like(batch.condition, condition))
+    observed = posterior.nodes["s"]["value"]  # [samples, cells, latents]
+    if condition == BACKGROUND:
+        return changed, {"s": torch.zeros_like(observed)}
+    without_s = posterior.copy()
+    without_s.remove_node("s")
+    prior = run_model(vae, changed, without_s, n_samples).nodes["s"]["value"]
+    same = (batch.condition == condition).unsqueeze(-1)  # [cells, 1]
+    return changed, {"s": torch.where(same, observed, prior)}
+
+
+def counterfactual_expression(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    condition: int,
+    decoding: Decoding,
+) -> Array:
+    """Decode cells as if they had been given another condition.
+
+    Parameters
+    ----------
+    vae, data, indices
+        The model, the data and which cells.
+    condition
+        Condition code; see :func:`counterfactual_batch`.
+    decoding
+        What to decode.
+
+    Returns
+    -------
+    ``[cells, genes]``, or ``[n_samples, cells, genes]`` if the draws are not averaged.
+    """
+    result = []
+    with evaluating(vae):
+        for batch in chunks(data, indices, decoding.batch_size, device_of(vae)):
+            posterior = draw_posterior(vae, batch, decoding.n_samples)
+            changed, do = counterfactual_batch(vae, batch, posterior, condition, decoding.n_samples)
+            result.append(decode(vae, changed, posterior, decoding, do))
+    return np.concatenate(result, axis=0 if decoding.average else 1)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Treatment effect per cell and gene, log2 fold changes, each ``[cells, genes]``."""
+
+    mean: Array
+    lower: Array
+    upper: Array
+
+
+def treatment_effect(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    decoding: Decoding,
+    *,
+    interval: float,
+    pseudocount: float,
+) -> Effect:
+    """log2 of a cell's expression over what it would be without its salient variation.
+
+    Parameters
+    ----------
+    vae, data, indices
+        The model, the data and which cells.
+    decoding
+        Genes, number of posterior draws, batches.
+    interval
+        Posterior probability of the interval between `lower` and `upper`.
+    pseudocount
+        Added to both sides.
+    """
+    decoding = replace(decoding, average=False)
+    parts: dict[str, list[Array]] = {"mean": [], "lower": [], "upper": []}
+    tails = [(1 - interval) / 2, (1 + interval) / 2]
+    with evaluating(vae):
+        for batch in chunks(data, indices, decoding.batch_size, device_of(vae)):
+            posterior = draw_posterior(vae, batch, decoding.n_samples)
+            without = {"s": torch.zeros_like(posterior.nodes["s"]["value"])}
+            given, taken = (
+                np.log2(decode(vae, batch, posterior, decoding, do) + pseudocount)
+                for do in (None, without)
+            )
+            change = given - taken  # [samples, cells, genes]
+            parts["mean"].append(change.mean(0))
+            lower, upper = np.quantile(change, tails, axis=0).astype(np.float32)
+            parts["lower"].append(lower)
+            parts["upper"].append(upper)
+    return Effect(**{name: np.concatenate(values) for name, values in parts.items()})

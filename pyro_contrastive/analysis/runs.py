@@ -1,0 +1,83 @@
+"""Running model and guide on cells: what every analysis of a fitted model is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.vae import ContrastiveVAE
+
+DEFAULT_BATCH_SIZE = 1024
+
+
+def device_of(vae: ContrastiveVAE) -> torch.device:
+    """Return the device the parameters are on."""
+    return next(vae.parameters()).device
+
+
+def chunks(
+    data: CellData,
+    indices: NDArray[np.int64],
+    batch_size: int | None,
+    device: torch.device | str,
+) -> Iterator[CellBatch]:
+    """Yield the cells in order, `batch_size` at a time (default 1,024).
+
+    Raises
+    ------
+    ValueError
+        If `batch_size` is not positive.
+    """
+    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    if size < 1:
+        msg = f"batch_size must be at least 1, not {batch_size}."
+        raise ValueError(msg)
+    for start in range(0, len(indices), size):
+        yield data.cells(indices[start : start + size], device)
+
+
+def draw_posterior(vae: ContrastiveVAE, batch: CellBatch, n_samples: int = 1) -> Trace:
+    """Run the guide; every draw has shape ``[n_samples, cells, latents]``, independent draws."""
+    return poutine.trace(_samples(n_samples)(vae.guide)).get_trace(batch)
+
+
+def run_model(
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    posterior: Trace,
+    n_samples: int = 1,
+    do: dict[str, Tensor] | None = None,
+) -> Trace:
+    """Run the model on draws of the posterior.
+
+    Parameters
+    ----------
+    vae, batch
+        The model and the cells; the batch may be a counterfactual one.
+    posterior
+        What :func:`draw_posterior` returned; sites it lacks are drawn from their prior.
+    n_samples
+        As given there.
+    do
+        Values to set sites to, whatever the posterior says (Pyro's do-operator).
+    """
+    model: Any = vae.model if do is None else poutine.do(vae.model, do)
+    program = poutine.replay(_samples(n_samples)(model), trace=posterior)
+    return poutine.trace(program).get_trace(batch)
+
+
+def _samples(n_samples: int) -> Any:
+    if n_samples < 1:
+        msg = f"n_samples must be at least 1, not {n_samples}."
+        raise ValueError(msg)
+    return pyro.plate("samples", n_samples, dim=-2)

@@ -1,0 +1,89 @@
+"""What every method of a model has at hand: its setup, its module, its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_contrastive.cells import BACKGROUND
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.training.history import History
+from pyro_contrastive.vae import ContrastiveVAE
+
+Batches = str | int | Sequence[str | int] | None
+
+
+class ModelBase:
+    """State and small helpers shared by the mixins."""
+
+    setup: Setup
+    settings: dict[str, Any]
+    module: ContrastiveVAE
+    adata: AnnData | None
+    is_trained: bool
+    _history: History
+    # Condition code by cell name, when `train` was told the populations by indices.
+    _conditions: pd.Series | None = None
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the genes, in the model's order."""
+        return list(self.setup.genes)
+
+    def _adata(self, adata: AnnData | None) -> AnnData:
+        chosen = adata if adata is not None else self.adata
+        if chosen is None:
+            msg = "The model was loaded without data: give adata=."
+            raise ValueError(msg)
+        return chosen
+
+    def _data(self, adata: AnnData | None) -> CellData:
+        """Read cells; their condition is the registered one, or the one `train` was told."""
+        chosen = self._adata(adata)
+        data = self.setup.extract(chosen)
+        if data.condition is not None or self._conditions is None:
+            return data
+        if not chosen.obs_names.is_unique:
+            return data
+        codes = self._conditions.reindex(chosen.obs_names).fillna(BACKGROUND + 1)
+        return data.with_codes(codes.to_numpy(dtype=np.int64))
+
+    def _cells(
+        self, adata: AnnData | None, indices: ArrayLike | None
+    ) -> tuple[AnnData, CellData, NDArray[np.int64]]:
+        chosen = self._adata(adata)
+        data = self._data(adata)
+        return chosen, data, as_indices(indices, len(data))
+
+    def _batch_codes(self, batches: Batches, name: str = "transform_batch") -> list[int]:
+        """Turn batch categories into codes; ``None`` gives an empty list."""
+        if batches is None:
+            return []
+        wanted = [batches] if isinstance(batches, str | int) else list(batches)
+        if self.setup.batch_key is None:
+            msg = f"{name} needs a batch_key; this model was set up without one."
+            raise ValueError(msg)
+        known = self.setup.categories[self.setup.batch_key]
+        unknown = [b for b in wanted if str(b) not in known]
+        if unknown:
+            msg = f"{name}: {unknown} are not batches of this model; those are {known}."
+            raise ValueError(msg)
+        return [known.index(str(b)) for b in wanted]
+
+    def _condition_code(self, condition: str | int) -> int:
+        """Turn the name of a condition (or its code, if none are registered) into its code."""
+        names = self.setup.conditions
+        if str(condition) in names:
+            return names.index(str(condition))
+        if not names and condition in {0, 1}:
+            return int(condition)
+        known = list(names) or "0 (background) and 1 (target)"
+        msg = f"{condition!r} is not a condition of this model; those are {known}."
+        raise ValueError(msg)

@@ -1,0 +1,326 @@
+"""Normalised expression, counterfactuals and treatment effects."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_contrastive.analysis import expression
+from pyro_contrastive.analysis.expression import Array, Decoding
+from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.methods.base import Batches, ModelBase
+from pyro_contrastive.torch_tools import numpy_rng, seeded
+
+Expression: TypeAlias = Array | pd.DataFrame
+LibrarySize: TypeAlias = float | str
+
+
+class ExpressionMethods(ModelBase):
+    """What cells express, denoised; and what they would, under another condition."""
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: LibrarySize = 1.0,
+        n_samples: int = 1,
+        n_samples_overall: int | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        silent: bool = True,
+        *,
+        seed: int | None = None,
+    ) -> dict[str, Expression]:
+        """Return the decoder's normalised expression, with and without the salient latent.
+
+        Parameters
+        ----------
+        adata, indices
+            As in :meth:`get_latent_representation`.
+        transform_batch
+            Batch, or batches to average over, to decode under; default each cell's own. Latents
+            are always inferred under the cell's own batch.
+        gene_list
+            Which genes; returned in the model's order, as in scvi-tools. Default all.
+        library_size
+            Multiplies the expression, which sums to 1 over genes; ``"latent"``: the cell's own
+            library size.
+        n_samples
+            Posterior draws per cell.
+        n_samples_overall
+            Use so many cells, drawn from `indices` with replacement.
+        batch_size
+            Cells at a time; default 1,024.
+        return_mean
+            Average over the draws (default).
+        return_numpy
+            Return arrays rather than data frames; draws are always returned as an array.
+        silent
+            There is no progress bar to silence; ``False`` says so.
+        seed
+            Seed of all draws.
+
+        Returns
+        -------
+        ``{"background": ..., "salient": ...}``, data frames or arrays ``[cells, genes]``, or arrays
+        ``[n_samples, cells, genes]``. "background" decodes with the salient latent set to 0;
+        "salient" with both, where the cell is a target cell: a background cell has none.
+
+        Raises
+        ------
+        ValueError
+            If a gene or batch is unknown, or the likelihood has no normalised expression.
+        """
+        if not silent:
+            warnings.warn("There is no progress bar here to be shown.", UserWarning, stacklevel=2)
+        chosen, data, cells = self._cells(adata, indices)
+        decoding = self._decoding(
+            gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
+        )
+        with seeded(seed):
+            if n_samples_overall is not None:
+                cells = numpy_rng().choice(cells, n_samples_overall)
+            values = expression.expression(
+                self.module, data, cells, decoding, salient=(False, True)
+            )
+        present = self._presenter(chosen, cells, decoding, library_size, return_numpy)
+        return dict(zip(("background", "salient"), map(present, values), strict=True))
+
+    def get_salient_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: LibrarySize = 1.0,
+        n_samples: int = 1,
+        n_samples_overall: int | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Expression:
+        """Return the ``"salient"`` part of :meth:`get_normalized_expression`; same arguments."""
+        return self.get_specific_normalized_expression(
+            adata,
+            indices,
+            transform_batch,
+            gene_list,
+            library_size,
+            n_samples,
+            n_samples_overall,
+            batch_size,
+            return_mean,
+            return_numpy,
+            expression_type="salient",
+            seed=seed,
+        )
+
+    def get_specific_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: LibrarySize = 1.0,
+        n_samples: int = 1,
+        n_samples_overall: int | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        expression_type: Literal["salient", "background"] | None = None,
+        indices_to_return_salient: ArrayLike | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Expression:
+        """Return one kind of :meth:`get_normalized_expression`, or a mix of both, cell by cell.
+
+        Parameters
+        ----------
+        adata, indices, transform_batch, gene_list, library_size, n_samples, n_samples_overall
+            As in :meth:`get_normalized_expression`.
+        batch_size, return_mean, return_numpy, seed
+            As in :meth:`get_normalized_expression`.
+        expression_type
+            ``"salient"`` or ``"background"``.
+        indices_to_return_salient
+            Instead: which cells to decode with their salient latent; all others are decoded
+            without. (scvi-tools decodes all without as soon as one is not among them.)
+
+        Raises
+        ------
+        ValueError
+            If not exactly one of `expression_type` and `indices_to_return_salient` is given.
+        """
+        if (expression_type is None) == (indices_to_return_salient is None):
+            msg = "Give exactly one of expression_type and indices_to_return_salient."
+            raise ValueError(msg)
+        if expression_type not in {None, "salient", "background"}:
+            msg = f"expression_type must be 'salient' or 'background', not {expression_type!r}."
+            raise ValueError(msg)
+        chosen, data, cells = self._cells(adata, indices)
+        if indices_to_return_salient is not None:
+            salient = as_indices(indices_to_return_salient, len(data), "indices_to_return_salient")
+            data = data.with_condition(np.setdiff1d(np.arange(len(data)), salient), salient)
+        decoding = self._decoding(
+            gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
+        )
+        with seeded(seed):
+            if n_samples_overall is not None:
+                cells = numpy_rng().choice(cells, n_samples_overall)
+            keep = expression_type != "background"
+            (value,) = expression.expression(self.module, data, cells, decoding, salient=(keep,))
+        return self._presenter(chosen, cells, decoding, library_size, return_numpy)(value)
+
+    def get_counterfactual_expression(
+        self,
+        condition: str | int,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: LibrarySize = 1.0,
+        n_samples: int = 25,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Expression:
+        """Return what cells would express under another condition (Pyro's do-operator).
+
+        A treated cell under the background condition loses its salient latent. A cell under a
+        condition it was never seen in has no posterior for s there: s is drawn from the salient
+        prior of that condition, so use many draws. A cell under its own condition stays as it is.
+
+        Parameters
+        ----------
+        condition
+            One of the registered conditions; 0 (background) or 1 (target) if none are.
+        adata, indices, transform_batch, gene_list, library_size, n_samples, batch_size
+            As in :meth:`get_normalized_expression`.
+        return_mean, return_numpy, seed
+            As in :meth:`get_normalized_expression`.
+
+        Returns
+        -------
+        ``[cells, genes]``, or ``[n_samples, cells, genes]`` for the posterior draws themselves.
+
+        Raises
+        ------
+        ValueError
+            If the condition is unknown; the error lists those there are.
+        """
+        code = self._condition_code(condition)
+        chosen, data, cells = self._cells(adata, indices)
+        decoding = self._decoding(
+            gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
+        )
+        with seeded(seed):
+            value = expression.counterfactual_expression(self.module, data, cells, code, decoding)
+        return self._presenter(chosen, cells, decoding, library_size, return_numpy)(value)
+
+    def get_treatment_effect(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        transform_batch: Batches = None,
+        gene_list: Sequence[str] | None = None,
+        n_samples: int = 25,
+        batch_size: int | None = None,
+        *,
+        interval: float = 0.95,
+        pseudocount: float = 1e-5,
+        seed: int | None = None,
+    ) -> dict[str, pd.DataFrame]:
+        """Return the effect of the treatment on each cell and gene, a log2 fold change.
+
+        log2 of the expression of the cell over what it would be without its salient latent, with
+        posterior mean and equal-tailed interval. Exactly 0 for background cells.
+
+        Parameters
+        ----------
+        adata, indices, transform_batch, gene_list, n_samples, batch_size, seed
+            As in :meth:`get_normalized_expression`.
+        interval
+            Posterior probability between ``lower`` and ``upper``.
+        pseudocount
+            Added to both sides, on the scale where expression sums to 1 over genes.
+
+        Returns
+        -------
+        ``{"mean": ..., "lower": ..., "upper": ...}``, data frames ``[cells, genes]``.
+
+        Raises
+        ------
+        ValueError
+            If `interval` is not between 0 and 1.
+        """
+        if not 0 < interval < 1:
+            msg = f"interval must be between 0 and 1, not {interval}."
+            raise ValueError(msg)
+        chosen, data, cells = self._cells(adata, indices)
+        decoding = self._decoding(gene_list, transform_batch, 1.0, n_samples, True, batch_size)
+        with seeded(seed):
+            effect = expression.treatment_effect(
+                self.module, data, cells, decoding, interval=interval, pseudocount=pseudocount
+            )
+        present = self._presenter(chosen, cells, decoding, 1.0, None)
+        return {name: present(getattr(effect, name)) for name in ("mean", "lower", "upper")}
+
+    def _decoding(
+        self,
+        gene_list: Sequence[str] | None,
+        transform_batch: Batches,
+        library_size: LibrarySize,
+        n_samples: int,
+        return_mean: bool,
+        batch_size: int | None,
+    ) -> Decoding:
+        genes: NDArray[np.int64] | slice = slice(None)
+        if gene_list is not None:
+            unknown = [gene for gene in gene_list if gene not in set(self.setup.genes)]
+            if unknown:
+                msg = f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
+                raise ValueError(msg)
+            genes = np.flatnonzero(np.isin(self.setup.genes, gene_list))
+        if isinstance(library_size, str) and library_size != "latent":
+            msg = f"library_size must be a number or 'latent', not {library_size!r}."
+            raise ValueError(msg)
+        return Decoding(
+            site="rate" if library_size == "latent" else "scale",
+            genes=genes,
+            n_samples=n_samples,
+            average=return_mean or n_samples == 1,
+            batches=self._batch_codes(transform_batch),
+            batch_size=batch_size,
+        )
+
+    def _presenter(
+        self,
+        adata: AnnData,
+        cells: NDArray[np.int64],
+        decoding: Decoding,
+        library_size: LibrarySize,
+        return_numpy: bool | None,
+    ) -> Callable[[Array], Any]:
+        """Return the function that scales a result and names its cells and genes."""
+        factor = 1.0 if library_size == "latent" else float(library_size)
+        if not decoding.average and return_numpy is False:
+            msg = "Posterior draws are returned as an array; return_numpy=False has no effect."
+            warnings.warn(msg, UserWarning, stacklevel=3)
+        if return_numpy or not decoding.average:
+            return lambda value: value * np.float32(factor)
+        genes = np.asarray(self.setup.genes)[decoding.genes]
+        index = adata.obs_names[cells]
+        return lambda value: pd.DataFrame(value * np.float32(factor), index=index, columns=genes)

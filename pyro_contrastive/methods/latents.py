@@ -1,0 +1,98 @@
+"""Latents and library sizes of cells."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_contrastive.analysis.posterior import latent_representation, library_size
+from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.torch_tools import seeded
+
+RepresentationKind = Literal["salient", "background"]
+
+
+class LatentMethods(ModelBase):
+    """Where cells lie in the latent spaces."""
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        representation_kind: RepresentationKind = "salient",
+        *,
+        seed: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the salient or the background latent of each cell.
+
+        Parameters
+        ----------
+        adata
+            Cells with the model's genes and covariates; default those the model was made with.
+        indices
+            Which cells, as indices or boolean mask; default all.
+        give_mean
+            The posterior mean (default), or one draw from the posterior.
+        batch_size
+            Cells encoded at a time; default 1,024.
+        representation_kind
+            ``"salient"`` or ``"background"``.
+        seed
+            Seed of the draw.
+
+        Returns
+        -------
+        Array ``[cells, latents]``. The salient latent is computed for background cells too, as in
+        scvi-tools, although the decoder never uses it.
+
+        Raises
+        ------
+        ValueError
+            If `representation_kind` is neither of the two.
+        """
+        _, data, chosen = self._cells(adata, indices)
+        with seeded(seed):
+            return latent_representation(
+                self.module,
+                data,
+                chosen,
+                representation_kind,
+                give_mean=give_mean,
+                batch_size=batch_size,
+            )
+
+    def get_latent_library_size(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the library size of each cell, natural scale.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        give_mean
+            Mean of the log-normal posterior, exp(m + v / 2), or one draw from it. An observed
+            library size (total counts, or the size factor) is returned as it is.
+        seed
+            Seed of the draw.
+
+        Returns
+        -------
+        Array ``[cells, 1]``.
+        """
+        _, data, chosen = self._cells(adata, indices)
+        with seeded(seed):
+            return library_size(
+                self.module, data, chosen, give_mean=give_mean, batch_size=batch_size
+            )

@@ -1,0 +1,143 @@
+"""Saving and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+from anndata import AnnData
+from pyro.infer import Trace_ELBO
+
+from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.priors import PriorLike
+from pyro_contrastive.saving import (
+    SavedModel,
+    components_of,
+    elbo_name,
+    read_folder,
+    write_folder,
+)
+from pyro_contrastive.torch_tools import seeded
+from pyro_contrastive.training.history import History
+from pyro_contrastive.vae import ContrastiveVAE
+
+
+class StorageMethods(ModelBase):
+    """A model as a folder, and back."""
+
+    def _assemble(
+        self,
+        setup: Setup,
+        settings: dict[str, Any],
+        parts: dict[str, Any],
+        elbo: type[Trace_ELBO],
+    ) -> None:
+        """Make the module, from a registered AnnData or from a saved model alike."""
+        self.setup = setup
+        self.settings = settings
+        self.module = ContrastiveVAE(
+            n_input=len(setup.genes),
+            n_batch=setup.n_batch,
+            n_cats_per_cov=setup.n_cats_per_cov,
+            n_continuous_cov=len(setup.continuous_covariate_keys),
+            elbo=elbo,
+            **settings,
+            **parts,
+        )
+        self.module.eval()
+        self.is_trained = False
+        self._history = History()
+
+    def save(
+        self,
+        dir_path: str | Path,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+    ) -> None:
+        """Save the model as a folder: weights (safetensors), settings and history (JSON).
+
+        Parameters
+        ----------
+        dir_path
+            The folder. It appears complete or not at all.
+        overwrite
+            Replace a folder that is there.
+        save_anndata
+            Add the AnnData, as ``adata.h5ad``.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder is there and `overwrite` is not set, or it holds other files too.
+        TypeError
+            If ``module.objective`` was replaced by one that cannot be saved.
+        """
+        saved = SavedModel(
+            setup=self.setup,
+            settings=self.settings,
+            elbo=elbo_name(self.module),
+            components=components_of(self.module),
+            history=self._history,
+            is_trained=self.is_trained,
+            weights=self.module.state_dict(),
+            conditions=None if self._conditions is None else self._conditions.to_dict(),
+        )
+        adata = self._adata(None) if save_anndata else None
+        write_folder(Path(dir_path), saved, adata, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | None = None,
+        *,
+        likelihood: Likelihood | None = None,
+        background_prior: PriorLike | None = None,
+        salient_prior: PriorLike | None = None,
+        penalties: Sequence[Penalty] | None = None,
+    ) -> Self:
+        """Load what :meth:`save` wrote; onto the CPU, wherever it was trained.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        adata
+            Data for the model; default the saved ones, if they were saved. Without any, give
+            ``adata=`` to the methods that need data.
+        likelihood, background_prior, salient_prior, penalties
+            Components of your own, when they cannot be imported by name.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder or a file of it is missing.
+        ValueError
+            If a file is damaged, the data differ from what the model was set up with, or a
+            component must be given.
+        """
+        given = {
+            "likelihood": likelihood,
+            "background_prior": background_prior,
+            "salient_prior": salient_prior,
+            "penalties": penalties,
+        }
+        saved, saved_adata = read_folder(Path(dir_path))
+        model = cls.__new__(cls)
+        parts = saved.make_components(given) | saved.library_moments()
+        with seeded(0):  # starting values, to be replaced: they must not cost random numbers
+            model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
+        saved.load_weights(model.module)
+        model._history = saved.history
+        model.is_trained = saved.is_trained
+        if saved.conditions is not None:
+            model._conditions = pd.Series(saved.conditions)
+        model.adata = adata if adata is not None else saved_adata
+        if adata is not None:
+            model.setup.extract(adata)  # says what differs, now
+        return model

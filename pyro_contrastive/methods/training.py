@@ -1,0 +1,156 @@
+"""Fitting the model, and the history of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.indices import populations
+from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.torch_tools import numpy_rng, seeded
+from pyro_contrastive.training.history import EarlyStopping
+from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
+from pyro_contrastive.training.splits import split_populations
+
+if TYPE_CHECKING:
+    from pyro_contrastive.training.fit import FitResult
+
+
+class TrainingMethods(ModelBase):
+    """Training, and what it recorded."""
+
+    def train(
+        self,
+        background_indices: ArrayLike | None = None,
+        target_indices: ArrayLike | None = None,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int = 128,
+        early_stopping: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        *,
+        early_stopping_monitor: str = "elbo_validation",
+        early_stopping_patience: int = 45,
+        early_stopping_min_delta: float = 0.0,
+        check_val_every_n_epoch: int = 1,
+        progress_bar: bool = True,
+        seed: int | None = None,
+    ) -> FitResult:
+        """Fit the model. A second call goes on from the weights there are.
+
+        As in scvi-tools, a second call makes a new optimiser, and the KL weight grows from its
+        start again (``plan_kwargs={"min_kl_weight": 1}`` keeps it at 1).
+
+        Parameters
+        ----------
+        background_indices, target_indices
+            Indices (or boolean masks) of background and target cells. Default: from the condition
+            given to :meth:`setup_anndata`.
+        max_epochs
+            Passes over the larger population; default 400 up to 20,000 cells, then fewer.
+        accelerator, devices
+            As in Lightning; "auto" takes CUDA when there is one. Exactly one device is used.
+        train_size, validation_size
+            Fractions of each population that train and that are held out; default 0.9 and 0.1.
+            Held-out quantities are recorded when both populations have held-out cells.
+        shuffle_set_split
+            Shuffle the cells before they are split.
+        batch_size
+            Cells of each population in a step, at most.
+        early_stopping
+            Stop when `early_stopping_monitor` has not improved by `early_stopping_min_delta` for
+            `early_stopping_patience` checks, and put back the best weights.
+        plan_kwargs
+            See :class:`~pyro_contrastive.training.TrainingPlan`: ``lr``, ``n_epochs_kl_warmup`` ...
+        early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
+            See `early_stopping`.
+        check_val_every_n_epoch
+            How often the held-out ELBO is computed, and early stopping considered.
+        progress_bar
+            Show one.
+        seed
+            Seed of the split, the order of the cells and all noise; default: torch's global state
+            (``pyro.set_rng_seed``). The same seed gives the same result on a CPU.
+
+        Returns
+        -------
+        How the run ended: epochs, seconds, whether it stopped early or was interrupted.
+
+        Raises
+        ------
+        ValueError
+            If it is not known which cells are background and target, or they overlap; if a number
+            is out of range; if early stopping watches a quantity that will not be there.
+        NonFiniteLossError
+            If the loss becomes NaN or infinite; says at which site.
+        """
+        # Lightning takes seconds to import, and only training needs it.
+        from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
+        from pyro_contrastive.training.fit import fit  # noqa: PLC0415
+
+        plan = TrainingPlan.from_kwargs(plan_kwargs)
+        fabric = one_device(accelerator, devices)
+        adata = self._adata(None)
+        data = self.setup.extract(adata)
+        cells = populations(data.condition, background_indices, target_indices, len(data))
+        data = data.with_condition(*cells)
+        if max_epochs is None:
+            max_epochs = default_max_epochs(sum(map(len, cells)))
+        stopping = None
+        if early_stopping:
+            stopping = EarlyStopping(
+                early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
+            )
+        with seeded(seed):
+            rng = numpy_rng()
+            split = split_populations(
+                *cells,
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle=shuffle_set_split,
+                rng=rng,
+            )
+            result = fit(
+                self.module,
+                data,
+                split,
+                plan,
+                self._history,
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                fabric=fabric,
+                rng=rng,
+                early_stopping=stopping,
+                check_val_every_n_epoch=check_val_every_n_epoch,
+                progress_bar=progress_bar,
+            )
+        self.is_trained = True
+        if background_indices is not None and self.setup.condition_key is None:
+            self._note_populations(adata.obs_names, data, np.concatenate(cells))
+        return result
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """Losses by epoch: ``{name: frame with one column, indexed by epoch}``.
+
+        ``elbo_train``, ``elbo_validation``, ``reconstruction_loss_*``, ``kl_local_*``, ``kl_z_*``,
+        ``kl_s_*`` and penalties: negative ELBO and its parts per background/target pair, without
+        the KL weight; ``train_loss_epoch`` with it; ``kl_weight`` at the end of the epoch.
+        """
+        return self._history.frames()
+
+    def _note_populations(self, names: pd.Index, data: CellData, cells: NDArray[np.int64]) -> None:
+        """Remember which cells `train` was told are background and target, by name.
+
+        Expression and differential expression need to know. Names that repeat tell nothing.
+        """
+        if names.is_unique and data.condition is not None:
+            self._conditions = pd.Series(data.condition[cells], index=names[cells])

@@ -1,0 +1,250 @@
+"""Expression, library sizes, likelihoods and counterfactuals of a ContrastiveVI."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import torch
+
+from pyro_contrastive import ContrastiveVI
+from pyro_contrastive.testing import SimulationSettings, simulate
+
+GENES = 15
+SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
+
+
+@pytest.fixture
+def adata():
+    made = simulate(SimulationSettings(n_background=12, n_target=14, n_genes=GENES), seed=0)
+    made.obs_names = [f"cell{i}" for i in range(26)]
+    made.var_names = [f"gene{i}" for i in range(GENES)]
+    made.obs["lane"] = pd.Categorical(np.array(["a", "b"])[np.arange(26) % 2])
+    made.obs["three"] = np.repeat(["control", "drug1", "drug2"], [12, 7, 7])
+    return made
+
+
+def make(adata, condition_key="condition", **kwargs) -> ContrastiveVI:
+    ContrastiveVI.setup_anndata(
+        adata,
+        batch_key="lane",
+        condition_key=condition_key,
+        background=None if condition_key is None else "control",
+    )
+    return ContrastiveVI(adata, **(SMALL | kwargs))
+
+
+def test_expression_comes_as_named_tables(adata) -> None:
+    model = make(adata)
+    both = model.get_normalized_expression(indices=[20, 3], gene_list=["gene7", "gene2"], seed=0)
+    assert set(both) == {"background", "salient"}
+    for table in both.values():
+        assert table.index.tolist() == ["cell20", "cell3"]
+        assert table.columns.tolist() == ["gene2", "gene7"]  # the model's order, as in scvi-tools
+    salient = model.get_salient_normalized_expression(
+        indices=[20, 3], gene_list=["gene7", "gene2"], seed=0
+    )
+    pd.testing.assert_frame_equal(salient, both["salient"])
+    background = model.get_specific_normalized_expression(
+        indices=[20, 3], gene_list=["gene7", "gene2"], expression_type="background", seed=0
+    )
+    pd.testing.assert_frame_equal(background, both["background"])
+    assert both["background"].loc["cell3"].equals(both["salient"].loc["cell3"])
+    assert not both["background"].loc["cell20"].equals(both["salient"].loc["cell20"])
+
+
+def test_expression_is_scaled(adata) -> None:
+    model = make(adata)
+    one = model.get_normalized_expression(seed=0)["salient"]
+    assert one.sum(1).to_numpy() == pytest.approx(np.ones(26), abs=1e-5)
+    thousand = model.get_normalized_expression(library_size=1e3, seed=0)["salient"]
+    assert thousand.to_numpy() == pytest.approx(1e3 * one.to_numpy(), rel=1e-5)
+    own = model.get_normalized_expression(library_size="latent", seed=0)["salient"]
+    totals = np.asarray(adata.X.sum(1))
+    assert own.to_numpy() == pytest.approx(totals * one.to_numpy(), rel=1e-4)
+
+
+def test_draws_come_as_an_array(adata) -> None:
+    model = make(adata)
+    draws = model.get_salient_normalized_expression(n_samples=4, return_mean=False, seed=1)
+    assert isinstance(draws, np.ndarray)
+    assert draws.shape == (4, 26, GENES)
+    assert draws.std(0).max() > 1e-5
+    mean = model.get_salient_normalized_expression(n_samples=4, return_numpy=True, seed=1)
+    assert mean == pytest.approx(draws.mean(0), abs=1e-6)
+    with pytest.warns(UserWarning, match="returned as an array"):
+        model.get_salient_normalized_expression(n_samples=2, return_mean=False, return_numpy=False)
+    some = model.get_salient_normalized_expression(n_samples_overall=40, seed=2)
+    assert some.shape == (40, GENES)
+    assert set(some.index) <= set(adata.obs_names)
+
+
+def test_batches_by_name(adata) -> None:
+    model = make(adata)
+    a, b, mean = (
+        model.get_salient_normalized_expression(transform_batch=batch, seed=0).to_numpy()
+        for batch in ("a", "b", ["a", "b"])
+    )
+    assert np.abs(a - b).max() > 1e-5
+    assert mean == pytest.approx((a + b) / 2, abs=1e-6)
+    with pytest.raises(ValueError, match=r"\['c'\] are not batches.*\['a', 'b'\]"):
+        model.get_normalized_expression(transform_batch="c")
+
+
+def test_a_mix_is_decoded_cell_by_cell(adata) -> None:
+    model = make(adata)
+    both = model.get_normalized_expression(seed=0)
+    mix = model.get_specific_normalized_expression(indices_to_return_salient=[13, 20], seed=0)
+    for cell in adata.obs_names:
+        kind = "salient" if cell in {"cell13", "cell20"} else "background"
+        assert np.allclose(mix.loc[cell], both[kind].loc[cell], atol=1e-6), cell
+    assert np.abs(mix.loc["cell14"] - both["salient"].loc["cell14"]).max() > 1e-6
+
+
+def test_populations_given_to_train_are_remembered(adata, tmp_path) -> None:
+    model = make(adata, condition_key=None)
+    model.train(np.arange(12), np.arange(12, 24), max_epochs=1, progress_bar=False, train_size=0.8)
+    both = model.get_normalized_expression(seed=0)
+    same = np.isclose(both["background"], both["salient"], atol=1e-7).all(1)
+    assert same.tolist() == [True] * 12 + [False] * 14
+    turned = adata[::-1].copy()
+    again = model.get_normalized_expression(turned)
+    same = np.isclose(again["background"], again["salient"], atol=1e-7).all(1)
+    assert same.tolist() == [False] * 14 + [True] * 12
+    model.save(tmp_path / "model")
+    loaded = ContrastiveVI.load(tmp_path / "model", adata)
+    pd.testing.assert_frame_equal(loaded.get_salient_normalized_expression(seed=0), both["salient"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gene_list": ["gene1", "nope"]}, r"1 are not genes.*nope"),
+        ({"library_size": "observed"}, "library_size must be a number or 'latent'"),
+        ({"n_samples": 0}, "n_samples must be at least 1"),
+        ({"indices": [99]}, "99"),
+    ],
+)
+def test_mistakes_are_named(adata, arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(adata).get_normalized_expression(**arguments)
+
+
+def test_one_kind_must_be_chosen(adata) -> None:
+    model = make(adata)
+    for arguments in ({}, {"expression_type": "salient", "indices_to_return_salient": [1]}):
+        with pytest.raises(ValueError, match="exactly one"):
+            model.get_specific_normalized_expression(**arguments)
+    with pytest.raises(ValueError, match="must be 'salient' or 'background'"):
+        model.get_specific_normalized_expression(expression_type="both")
+
+
+def test_library_sizes(adata) -> None:
+    totals = np.asarray(adata.X.sum(1))
+    assert make(adata).get_latent_library_size() == pytest.approx(totals)
+    model = make(adata, use_observed_lib_size=False)
+    moments = model.module.guide.encode(model.setup.extract(adata).cells(np.arange(26)))
+    mean, variance = (m.detach().numpy() for m in moments["library"])
+    expected = np.exp(mean + variance / 2)  # the mean of a log-normal; not exp(mean + variance^2/2)
+    assert model.get_latent_library_size() == pytest.approx(expected, rel=1e-5)
+    repeated = np.tile(np.arange(26), 2000)
+    draws = model.get_latent_library_size(indices=repeated, give_mean=False, seed=0)
+    draws = draws.reshape(2000, 26).T
+    error = (np.log(draws).mean(1) - mean[:, 0]) / np.sqrt(variance[:, 0] / 2000)
+    assert np.abs(error).max() < 5
+
+
+def test_bounds_are_ordered_and_per_cell(adata) -> None:
+    model = make(adata)
+    per_cell = model.get_elbo(return_mean=False, seed=0)
+    assert per_cell.shape == (26,)
+    assert model.get_elbo(seed=0) == pytest.approx(per_cell.mean())
+    recon = model.get_reconstruction_error(return_mean=False, seed=0)["reconstruction_loss"]
+    assert (recon > per_cell).all()  # the ELBO is that less a KL divergence
+    better = model.get_marginal_ll(n_mc_samples=200, return_mean=False, seed=0)
+    assert better.mean() > per_cell.mean()
+    assert model.get_marginal_ll(n_mc_samples=50, indices=[3, 4], seed=0) == pytest.approx(
+        model.get_marginal_ll(n_mc_samples=50, indices=[3, 4], seed=0)
+    )
+
+
+def test_elbo_per_cell_adds_up_to_the_history(adata) -> None:
+    model = make(adata)
+    everything = {"train_size": 0.5, "validation_size": 0.5, "shuffle_set_split": False}
+    model.train(max_epochs=1, progress_bar=False, seed=0, **everything)
+    held_out = np.r_[0:6, 12:19]  # in order: validation cells come first
+    many = np.mean(
+        [model.get_elbo(indices=held_out, return_mean=False, seed=i) for i in range(300)], axis=0
+    )
+    per_pair = -(many[:6].mean() + many[6:].mean())
+    recorded = model.history["elbo_validation"]["elbo_validation"].iloc[-1]
+    assert per_pair == pytest.approx(recorded, rel=0.05)
+
+
+def test_counterfactuals_by_name(adata) -> None:
+    model = make(adata, condition_key="three")
+    both = model.get_normalized_expression(n_samples=25, seed=0)
+    untreated = model.get_counterfactual_expression("control", seed=0)
+    pd.testing.assert_frame_equal(untreated, both["background"])
+    drug1 = model.get_counterfactual_expression("drug1", seed=0)
+    assert drug1.iloc[12:19].equals(both["salient"].iloc[12:19])
+    assert not drug1.iloc[19:].equals(both["salient"].iloc[19:])
+    with pytest.raises(ValueError, match=r"'drug3' is not a condition.*drug2"):
+        model.get_counterfactual_expression("drug3")
+    nameless = make(adata, condition_key=None)
+    assert nameless.get_counterfactual_expression(0).shape == (26, GENES)
+    with pytest.raises(ValueError, match="0 \\(background\\) and 1"):
+        nameless.get_counterfactual_expression("drug1")
+
+
+def test_treatment_effects_have_intervals(adata) -> None:
+    model = make(adata)
+    effect = model.get_treatment_effect(n_samples=60, seed=0, gene_list=["gene3"])
+    assert effect["mean"].shape == (26, 1)
+    assert (effect["lower"] <= effect["mean"]).all(axis=None)
+    assert (effect["mean"] <= effect["upper"]).all(axis=None)
+    assert not effect["mean"].iloc[:12].any(axis=None)
+    wide = model.get_treatment_effect(n_samples=60, seed=0, interval=0.5, gene_list=["gene3"])
+    assert (wide["lower"] >= effect["lower"]).all(axis=None)
+    with pytest.raises(ValueError, match="interval"):
+        model.get_treatment_effect(interval=95)
+
+
+def test_reading_leaves_model_data_and_random_state_alone(adata) -> None:
+    model = make(adata)
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    obs, state = adata.obs.copy(), torch.get_rng_state()
+    model.get_normalized_expression(seed=0)
+    model.get_elbo(seed=0)
+    model.get_treatment_effect(seed=0, n_samples=3)
+    model.get_latent_library_size()
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[k], v) for k, v in model.module.state_dict().items())
+    pd.testing.assert_frame_equal(obs, adata.obs)
+
+
+def test_draws_follow_the_global_seed(adata) -> None:
+    model = make(adata)
+    pyro.set_rng_seed(3)
+    one = model.get_salient_normalized_expression()
+    other = model.get_salient_normalized_expression()
+    pyro.set_rng_seed(3)
+    again = model.get_salient_normalized_expression()
+    assert one.equals(again)
+    assert not one.equals(other)
+
+
+@pytest.mark.slow
+def test_a_known_effect_is_found() -> None:
+    adata = simulate(SimulationSettings(n_background=1000, n_target=1000, n_genes=100), seed=5)
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    pyro.set_rng_seed(0)
+    model = ContrastiveVI(adata, wasserstein_penalty=1.0)
+    model.train(max_epochs=80, progress_bar=False, seed=0, plan_kwargs={"lr": 3e-3, "eps": 1e-8})
+    target = np.flatnonzero(adata.obs["condition"] == "treated")
+    effect = model.get_treatment_effect(indices=target, n_samples=20, seed=0)["mean"].to_numpy()
+    # The truth: the softmax's normalisation is the same for all genes of a cell.
+    truth = adata.obsm["s"][target] @ adata.varm["s_loadings"].T / np.log(2)
+    centred = [m - m.mean(1, keepdims=True) for m in (effect, truth)]
+    assert np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1] > 0.85
