@@ -61,7 +61,7 @@ class ContrastiveVI(
     >>> adata = load_kang()[::20].copy()
     >>> ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     >>> model = ContrastiveVI(adata, n_hidden=16)
-    >>> _ = model.train(max_epochs=1, progress_bar=False)
+    >>> _ = model.train(max_epochs=1, enable_progress_bar=False)
     >>> model.get_latent_representation(representation_kind="salient").shape[1]
     10
     """
@@ -95,7 +95,7 @@ class ContrastiveVI(
             "elbo_kwargs": elbo_kwargs or {},
         }
         setup = Setup.of(adata)
-        setup.check_genes(adata)
+        setup.with_genes(adata)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:
             if setup.size_factor_key is not None:

@@ -15,7 +15,7 @@ from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
-QUIET = {"progress_bar": False, "accelerator": "cpu"}
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
 @pytest.fixture

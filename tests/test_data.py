@@ -349,26 +349,26 @@ def test_new_data_keep_the_codes_of_the_registered_ones(adata):
 
 def test_genes_in_another_order(adata):
     setup = register(adata)
-    with pytest.raises(ValueError, match=r"another order.*adata\[:, model.genes\]"):
-        setup.extract(adata[:, ::-1])
-    np.testing.assert_array_equal(
-        setup.extract(adata[:, ::-1][:, list(setup.genes)]).counts.toarray(), dense_counts(adata)
-    )
+    for turned in (adata[:, ::-1], adata[:, ::-1].copy()):
+        np.testing.assert_array_equal(setup.extract(turned).counts.toarray(), dense_counts(adata))
 
 
-def test_missing_and_extra_genes_are_named(adata):
+def test_missing_genes_are_named_and_further_ones_left_out(adata):
     setup = register(adata)
-    with pytest.raises(ValueError, match=r"lacks 2 of the 6 genes, e.g. \['1', '4'\]"):
+    with pytest.raises(
+        ValueError, match=r"lacks 2 of the 6 genes.*e.g. \['1', '4'\].*fill_missing"
+    ):
         setup.extract(adata[:, ["0", "2", "3", "5"]])
-    subset = adata[:, :4].copy()
+    subset = adata[:, [3, 1]].copy()
     setup = register(subset)
-    with pytest.raises(ValueError, match=r"2 genes more, e.g. \['4', '5'\].*model.genes"):
-        setup.extract(adata)
+    np.testing.assert_array_equal(
+        setup.extract(adata).counts.toarray(), dense_counts(adata)[:, [3, 1]]
+    )
 
 
 def test_a_model_of_data_subset_after_registration_is_refused(adata):
     register(adata)
-    with pytest.raises(ValueError, match=r"lacks 2 of the 6 genes.*Call setup_anndata"):
+    with pytest.raises(ValueError, match=r"lacks 2 of the 6 genes"):
         ContrastiveVI(adata[:, :4].copy())
 
 

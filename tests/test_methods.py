@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import pytest
+import scipy.sparse as sp
 import torch
 
 from pyro_contrastive import ContrastiveVI
@@ -104,7 +105,9 @@ def test_a_mix_is_decoded_cell_by_cell(adata) -> None:
 
 def test_populations_given_to_train_are_remembered(adata, tmp_path) -> None:
     model = make(adata, condition_key=None)
-    model.train(np.arange(12), np.arange(12, 24), max_epochs=1, progress_bar=False, train_size=0.8)
+    model.train(
+        np.arange(12), np.arange(12, 24), max_epochs=1, enable_progress_bar=False, train_size=0.8
+    )
     both = model.get_normalized_expression(seed=0)
     same = np.isclose(both["background"], both["salient"], atol=1e-7).all(1)
     assert same.tolist() == [True] * 12 + [False] * 14
@@ -172,7 +175,7 @@ def test_bounds_are_ordered_and_per_cell(adata) -> None:
 def test_elbo_per_cell_adds_up_to_the_history(adata) -> None:
     model = make(adata)
     everything = {"train_size": 0.5, "validation_size": 0.5, "shuffle_set_split": False}
-    model.train(max_epochs=1, progress_bar=False, seed=0, **everything)
+    model.train(max_epochs=1, enable_progress_bar=False, seed=0, **everything)
     held_out = np.r_[0:6, 12:19]  # in order: validation cells come first
     many = np.mean(
         [model.get_elbo(indices=held_out, return_mean=False, seed=i) for i in range(300)], axis=0
@@ -241,10 +244,128 @@ def test_a_known_effect_is_found() -> None:
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     pyro.set_rng_seed(0)
     model = ContrastiveVI(adata, wasserstein_penalty=1.0)
-    model.train(max_epochs=80, progress_bar=False, seed=0, plan_kwargs={"lr": 3e-3, "eps": 1e-8})
+    model.train(
+        max_epochs=80, enable_progress_bar=False, seed=0, plan_kwargs={"lr": 3e-3, "eps": 1e-8}
+    )
     target = np.flatnonzero(adata.obs["condition"] == "treated")
     effect = model.get_treatment_effect(indices=target, n_samples=20, seed=0)["mean"].to_numpy()
     # The truth: the softmax's normalisation is the same for all genes of a cell.
     truth = adata.obsm["s"][target] @ adata.varm["s_loadings"].T / np.log(2)
     centred = [m - m.mean(1, keepdims=True) for m in (effect, truth)]
     assert np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1] > 0.85
+
+
+def test_query_data_with_genes_in_another_order_or_among_others(adata) -> None:
+    model = make(adata)
+    expected = model.get_latent_representation()
+    turned = model.get_latent_representation(adata[:, ::-1].copy())
+    assert turned == pytest.approx(expected, abs=1e-5)
+    fewer = make(adata[:, [9, 2, 5, 0, 1, 3, 4]].copy())
+    assert fewer.genes[:3] == ["gene9", "gene2", "gene5"]
+    assert fewer.get_latent_representation(adata).shape == (26, 2)
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_query_data_without_some_genes(adata, layer) -> None:
+    adata.layers["counts"] = adata.X.copy()
+    ContrastiveVI.setup_anndata(adata, layer=layer, condition_key="condition", background="control")
+    model = ContrastiveVI(adata, **SMALL)
+    some = adata[:, [i for i in range(GENES) if i not in {3, 8}]].copy()
+    with pytest.raises(ValueError, match=r"lacks 2.*\['gene3', 'gene8'\]"):
+        model.get_latent_representation(some)
+    with pytest.raises(ValueError, match="fill_missing"):
+        model.prepare_query_anndata(some)
+    zeroed = adata.copy()
+    kept = sp.diags(np.isin(np.arange(GENES), [3, 8], invert=True).astype(np.float32))
+    zeroed.X = zeroed.layers["counts"] = (adata.X @ kept).tocsr()
+    filled = model.prepare_query_anndata(some, fill_missing=True)
+    assert filled.var_names.tolist() == model.genes
+    assert np.array_equal(
+        model.get_latent_representation(filled), model.get_latent_representation(zeroed)
+    )
+
+
+def test_each_condition_is_reported(adata) -> None:
+    model = make(adata, condition_key="three")
+    model.train(max_epochs=2, train_size=0.6, enable_progress_bar=False)
+    names = {"elbo_control_validation", "elbo_drug1_validation", "elbo_drug2_validation"}
+    assert names <= set(model.history)
+    last = {name: model.history[name].iloc[-1, 0] for name in model.history}
+    drugs = sorted((last["elbo_drug1_validation"], last["elbo_drug2_validation"]))
+    target = last["elbo_validation"] - last["elbo_control_validation"]
+    assert drugs[0] <= target + 1e-3
+    assert target <= drugs[1] + 1e-3
+    two = make(adata)
+    two.train(max_epochs=1, train_size=0.6, enable_progress_bar=False)
+    assert not any("control" in name for name in two.history)
+
+
+def test_the_split_can_be_given(adata) -> None:
+    model = make(adata)
+    parts = [np.r_[0:8, 12:20], np.r_[8:12, 20:26]]
+    model.train(
+        max_epochs=1,
+        datasplitter_kwargs={"external_indexing": parts},
+        enable_progress_bar=False,
+    )
+    many = np.mean(
+        [model.get_elbo(indices=parts[1], return_mean=False, seed=i) for i in range(99)], 0
+    )
+    recorded = model.history["elbo_validation"].iloc[-1, 0]
+    assert -(many[:4].mean() + many[4:].mean()) == pytest.approx(recorded, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"datasplitter_kwargs": {"external_indexing": [[0, 13], [13]]}}, "twice"),
+        ({"datasplitter_kwargs": {"external_indexing": [[0, 1], [13]]}}, "both populations"),
+        ({"datasplitter_kwargs": {"external_indexing": [[0, 99]]}}, "neither population"),
+        ({"datasplitter_kwargs": {"external_indexing": [[0]] * 4}}, "it has 4"),
+        ({"datasplitter_kwargs": {"drop_last": True}}, "drop_last"),
+        ({"load_sparse_tensor": True}, "load_sparse_tensor"),
+        ({"plan_kwargs": {"optimizer": "SGD"}}, "'Adam', 'AdamW' or 'Custom'"),
+        ({"plan_kwargs": {"optimizer": "Custom"}}, "go together"),
+        (
+            {"plan_kwargs": {"reduce_lr_on_plateau": True, "lr_scheduler_metric": "x"}},
+            "lr_scheduler_metric='x' is not recorded",
+        ),
+        ({"strategy": "ddp"}, "strategy"),
+    ],
+)
+def test_what_train_cannot_honour_is_an_error(adata, arguments, message) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(adata).train(max_epochs=1, enable_progress_bar=False, **arguments)
+
+
+def test_optimisers_and_schedules(adata) -> None:
+    quiet = {"max_epochs": 6, "enable_progress_bar": False, "seed": 0}
+    model = make(adata)
+    made = []
+
+    def creator(parameters):
+        made.append(torch.optim.SGD(parameters, lr=1e-4))
+        return made[0]
+
+    model.train(plan_kwargs={"optimizer": "Custom", "optimizer_creator": creator}, **quiet)
+    assert len(made) == 1
+    schedule = {
+        "reduce_lr_on_plateau": True,
+        "lr_patience": 0,
+        "lr_factor": 0.1,
+        "lr_threshold": 1e9,  # nothing is an improvement
+        "lr_scheduler_metric": "train_loss_epoch",
+        "optimizer": "AdamW",
+    }
+    pyro.set_rng_seed(0)
+    slowed = make(adata)
+    start = slowed.module.guide.z_encoder.mean.weight.clone()
+    slowed.train(plan_kwargs=schedule, **quiet)
+    pyro.set_rng_seed(0)
+    free = make(adata)
+    free.train(plan_kwargs={"optimizer": "AdamW"}, **quiet)
+    moved, freely = (
+        float((m.module.guide.z_encoder.mean.weight - start).abs().sum().detach())
+        for m in (slowed, free)
+    )
+    assert moved < 0.7 * freely

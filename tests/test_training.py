@@ -55,7 +55,7 @@ def make_model(adata: ad.AnnData | None = None, **kwargs: Any) -> ContrastiveVI:
 
 
 def train(model: ContrastiveVI, max_epochs: int = 2, **kwargs: Any) -> fit.FitResult:
-    quiet = {"max_epochs": max_epochs, "progress_bar": False, "accelerator": "cpu"}
+    quiet = {"max_epochs": max_epochs, "enable_progress_bar": False, "accelerator": "cpu"}
     return model.train(**(quiet | kwargs))
 
 
@@ -332,7 +332,7 @@ def test_plan_out_of_range(plan):
 
 
 def test_plan_reaches_the_optimiser():
-    optimizer = TrainingPlan(lr=0.2, weight_decay=0.3, eps=0.4).optimizer(make_model().module)
+    optimizer = TrainingPlan(lr=0.2, weight_decay=0.3, eps=0.4).make_optimizer(make_model().module)
     settings = optimizer.param_groups[0]
     assert [settings[k] for k in ("lr", "weight_decay", "eps")] == [0.2, 0.3, 0.4]
 
@@ -861,7 +861,7 @@ def test_more_than_one_treatment_trains():
 
 
 def test_progress_is_shown_and_can_be_silenced(capsys):
-    train(make_model(), 2, progress_bar=True)
+    train(make_model(), 2, enable_progress_bar=True)
     assert "Epoch 2/2" in capsys.readouterr().out
     train(make_model(), 2)
     assert capsys.readouterr().out == ""

@@ -23,6 +23,8 @@ class CellData:
         ``[cells, genes]``, CSR or dense.
     condition
         Code per cell, 0 = background; ``None`` when not known.
+    conditions
+        Names of the conditions by code; empty when there are none.
     batch
         Batch code per cell; ``None``: one batch.
     categorical
@@ -35,6 +37,7 @@ class CellData:
 
     counts: Matrix
     condition: NDArray[np.int64] | None = None
+    conditions: tuple[str, ...] = ()
     batch: NDArray[np.int64] | None = None
     categorical: NDArray[np.int64] | None = None
     continuous: NDArray[np.float32] | None = None

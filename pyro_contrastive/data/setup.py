@@ -123,15 +123,17 @@ class Setup:
         return tuple(self.categories[self.condition_key]) if self.condition_key else ()
 
     def extract(self, adata: AnnData) -> CellData:
-        """Read counts and codes of an AnnData with the same genes and columns.
+        """Read counts and codes of an AnnData with the registered genes and columns.
+
+        Genes may come in another order, or among others.
 
         Raises
         ------
         KeyError, ValueError
-            As :meth:`register`; also if the genes differ from the registered ones, or a category
-            was not there when the model was set up (the error lists the known ones).
+            As :meth:`register`; also if a registered gene is missing, or a category was not there
+            when the model was set up (the error lists the known ones).
         """
-        self.check_genes(adata)
+        adata = self.with_genes(adata)
         counts = read_counts(adata, self.layer)
         continuous = [self._numbers(adata, key) for key in self.continuous_covariate_keys]
         codes = [self._codes(adata, key) for key in self.categorical_covariate_keys]
@@ -144,37 +146,38 @@ class Setup:
         return CellData(
             counts=counts,
             condition=self._codes(adata, self.condition_key) if self.condition_key else None,
+            conditions=self.conditions,
             batch=self._codes(adata, self.batch_key) if self.batch_key else None,
             categorical=np.stack(codes, axis=1) if codes else None,
             continuous=np.stack(continuous, axis=1) if continuous else None,
             size_factor=size_factor,
         )
 
-    def check_genes(self, adata: AnnData) -> None:
-        """Refuse an AnnData whose genes are not the registered ones, in their order.
+    def with_genes(self, adata: AnnData) -> AnnData:
+        """Return the registered genes of `adata`, in their order (a view if that takes a change).
 
         Raises
         ------
         ValueError
-            Saying which genes lack or are too many, or that the order differs.
+            If some are missing, naming them.
         """
         genes = tuple(map(str, adata.var_names))
         if genes == self.genes:
-            return
-        present, wanted = set(genes), set(self.genes)
-        missing = [g for g in self.genes if g not in present]
-        extra = [g for g in genes if g not in wanted]
+            return adata
+        missing = self.missing_genes(adata)
         if missing:
-            what = f"lacks {len(missing)} of the {len(self.genes)} genes, e.g. {missing[:3]}"
-            remedy = "Call setup_anndata on it and make a new model, or give data with all genes."
-        elif extra:
-            what = f"has {len(extra)} genes more, e.g. {extra[:3]}"
-            remedy = "Select the registered genes: adata[:, model.genes]."
-        else:
-            what = "has the genes in another order"
-            remedy = "Put them in the registered order: adata[:, model.genes]."
-        msg = f"This AnnData {what}, compared with the one that was set up. {remedy}"
-        raise ValueError(msg)
+            msg = (
+                f"This AnnData lacks {len(missing)} of the {len(self.genes)} genes that were set "
+                f"up, e.g. {missing[:3]}. Give data with all genes, or have the missing ones "
+                "filled with zeros: model.prepare_query_anndata(adata, fill_missing=True)."
+            )
+            raise ValueError(msg)
+        return adata[:, list(self.genes)]
+
+    def missing_genes(self, adata: AnnData) -> list[str]:
+        """Return the registered genes that `adata` does not have."""
+        present = set(map(str, adata.var_names))
+        return [gene for gene in self.genes if gene not in present]
 
     def _read_categories(self, adata: AnnData) -> dict[str, list[str]]:
         keys = [self.batch_key, self.labels_key, *self.categorical_covariate_keys]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix, hstack
 
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
@@ -36,6 +37,47 @@ class ModelBase:
     def genes(self) -> list[str]:
         """Names of the genes, in the model's order."""
         return list(self.setup.genes)
+
+    def prepare_query_anndata(self, adata: AnnData, *, fill_missing: bool = False) -> AnnData:
+        """Return cells with exactly the model's genes, in its order, as a new AnnData.
+
+        Methods that take ``adata=`` bring genes into order by themselves; this is for data in
+        which some are missing.
+
+        Parameters
+        ----------
+        adata
+            Cells with the columns the model was set up with.
+        fill_missing
+            Fill missing genes with zero counts. A zero is an observation to the model: fill in a
+            few genes, not many.
+
+        Returns
+        -------
+        A copy with the counts (of the registered layer), ``obs``, ``obsm`` and ``uns`` of `adata`.
+
+        Raises
+        ------
+        ValueError
+            If genes are missing and `fill_missing` is not set; the error names some.
+        """
+        missing = self.setup.missing_genes(adata)
+        if not fill_missing or not missing:
+            return self.setup.with_genes(adata).copy()
+        layer = self.setup.layer
+        counts = csr_matrix(adata.X if layer is None else adata.layers[layer])
+        zeros = csr_matrix((adata.n_obs, len(missing)), dtype=counts.dtype)
+        filled = AnnData(
+            hstack([counts, zeros], format="csr"),
+            obs=adata.obs,
+            var=pd.DataFrame(index=[*adata.var_names, *missing]),
+            obsm=dict(adata.obsm),
+            uns=dict(adata.uns),
+            layers=None,
+        )
+        if layer is not None:
+            filled.layers[layer] = filled.X
+        return filled[:, self.genes].copy()
 
     def _adata(self, adata: AnnData | None) -> AnnData:
         chosen = adata if adata is not None else self.adata

@@ -14,7 +14,7 @@ from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import numpy_rng, seeded
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
-from pyro_contrastive.training.splits import split_populations
+from pyro_contrastive.training.splits import external_split, split_populations
 
 if TYPE_CHECKING:
     from pyro_contrastive.training.fit import FitResult
@@ -33,15 +33,17 @@ class TrainingMethods(ModelBase):
         train_size: float | None = None,
         validation_size: float | None = None,
         shuffle_set_split: bool = True,
+        load_sparse_tensor: bool = False,
         batch_size: int = 128,
         early_stopping: bool = False,
+        datasplitter_kwargs: dict[str, Any] | None = None,
         plan_kwargs: dict[str, Any] | None = None,
         *,
         early_stopping_monitor: str = "elbo_validation",
         early_stopping_patience: int = 45,
         early_stopping_min_delta: float = 0.0,
-        check_val_every_n_epoch: int = 1,
-        progress_bar: bool = True,
+        check_val_every_n_epoch: int | None = 1,
+        enable_progress_bar: bool = True,
         seed: int | None = None,
     ) -> FitResult:
         """Fit the model. A second call goes on from the weights there are.
@@ -63,18 +65,24 @@ class TrainingMethods(ModelBase):
             Held-out quantities are recorded when both populations have held-out cells.
         shuffle_set_split
             Shuffle the cells before they are split.
+        load_sparse_tensor
+            Must be ``False``: counts are kept sparse on the host, and mini-batches are dense.
         batch_size
             Cells of each population in a step, at most.
         early_stopping
             Stop when `early_stopping_monitor` has not improved by `early_stopping_min_delta` for
             `early_stopping_patience` checks, and put back the best weights.
+        datasplitter_kwargs
+            ``{"external_indexing": [train, validation, test]}``: the split itself, as indices of
+            cells (of both populations; the latter two may be left out). Nothing else is taken.
         plan_kwargs
             See :class:`~pyro_contrastive.training.TrainingPlan`: ``lr``, ``n_epochs_kl_warmup`` ...
         early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
             See `early_stopping`.
         check_val_every_n_epoch
-            How often the held-out ELBO is computed, and early stopping considered.
-        progress_bar
+            How often the held-out ELBO is computed, and early stopping considered; ``None``:
+            never.
+        enable_progress_bar
             Show one.
         seed
             Seed of the split, the order of the cells and all noise; default: torch's global state
@@ -96,6 +104,9 @@ class TrainingMethods(ModelBase):
         from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
         from pyro_contrastive.training.fit import fit  # noqa: PLC0415
 
+        if load_sparse_tensor:
+            msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
+            raise ValueError(msg)
         plan = TrainingPlan.from_kwargs(plan_kwargs)
         fabric = one_device(accelerator, devices)
         adata = self._adata(None)
@@ -111,13 +122,16 @@ class TrainingMethods(ModelBase):
             )
         with seeded(seed):
             rng = numpy_rng()
-            split = split_populations(
-                *cells,
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle=shuffle_set_split,
-                rng=rng,
-            )
+            if datasplitter_kwargs:
+                split = external_split(*cells, **datasplitter_kwargs)
+            else:
+                split = split_populations(
+                    *cells,
+                    train_size=train_size,
+                    validation_size=validation_size,
+                    shuffle=shuffle_set_split,
+                    rng=rng,
+                )
             result = fit(
                 self.module,
                 data,
@@ -130,7 +144,7 @@ class TrainingMethods(ModelBase):
                 rng=rng,
                 early_stopping=stopping,
                 check_val_every_n_epoch=check_val_every_n_epoch,
-                progress_bar=progress_bar,
+                progress_bar=enable_progress_bar,
             )
         self.is_trained = True
         if background_indices is not None and self.setup.condition_key is None:

@@ -14,6 +14,9 @@ from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.training.splits import Population, evaluation_batches
 from pyro_contrastive.vae import ContrastiveVAE
 
+Traces = tuple[pyro.poutine.Trace, pyro.poutine.Trace]
+"""Of the model and of the guide."""
+
 
 def evaluate(
     vae: ContrastiveVAE,
@@ -44,10 +47,12 @@ def evaluate(
     Returns
     -------
     ``reconstruction_loss``, ``kl_z``, ``kl_s``, ``kl_library`` (if latent), and each penalty,
-    averaged over the mini-batches that hold cells of both populations.
+    averaged over the mini-batches that hold cells of both populations. With several treatments
+    also ``elbo_<condition>``, the mean over the cells of each condition.
     """
     sums: dict[str, float] = {}
     penalties: dict[str, list[float]] = {}
+    by_condition = _ByCondition(data.conditions)
     with evaluating(vae), seeded(seed), pyro.validation_enabled(False):
         for indices in evaluation_batches(cells, batch_size):
             batch = data.cells(indices, device)
@@ -58,19 +63,44 @@ def evaluate(
             for traces in particles:
                 for name, value in _site_terms(vae, traces, weights).items():
                     sums[name] = sums.get(name, 0.0) + value / len(particles)
+                by_condition.add(traces, batch.condition)
                 if batch.is_target.any() and not batch.is_target.all():
                     for penalty in vae.penalties:
                         value = float(penalty(*traces, batch))
                         penalties.setdefault(penalty.name, []).append(value)
-    return sums | {name: sum(values) / len(values) for name, values in penalties.items()}
+    means = {name: sum(values) / len(values) for name, values in penalties.items()}
+    return sums | means | by_condition.means()
 
 
-def _site_terms(
-    vae: ContrastiveVAE, traces: tuple[pyro.poutine.Trace, pyro.poutine.Trace], weights: Tensor
-) -> dict[str, float]:
+class _ByCondition:
+    """Adds up the negative ELBO of the cells of each condition, where there are several."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names if len(names) > 2 else ()  # noqa: PLR2004  # one treatment: see elbo
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64)
+        self.counts = torch.zeros(len(self.names), dtype=torch.float64)
+
+    def add(self, traces: Traces, condition: Tensor) -> None:
+        if not self.names:
+            return
+        local = {n: t for n, t in _site_losses(traces).items() if is_local(traces[0].nodes[n])}
+        losses = torch.stack([t.reshape(-1, len(condition)).mean(0) for t in local.values()])
+        self.sums.index_add_(0, condition.cpu(), losses.sum(0).double().cpu())
+        self.counts.index_add_(0, condition.cpu(), torch.ones(len(condition)).double())
+
+    def means(self) -> dict[str, float]:
+        found = [i for i in range(len(self.names)) if self.counts[i] > 0]
+        return {f"elbo_{self.names[i]}": float(self.sums[i] / self.counts[i]) for i in found}
+
+
+def _site_losses(traces: Traces) -> dict[str, Tensor]:
+    return site_losses(*traces, analytic=True)
+
+
+def _site_terms(vae: ContrastiveVAE, traces: Traces, weights: Tensor) -> dict[str, float]:
     """Return the share that this mini-batch has in each site's part."""
     terms = {}
-    for name, term in site_losses(*traces, analytic=True).items():
+    for name, term in _site_losses(traces).items():
         if is_local(traces[0].nodes[name]):
             total = (term * weights).sum(-1).mean()  # the mean is over vectorised particles
         else:  # shared by all cells of the data set, as in the objective

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,7 +87,8 @@ class _Run:
         self.batch_size = batch_size
         self.fabric = fabric
         self.batches = PairedBatches(split.train, batch_size, rng)
-        self.loss, self.optimizer = fabric.setup(_Loss(vae), plan.optimizer(vae))
+        self.loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
+        self.scheduler = plan.make_scheduler(self.optimizer.optimizer)
         self.step = 0
         vae.objective.data_size = len(split.train)
 
@@ -101,14 +102,24 @@ class _Run:
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
         check_programs(self.vae, self.data.cells(first, self.fabric.device))
-        if early_stopping is None:
+        if early_stopping is None and self.scheduler is None:
             return
         pair = Population(self.split.train.background[:1], self.split.train.target[:1])
         means = evaluate(self.vae, self.data, pair, 1, self.fabric.device)
         recorded = {"train_loss_epoch", "kl_weight", *named(means, "train")}
         if self.can_validate:
             recorded |= set(named(means, "validation"))
-        early_stopping.check(recorded)
+        if early_stopping is not None:
+            early_stopping.check(recorded)
+        metric = self.plan.lr_scheduler_metric
+        if self.scheduler is not None and metric not in recorded:
+            msg = f"lr_scheduler_metric={metric!r} is not recorded; there are {sorted(recorded)}."
+            raise ValueError(msg)
+
+    def lower_learning_rate(self, values: Mapping[str, float]) -> None:
+        """Let the schedule look at the values of an epoch."""
+        if self.scheduler is not None and self.plan.lr_scheduler_metric in values:
+            self.scheduler.step(values[self.plan.lr_scheduler_metric])
 
     @property
     def can_validate(self) -> bool:
@@ -190,7 +201,7 @@ def fit(
     fabric: Fabric,
     rng: np.random.Generator,
     early_stopping: EarlyStopping | None = None,
-    check_val_every_n_epoch: int = 1,
+    check_val_every_n_epoch: int | None = 1,
     progress_bar: bool = True,
 ) -> FitResult:
     """Train `vae` on the training cells of `split`, adding an epoch at a time to `history`.
@@ -215,7 +226,7 @@ def fit(
     early_stopping
         When to stop; ``None``: after `max_epochs`.
     check_val_every_n_epoch
-        How often to evaluate the held-out cells.
+        How often to evaluate the held-out cells; ``None``: never.
     progress_bar
         Show one.
 
@@ -226,7 +237,9 @@ def fit(
     NonFiniteLossError
         If the loss becomes NaN or infinite; says at which site.
     """
-    _check_positive(max_epochs=max_epochs, check_val_every_n_epoch=check_val_every_n_epoch)
+    _check_positive(max_epochs=max_epochs)
+    if check_val_every_n_epoch is not None:
+        _check_positive(check_val_every_n_epoch=check_val_every_n_epoch)
     start = time.perf_counter()
     run = _Run(
         vae,
@@ -248,8 +261,9 @@ def fit(
             no_nan_warnings(),
         ):
             for epoch in range(max_epochs):
-                is_check = (epoch + 1) % check_val_every_n_epoch == 0
+                is_check = (epoch + 1) % (check_val_every_n_epoch or max_epochs + 1) == 0
                 values = run.train_epoch(epoch) | (run.validate() if is_check else {})
+                run.lower_learning_rate(values)
                 history.add_epoch(values)
                 bar.advance(values)
                 if early_stopping is not None and is_check:

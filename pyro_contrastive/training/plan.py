@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_contrastive.objective import kl_weight_at
 
@@ -25,7 +27,16 @@ class TrainingPlan:
     Parameters
     ----------
     lr, weight_decay, eps
-        Of Adam (coupled weight decay).
+        Of Adam (coupled weight decay) or AdamW (decoupled).
+    optimizer
+        ``"Adam"``, ``"AdamW"`` or ``"Custom"``, which takes `optimizer_creator`.
+    optimizer_creator
+        Function of the parameters that returns an optimiser.
+    reduce_lr_on_plateau
+        Multiply the learning rate by `lr_factor` when `lr_scheduler_metric` has not fallen by
+        `lr_threshold` for `lr_patience` epochs, down to `lr_min`.
+    lr_factor, lr_patience, lr_threshold, lr_scheduler_metric, lr_min
+        See `reduce_lr_on_plateau`; the metric is a quantity of the history.
     n_epochs_kl_warmup, n_steps_kl_warmup
         Length of the linear KL warm-up, in epochs or in steps (epochs win); 0 for none. Default: a
         quarter of the steps of the run, so that the weight reaches its maximum well before the end.
@@ -45,11 +56,25 @@ class TrainingPlan:
     n_steps_kl_warmup: int | None = None
     min_kl_weight: float = 0.0
     max_kl_weight: float = 1.0
+    optimizer: str = "Adam"
+    optimizer_creator: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
+    reduce_lr_on_plateau: bool = False
+    lr_factor: float = 0.6
+    lr_patience: int = 30
+    lr_threshold: float = 0.0
+    lr_scheduler_metric: str = "elbo_validation"
+    lr_min: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
         if not self.lr > 0:
             msg = f"lr must be positive, not {self.lr}."
+            raise ValueError(msg)
+        if self.optimizer not in {"Adam", "AdamW", "Custom"}:
+            msg = f"optimizer must be 'Adam', 'AdamW' or 'Custom', not {self.optimizer!r}."
+            raise ValueError(msg)
+        if (self.optimizer == "Custom") != (self.optimizer_creator is not None):
+            msg = "optimizer='Custom' and optimizer_creator= go together; give both or neither."
             raise ValueError(msg)
         for name in ("n_epochs_kl_warmup", "n_steps_kl_warmup"):
             length = getattr(self, name)
@@ -79,14 +104,30 @@ class TrainingPlan:
             raise TypeError(msg)
         return cls(**(plan_kwargs or {}))
 
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Make the optimiser of a module's parameters."""
-        return torch.optim.Adam(
+        if self.optimizer_creator is not None:
+            return self.optimizer_creator(module.parameters())
+        kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+        return kinds[self.optimizer](
             module.parameters(),
             lr=self.lr,
             weight_decay=self.weight_decay,
             eps=self.eps,
             fused=True,
+        )
+
+    def make_scheduler(self, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau | None:
+        """Make what lowers the learning rate, to be stepped with `lr_scheduler_metric`."""
+        if not self.reduce_lr_on_plateau:
+            return None
+        return ReduceLROnPlateau(
+            optimizer,
+            factor=self.lr_factor,
+            patience=self.lr_patience,
+            threshold=self.lr_threshold,
+            threshold_mode="abs",
+            min_lr=self.lr_min,
         )
 
     def kl_weight(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:

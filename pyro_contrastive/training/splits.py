@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Indices = NDArray[np.int64]
 ROUNDING = 1e-6
@@ -86,6 +86,47 @@ def split_populations(
         parts.append(np.split(order, stops))
     (b_val, b_train, b_test), (t_val, t_train, t_test) = parts
     return Split(Population(b_train, t_train), Population(b_val, t_val), Population(b_test, t_test))
+
+
+def external_split(
+    background: Indices, target: Indices, *, external_indexing: Sequence[ArrayLike]
+) -> Split:
+    """Split the populations as told.
+
+    Parameters
+    ----------
+    background, target
+        Indices of the cells.
+    external_indexing
+        Indices of training, validation and test cells, of both populations; the latter two may be
+        left out.
+
+    Raises
+    ------
+    ValueError
+        If there are no or more than three parts, they overlap, they name a cell of neither
+        population, or no cell of a population trains.
+    """
+    parts = [np.asarray(part, dtype=np.int64).reshape(-1) for part in external_indexing]
+    if not 1 <= len(parts) <= 3:  # noqa: PLR2004  # train, validation, test
+        msg = f"external_indexing needs training, validation and test cells; it has {len(parts)}."
+        raise ValueError(msg)
+    parts += [np.empty(0, dtype=np.int64)] * (3 - len(parts))
+    named = np.concatenate(parts)
+    if len(np.unique(named)) < len(named):
+        msg = "external_indexing names some cells twice, within a part or in two of them."
+        raise ValueError(msg)
+    strange = np.setdiff1d(named, np.concatenate([background, target]))
+    if strange.size:
+        msg = f"external_indexing names {strange.size} cells of neither population: {strange[:3]}."
+        raise ValueError(msg)
+    train, validation, test = (
+        Population(np.intersect1d(part, background), np.intersect1d(part, target)) for part in parts
+    )
+    if not (len(train.background) and len(train.target)):
+        msg = "external_indexing must hold training cells of both populations."
+        raise ValueError(msg)
+    return Split(train, validation, test)
 
 
 class PairedBatches:
