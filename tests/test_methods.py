@@ -369,3 +369,21 @@ def test_optimisers_and_schedules(adata) -> None:
         for m in (slowed, free)
     )
     assert moved < 0.7 * freely
+
+
+def test_cells_without_counts_have_finite_results(adata) -> None:
+    kept = sp.diags((np.arange(26) % 13 > 0).astype(np.float32))  # a cell of each population
+    adata.X = (kept @ adata.X).tocsr()
+    with pytest.warns(UserWarning, match="2 of 26 cells have no counts"):
+        model = make(adata, use_observed_lib_size=True)
+    model.train(max_epochs=2, enable_progress_bar=False, train_size=0.8)
+    results = [
+        *model.get_normalized_expression(library_size="latent").values(),
+        *model.get_treatment_effect(n_samples=3).values(),
+        model.get_latent_representation(),
+        model.get_latent_library_size(),
+        model.get_elbo(return_mean=False),
+        model.get_marginal_ll(n_mc_samples=5, return_mean=False),
+        *(frame for frame in model.history.values()),
+    ]
+    assert all(np.isfinite(np.asarray(result)).all() for result in results)

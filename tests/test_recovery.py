@@ -20,7 +20,9 @@ def fit(adata, **kwargs) -> ContrastiveVI:
     pyro.set_rng_seed(0)
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     model = ContrastiveVI(adata, n_background_latent=3, n_salient_latent=2, **kwargs)
-    model.train(max_epochs=120, seed=0, progress_bar=False, plan_kwargs={"lr": 3e-3, "eps": 1e-8})
+    model.train(
+        max_epochs=120, seed=0, enable_progress_bar=False, plan_kwargs={"lr": 3e-3, "eps": 1e-8}
+    )
     return model
 
 

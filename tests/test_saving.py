@@ -463,3 +463,17 @@ def test_an_objective_that_cannot_be_saved_says_so(tmp_path):
     with pytest.raises(TypeError, match="MyObjective cannot be saved"):
         model.save(tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_reference_takes_and_we_cannot_is_an_error(tmp_path):
+    model = make_model(trained=False)
+    with pytest.raises(ValueError, match="a folder each"):
+        model.save(tmp_path / "model", prefix="best_")
+    assert not (tmp_path / "model").exists()
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="a folder each"):
+        ContrastiveVI.load(tmp_path / "model", prefix="best_")
+    with pytest.raises(ValueError, match="accelerator='tpu' is not to be had"):
+        ContrastiveVI.load(tmp_path / "model", accelerator="tpu")
+    loaded = ContrastiveVI.load(tmp_path / "model", accelerator="cpu")
+    assert {p.device.type for p in loaded.module.parameters()} == {"cpu"}

@@ -23,6 +23,7 @@ from pyro_contrastive.saving import (
     write_folder,
 )
 from pyro_contrastive.torch_tools import seeded
+from pyro_contrastive.training.devices import torch_device
 from pyro_contrastive.training.history import History
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -56,6 +57,7 @@ class StorageMethods(ModelBase):
     def save(
         self,
         dir_path: str | Path,
+        prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
     ) -> None:
@@ -65,6 +67,8 @@ class StorageMethods(ModelBase):
         ----------
         dir_path
             The folder. It appears complete or not at all.
+        prefix
+            Must be ``None``: a model has a folder of its own.
         overwrite
             Replace a folder that is there.
         save_anndata
@@ -77,6 +81,7 @@ class StorageMethods(ModelBase):
         TypeError
             If ``module.objective`` was replaced by one that cannot be saved.
         """
+        _refuse_prefix(prefix)
         saved = SavedModel(
             setup=self.setup,
             settings=self.settings,
@@ -95,13 +100,16 @@ class StorageMethods(ModelBase):
         cls,
         dir_path: str | Path,
         adata: AnnData | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
         *,
         likelihood: Likelihood | None = None,
         background_prior: PriorLike | None = None,
         salient_prior: PriorLike | None = None,
         penalties: Sequence[Penalty] | None = None,
     ) -> Self:
-        """Load what :meth:`save` wrote; onto the CPU, wherever it was trained.
+        """Load what :meth:`save` wrote, wherever it was trained.
 
         Parameters
         ----------
@@ -110,6 +118,11 @@ class StorageMethods(ModelBase):
         adata
             Data for the model; default the saved ones, if they were saved. Without any, give
             ``adata=`` to the methods that need data.
+        accelerator, device
+            Where to: ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"gpu"`` or ``"cuda"``; and
+            the number of the device.
+        prefix
+            Must be ``None``: a model has a folder of its own.
         likelihood, background_prior, salient_prior, penalties
             Components of your own, when they cannot be imported by name.
 
@@ -127,12 +140,15 @@ class StorageMethods(ModelBase):
             "salient_prior": salient_prior,
             "penalties": penalties,
         }
+        _refuse_prefix(prefix)
+        target = torch_device(accelerator, device)
         saved, saved_adata = read_folder(Path(dir_path))
         model = cls.__new__(cls)
         parts = saved.make_components(given) | saved.library_moments()
         with seeded(0):  # starting values, to be replaced: they must not cost random numbers
             model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
         saved.load_weights(model.module)
+        model.module.to(target)
         model._history = saved.history
         model.is_trained = saved.is_trained
         if saved.conditions is not None:
@@ -141,3 +157,11 @@ class StorageMethods(ModelBase):
         if adata is not None:
             model.setup.extract(adata)  # says what differs, now
         return model
+
+
+def _refuse_prefix(prefix: str | None) -> None:
+    if prefix is not None:
+        msg = (
+            f"prefix={prefix!r}: several models in one folder are not supported; use a folder each."
+        )
+        raise ValueError(msg)
