@@ -10,6 +10,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.likelihood import LikelihoodMethods
@@ -20,7 +21,12 @@ from pyro_contrastive.priors import PriorLike
 
 
 class ContrastiveVI(
-    TrainingMethods, LatentMethods, ExpressionMethods, LikelihoodMethods, StorageMethods
+    TrainingMethods,
+    LatentMethods,
+    ExpressionMethods,
+    DifferentialMethods,
+    LikelihoodMethods,
+    StorageMethods,
 ):
     """Contrastive analysis of single-cell counts (Weinberger, Lin & Lee, Nature Methods 2023).
 

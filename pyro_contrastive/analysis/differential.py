@@ -1,0 +1,263 @@
+"""Differential expression between two groups of cells, from draws of the posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.progress import track
+
+from pyro_contrastive.analysis import differential_statistics as statistics
+from pyro_contrastive.analysis.differential_settings import BatchCodes, DifferentialSettings
+from pyro_contrastive.analysis.differential_statistics import Draws, Vector
+from pyro_contrastive.analysis.expression import Decoding, expression
+from pyro_contrastive.analysis.groups_of_cells import GroupPair
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.counts import Matrix
+from pyro_contrastive.torch_tools import numpy_rng
+from pyro_contrastive.vae import ContrastiveVAE
+
+# The change is reported with a smaller pseudocount than it is tested with, as in scvi-tools: the
+# larger one is there to keep silent genes from being tagged, and would shrink what is reported.
+REPORTED_PSEUDOCOUNT = 1e-3
+
+
+def differential_expression(
+    vae: ContrastiveVAE,
+    data: CellData,
+    pairs: Sequence[GroupPair],
+    genes: Sequence[str],
+    settings: DifferentialSettings,
+    *,
+    batches: BatchCodes = ((), ()),
+    batch_size: int | None = None,
+    silent: bool = True,
+) -> pd.DataFrame:
+    """Compare groups of cells gene by gene; random numbers come from torch's global state.
+
+    Parameters
+    ----------
+    vae, data
+        The model and the data. Target cells are decoded with their salient latent and background
+        cells with 0 in its place, cell by cell: see
+        :func:`~pyro_contrastive.analysis.groups_of_cells.with_targets`.
+    pairs
+        What to compare: see :func:`~pyro_contrastive.analysis.groups_of_cells.group_pairs`.
+    genes
+        Their names: the index of the result.
+    settings
+        How.
+    batches
+        See :func:`~pyro_contrastive.analysis.differential_settings.batches_to_decode`.
+    batch_size
+        Cells at a time; default 1,024.
+    silent
+        Show no progress bar.
+
+    Returns
+    -------
+    One row per gene and pair, columns as in scvi-tools; within a pair the likeliest change first.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer draws than batches, the likelihood has no normalised expression, or a
+        function in the settings returns arrays of the wrong shape.
+    """
+    rng = numpy_rng()
+    tables = []
+    for pair in track(pairs, "Differential expression", disable=silent):
+        draws1, draws2 = (
+            draw_scales(vae, data, cells, codes, settings, batch_size=batch_size, rng=rng)
+            for cells, codes in zip((pair.cells1, pair.cells2), batches, strict=True)
+        )
+        columns = compare_draws(draws1, draws2, data.counts, pair, settings, batches, rng)
+        tables.append(_table(columns, pair, genes, settings))
+    return pd.concat(tables)
+
+
+def draw_scales(
+    vae: ContrastiveVAE,
+    data: CellData,
+    cells: NDArray[np.int64],
+    codes: Sequence[int],
+    settings: DifferentialSettings,
+    *,
+    batch_size: int | None = None,
+    rng: np.random.Generator,
+) -> Draws:
+    """Draw cells of a group with replacement, and normalised expression for each draw.
+
+    Parameters
+    ----------
+    vae, data, cells
+        The model, the data and the cells of the group.
+    codes
+        Batches to decode under, each for an equal share of the draws (to within one); empty: each
+        cell's own.
+    settings
+        Number of draws.
+    batch_size
+        Cells at a time.
+    rng
+        Chooses the cells.
+
+    Returns
+    -------
+    ``[n_samples_overall, genes]``, batch after batch.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer draws than batches.
+    """
+    if settings.n_samples_overall < len(codes):
+        msg = (
+            f"n_samples_overall={settings.n_samples_overall} is less than one draw for each of "
+            f"{len(codes)} batches."
+        )
+        raise ValueError(msg)
+    chosen = rng.choice(cells, settings.n_samples_overall)
+    draws = []
+    for share, batch in _shares(chosen, codes):
+        decoding = Decoding(n_samples=settings.n_samples, batches=batch, batch_size=batch_size)
+        draws += expression(vae, data, share, decoding)
+    return np.concatenate(draws)
+
+
+def _shares(
+    rows: NDArray[np.int64], codes: Sequence[int]
+) -> list[tuple[NDArray[np.int64], tuple[int, ...]]]:
+    """Split rows evenly over the batches they are decoded under."""
+    if not codes:
+        return [(rows, ())]
+    parts = np.array_split(rows, len(codes))
+    return [(part, (code,)) for part, code in zip(parts, codes, strict=True)]
+
+
+def pair_draws(
+    draws1: Draws,
+    draws2: Draws,
+    batches: BatchCodes,
+    settings: DifferentialSettings,
+    rng: np.random.Generator,
+) -> tuple[Draws, Draws]:
+    """Say which draws of the two groups are compared, row by row.
+
+    Draws decoded under the same batches are paired within a batch. If the groups were decoded
+    under different batches, the second is shuffled, so that every batch meets every other.
+    """
+    codes1, codes2 = batches
+    if list(codes1) != list(codes2):
+        draws2 = rng.permutation(draws2)
+    if not settings.use_permutation:
+        return draws1, draws2
+    blocks = _shares(np.arange(len(draws1)), codes1)
+    sizes = [len(part) for part, _ in _shares(np.arange(settings.m_permutation), codes1)]
+    rows1, rows2 = (
+        np.concatenate([rng.choice(b, n) for (b, _), n in zip(blocks, sizes, strict=True)])
+        for _ in range(2)
+    )
+    return draws1[rows1], draws2[rows2]
+
+
+def compare_draws(
+    draws1: Draws,
+    draws2: Draws,
+    counts: Matrix,
+    pair: GroupPair,
+    settings: DifferentialSettings,
+    batches: BatchCodes,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Return the columns of one comparison, in scvi-tools' order."""
+    counts1, counts2 = (
+        statistics.count_statistics(counts, cells) for cells in (pair.cells1, pair.cells2)
+    )
+    x, y = pair_draws(draws1, draws2, batches, settings, rng)
+    details: dict[str, Any] = {}
+    if settings.mode == "change":
+        raw_means = (counts1["raw_mean"], counts2["raw_mean"])
+        p, details = _test_change(x, y, raw_means, settings, rng)
+        columns: dict[str, Any] = {"proba_de": p, "proba_not_de": 1 - p}
+    else:
+        p = (x > y).mean(axis=0)
+        columns = {"proba_m1": p, "proba_m2": 1 - p}
+    columns["bayes_factor"] = statistics.log_odds(p)
+    columns["scale1"] = draws1.mean(axis=0, dtype=np.float64)
+    columns["scale2"] = draws2.mean(axis=0, dtype=np.float64)
+    columns |= details
+    if settings.all_stats:
+        for name in counts1:
+            columns |= {f"{name}1": counts1[name], f"{name}2": counts2[name]}
+    return columns
+
+
+def _test_change(
+    draws1: Draws,
+    draws2: Draws,
+    raw_means: Sequence[Vector],
+    settings: DifferentialSettings,
+    rng: np.random.Generator,
+) -> tuple[Vector, dict[str, Any]]:
+    """Return the probability of a change per gene, and the columns that describe the change."""
+    pseudocount = settings.pseudocounts
+    if pseudocount is None:
+        pseudocount = statistics.estimate_pseudocount(
+            (draws1, draws2), raw_means, settings.threshold_counts
+        )
+    change_fn = settings.change_fn if callable(settings.change_fn) else statistics.log_fold_change
+    change = change_fn(draws1, draws2, pseudocount)
+    _check_shape(change, draws1, "change_fn")
+    up, down, delta = _directions(change, settings, rng)
+    p = statistics.probability_of_change(up, down, settings.test_mode)
+    reported = change_fn(draws1, draws2, REPORTED_PSEUDOCOUNT * pseudocount)
+    described = statistics.describe(reported, settings.cred_interval_lvls)
+    columns = {f"lfc_{name}": value for name, value in described.items()}
+    return p, {"pseudocounts": pseudocount, "delta": delta} | columns
+
+
+def _directions(
+    change: Draws, settings: DifferentialSettings, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], float]:
+    """Return which changes are up, which are down, and the delta beyond which they are."""
+    if settings.m1_domain_fn is not None:
+        up, down = settings.m1_domain_fn(change)
+        _check_shape(up, change, "m1_domain_fn")
+        _check_shape(down, change, "m1_domain_fn")
+        return up, down, float("nan")
+    delta = settings.delta
+    if delta is None:
+        delta = statistics.estimate_delta(change.mean(axis=0, dtype=np.float64), rng)
+    return *statistics.beyond(change, delta), delta
+
+
+def _check_shape(found: Any, expected: Draws, name: str) -> None:
+    if np.shape(found) != expected.shape:
+        msg = (
+            f"{name} must return arrays of its arguments' shape, {expected.shape} (pairs of "
+            f"draws, genes), not {np.shape(found)}."
+        )
+        raise ValueError(msg)
+
+
+def _table(
+    columns: dict[str, Any],
+    pair: GroupPair,
+    genes: Sequence[str],
+    settings: DifferentialSettings,
+) -> pd.DataFrame:
+    """Make the frame of one comparison: tagged, named and sorted."""
+    key = "proba_de" if settings.mode == "change" else "bayes_factor"
+    table = pd.DataFrame(columns, index=genes)
+    if settings.mode == "change":
+        tagged = statistics.tag_by_expected_fdr(table[key], settings.fdr_target)
+        table[f"is_de_fdr_{settings.fdr_target}"] = tagged
+    if pair.name1 is not None:
+        table["comparison"] = f"{pair.name1} vs {pair.name2}"
+        table["group1"] = pair.name1
+        table["group2"] = pair.name2
+    return table.sort_values(key, ascending=False, kind="stable")

@@ -1,0 +1,202 @@
+"""Which cells are compared with which: groups named in a column of ``obs``, or two selections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.indices import as_indices
+
+Indices = NDArray[np.int64]
+Selection: TypeAlias = ArrayLike | str
+"""Indices, a boolean mask, or a query of ``obs`` as ``pandas.DataFrame.query`` takes it."""
+
+REST = "Rest"
+"""What the second group is called when it is all other groups."""
+
+
+@dataclass(frozen=True)
+class GroupPair:
+    """Two groups of cells to be compared.
+
+    Parameters
+    ----------
+    cells1, cells2
+        Indices of their cells; no cell is in both.
+    name1, name2
+        The groups as they are called in ``obs``; ``None`` for cells selected by index.
+    """
+
+    cells1: Indices
+    cells2: Indices
+    name1: Any = None
+    name2: Any = None
+
+
+def group_pairs(
+    obs: pd.DataFrame,
+    *,
+    groupby: str | None = None,
+    group1: Any = None,
+    group2: Any = None,
+    idx1: Selection | None = None,
+    idx2: Selection | None = None,
+) -> list[GroupPair]:
+    """Resolve what the user asked to compare; looks at `obs`, and leaves it as it is.
+
+    Parameters
+    ----------
+    obs
+        One row per cell.
+    groupby
+        Column with the groups. Cells without a value there belong to no group.
+    group1
+        A group, or a list of groups, each compared on its own; default every group (except
+        `group2`).
+    group2
+        The group they are compared with; default all other groups together.
+    idx1, idx2
+        Instead: two selections of cells. Default of `idx2`: all cells not in `idx1`.
+
+    Raises
+    ------
+    KeyError
+        If `groupby` is not a column; the error lists the columns.
+    ValueError
+        If both ways are mixed or neither is used, a group is unknown or has no cells, there is
+        only one, or a cell would be in both groups of a comparison.
+    """
+    by_group = {"groupby": groupby, "group1": group1, "group2": group2}
+    if idx1 is not None:
+        mixed = [name for name, value in by_group.items() if value is not None]
+        if mixed:
+            msg = f"Cells are chosen by idx1 already; {' and '.join(mixed)} cannot be used too."
+            raise ValueError(msg)
+        return [_pair_by_index(obs, idx1, idx2)]
+    if idx2 is not None:
+        msg = "idx2 says what idx1 is compared with: give idx1 too."
+        raise ValueError(msg)
+    if groupby is None:
+        msg = "Which cells are to be compared? Give groupby= (a column of adata.obs) or idx1=."
+        raise ValueError(msg)
+    return _pairs_by_group(obs, groupby, group1, group2)
+
+
+def select_cells(selection: Selection, obs: pd.DataFrame, name: str) -> Indices:
+    """Return the indices of the cells in a selection, sorted, each once.
+
+    Raises
+    ------
+    ValueError
+        If a query fails (the error lists the columns), or as ``as_indices`` does.
+    """
+    if not isinstance(selection, str):
+        return np.unique(as_indices(selection, len(obs), name))
+    row = "__row__"  # positions, not labels: the names of cells may repeat
+    try:
+        rows = obs.assign(**{row: np.arange(len(obs))}).query(selection)[row]
+    except Exception as error:
+        msg = (
+            f"{name}={selection!r} does not work as a query of adata.obs: {error} "
+            f"The columns are {list(obs.columns)}."
+        )
+        raise ValueError(msg) from error
+    return np.unique(rows.to_numpy(dtype=np.int64))
+
+
+def with_targets(data: CellData, obs: pd.DataFrame, target_idx: Selection | None) -> CellData:
+    """Return the data with these cells as target, and all others as background.
+
+    ``None``: as their condition says.
+
+    Raises
+    ------
+    ValueError
+        If `target_idx` is ``None`` and the condition of the cells is not known: background cells
+        would be decoded with a salient latent that was never trained for them.
+    """
+    if target_idx is not None:
+        target = select_cells(target_idx, obs, "target_idx")
+        return data.with_condition(np.setdiff1d(np.arange(len(data)), target), target)
+    if data.condition is None:
+        msg = (
+            "Which cells are target (treated)? They are decoded with their salient latent, the "
+            "others without. Give target_idx=, or set the data up with condition_key= and "
+            "background=."
+        )
+        raise ValueError(msg)
+    return data
+
+
+def _pair_by_index(obs: pd.DataFrame, idx1: Selection, idx2: Selection | None) -> GroupPair:
+    cells1 = select_cells(idx1, obs, "idx1")
+    if idx2 is None:
+        cells2 = np.setdiff1d(np.arange(len(obs)), cells1)
+    else:
+        cells2 = select_cells(idx2, obs, "idx2")
+    for name, cells in (("idx1", cells1), ("idx2", cells2)):
+        if not cells.size:
+            remedy = " (idx1 holds all there are)" if idx2 is None and name == "idx2" else ""
+            msg = f"{name} selects no cells{remedy}."
+            raise ValueError(msg)
+    both = np.intersect1d(cells1, cells2)
+    if both.size:
+        msg = f"{both.size} cells are in both idx1 and idx2, e.g. cell {both[0]}."
+        raise ValueError(msg)
+    return GroupPair(cells1, cells2)
+
+
+def _pairs_by_group(obs: pd.DataFrame, groupby: str, group1: Any, group2: Any) -> list[GroupPair]:
+    if groupby not in obs:
+        msg = f"{groupby!r} is not a column of adata.obs; the columns are {list(obs.columns)}."
+        raise KeyError(msg)
+    column = obs[groupby].astype("category").cat
+    codes = column.codes.to_numpy()  # -1: no value
+    levels = column.categories.tolist()
+    present = [level for code, level in enumerate(levels) if (codes == code).any()]
+    if len(present) < 2:  # noqa: PLR2004 - a comparison takes two
+        msg = f"All cells have {groupby} = {present}: there is nothing to compare."
+        raise ValueError(msg)
+    second = None if group2 is None else _find_group(group2, present, "group2", groupby)
+    if group1 is None:
+        firsts = [level for level in present if level != second]
+    else:
+        names = group1 if _is_list(group1) else [group1]
+        firsts = list(dict.fromkeys(_find_group(g, present, "group1", groupby) for g in names))
+    if not firsts:
+        msg = f"group1 is empty; the groups of {groupby!r} are {present}."
+        raise ValueError(msg)
+    if second is not None and second in firsts:
+        msg = f"group1 and group2 both hold {second!r}: a group cannot be compared with itself."
+        raise ValueError(msg)
+
+    def cells(level: Any) -> Indices:
+        return np.flatnonzero(codes == levels.index(level))
+
+    grouped = np.flatnonzero(codes >= 0)
+    if second is None:
+        rest = {level: np.setdiff1d(grouped, cells(level)) for level in firsts}
+        return [GroupPair(cells(level), rest[level], level, REST) for level in firsts]
+    return [GroupPair(cells(level), cells(second), level, second) for level in firsts]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str)
+
+
+def _find_group(value: Any, levels: list[Any], name: str, column: str) -> Any:
+    """Return the level that is `value`, or is written as it is: 3 and "3" are the same cluster."""
+    for level in levels:
+        if type(level) is type(value) and level == value:
+            return level
+    for level in levels:
+        if str(level) == str(value):
+            return level
+    msg = f"{name}={value!r} is not a group with cells in {column!r}; the groups are {levels}."
+    raise ValueError(msg)

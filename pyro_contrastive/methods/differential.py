@@ -1,0 +1,143 @@
+"""Differential expression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+from anndata import AnnData
+
+from pyro_contrastive.analysis.differential import differential_expression
+from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
+from pyro_contrastive.analysis.groups_of_cells import Selection, group_pairs, with_targets
+from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.torch_tools import seeded
+
+
+class DifferentialMethods(ModelBase):
+    """Which genes differ between groups of cells."""
+
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        group1: str | Sequence[str] | None = None,
+        group2: str | None = None,
+        idx1: Selection | None = None,
+        idx2: Selection | None = None,
+        mode: Literal["change", "vanilla"] = "change",
+        delta: float | None = 0.25,
+        batch_size: int | None = None,
+        all_stats: bool = True,
+        batch_correction: bool = False,
+        batchid1: Sequence[str] | None = None,
+        batchid2: Sequence[str] | None = None,
+        fdr_target: float = 0.05,
+        silent: bool = False,
+        target_idx: Selection | None = None,
+        n_samples: int = 1,
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> pd.DataFrame:
+        """Compare the expression of groups of cells (lvm-DE, Boyeau et al., PNAS 2023).
+
+        Expression is drawn from the posterior. A treated cell is decoded with its salient latent, a
+        background cell with none, cell by cell, also where a group holds both. `adata` is left as
+        it is.
+
+        Parameters
+        ----------
+        adata
+            Cells with the model's genes and covariates; default those the model was made with.
+        groupby, group1, group2
+            Column of ``adata.obs``; the groups to compare, one after the other (default all); and
+            what with (default: all other cells).
+        idx1, idx2
+            Instead of `groupby`: two groups of cells, each a mask, indices or a query of
+            ``adata.obs``; the second is by default all cells that are not in the first.
+        mode
+            ``"change"``: probability that the log2 fold change is beyond `delta`. ``"vanilla"``:
+            probability that expression is higher in the first group.
+        delta
+            Smallest log2 fold change of interest; ``None``: estimated from all genes.
+        batch_size
+            Cells decoded at a time; default 1,024.
+        all_stats
+            Add means and proportions of the raw counts.
+        batch_correction
+            Decode both groups under the same batches, rather than each cell under its own.
+        batchid1, batchid2
+            Batches to decode each group under, with `batch_correction`; default all.
+        fdr_target
+            Expected proportion of false discoveries among the genes tagged.
+        silent
+            Show no progress.
+        target_idx
+            Which cells are target cells, as a mask, indices or a query. Default: by their
+            condition.
+        n_samples
+            Posterior draws averaged for each drawn cell.
+        seed
+            Seed of all draws; default torch's global state.
+        **kwargs
+            See :class:`~pyro_contrastive.analysis.differential_settings.DifferentialSettings`:
+            ``n_samples_overall``, ``use_permutation``, ``pseudocounts`` ...
+
+        Returns
+        -------
+        A row per gene (and group), the most certain first, with the columns of scvi-tools:
+        ``proba_de``, ``bayes_factor``, ``scale1``, ``scale2``, ``lfc_mean`` ...,
+        ``is_de_fdr_<fdr_target>``, and with `all_stats` ``raw_mean1`` ...
+
+        Raises
+        ------
+        KeyError, ValueError, TypeError
+            If a column, group or batch is unknown, a group is empty, groups overlap, an argument
+            cannot be honoured, or it is not known which cells are target cells.
+        """
+        settings = DifferentialSettings(
+            mode=mode,
+            delta=delta,
+            fdr_target=fdr_target,
+            all_stats=all_stats,
+            n_samples=n_samples,
+            **kwargs,
+        )
+        obs = self._adata(adata).obs
+        pairs = group_pairs(
+            obs, groupby=groupby, group1=group1, group2=group2, idx1=idx1, idx2=idx2
+        )
+        key = self.setup.batch_key
+        batches = batches_to_decode(
+            self.setup.categories[key] if key else [],
+            batch_correction=batch_correction,
+            batchid1=batchid1,
+            batchid2=batchid2,
+        )
+        if target_idx is None:
+            self._check_conditions_known(obs.index)
+        data = with_targets(self._data(adata), obs, target_idx)
+        with seeded(seed):
+            return differential_expression(
+                self.module,
+                data,
+                pairs,
+                self.genes,
+                settings,
+                batches=batches,
+                batch_size=batch_size,
+                silent=silent,
+            )
+
+    def _check_conditions_known(self, names: pd.Index) -> None:
+        if self._conditions is None:
+            return
+        n_unknown = len(names.difference(self._conditions.index))
+        if n_unknown:
+            msg = (
+                f"{n_unknown} of these cells were neither background nor target when the model was "
+                "trained. Say which cells are target cells: target_idx=."
+            )
+            raise ValueError(msg)
