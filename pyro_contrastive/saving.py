@@ -51,7 +51,7 @@ class SavedModel:
         """Make the components again, or take those `given` under the same keyword."""
         made: dict[str, Any] = {}
         for keyword, spec in self.components.items():
-            if given[keyword] is not None:
+            if given.get(keyword) is not None:
                 made[keyword] = given[keyword]
             elif isinstance(spec, list):
                 made[keyword] = [component_from_spec(s, keyword) for s in spec]

@@ -21,6 +21,10 @@ def test_every_python_block_runs(tmp_path, monkeypatch) -> None:
         exec(compile(short, str(README), "exec"), names)
     assert names["adata"].obsm["X_salient"].shape == (3474, 10)
     assert (tmp_path / "kang_model" / "config.json").exists()
+    assert names["untreated"].shape == (3474, 2000)
+    assert names["effect"]["upper"].shape == (3474, 2)
+    assert len(names["genes"]) == 2000
+    assert names["log_likelihood"] < 0
     assert names["replicate"]["x"].shape == (10, 256, 2000)
     assert names["zeros_replicated"].shape == (10,)
     assert names["scale"].shape == (256, 2000)

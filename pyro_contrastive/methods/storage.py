@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.interop.scvi_files import read_scvi
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.penalties import Penalty
@@ -143,17 +145,52 @@ class StorageMethods(ModelBase):
         _refuse_prefix(prefix)
         target = torch_device(accelerator, device)
         saved, saved_adata = read_folder(Path(dir_path))
+        model = cls._from_saved(saved, given, saved_adata if adata is None else adata)
+        model.module.to(target)
+        return model
+
+    @classmethod
+    def from_scvi(
+        cls, path_or_model: str | os.PathLike[str] | object, adata: AnnData | None = None
+    ) -> Self:
+        """Read a model of scvi-tools' ContrastiveVI (versions 1.1 to 1.5): same latents, here.
+
+        Nothing in a file is unpickled: its names are looked up in a short list of harmless
+        functions, and whatever else it holds is refused. What scvi-tools registers but its model is
+        not told of (further covariates, size factors) is left out. The objective is the one with
+        analytic KL divergences, as in scvi-tools.
+
+        Parameters
+        ----------
+        path_or_model
+            A folder or file saved by scvi-tools, or a model of it in memory.
+        adata
+            Data for the model, with its genes and batches. Without it, give ``adata=`` to the
+            methods that need data.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is not a model of scvi-tools' ContrastiveVI, or holds objects that are not read.
+        """
+        return cls._from_saved(read_scvi(path_or_model), {}, adata)
+
+    @classmethod
+    def _from_saved(
+        cls, saved: SavedModel, given: Mapping[str, Any], adata: AnnData | None
+    ) -> Self:
         model = cls.__new__(cls)
         parts = saved.make_components(given) | saved.library_moments()
         with seeded(0):  # starting values, to be replaced: they must not cost random numbers
             model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
         saved.load_weights(model.module)
-        model.module.to(target)
         model._history = saved.history
         model.is_trained = saved.is_trained
         if saved.conditions is not None:
             model._conditions = pd.Series(saved.conditions)
-        model.adata = adata if adata is not None else saved_adata
+        model.adata = adata
         if adata is not None:
             model.setup.extract(adata)  # says what differs, now
         return model
