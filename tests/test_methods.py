@@ -419,3 +419,51 @@ def test_differential_expression_knows_the_populations_train_was_given(adata) ->
     told = model.differential_expression(target_idx=np.arange(12, 26), **quick)
     known = model.differential_expression(adata[:24].copy(), **quick)
     assert len(told) == len(known) == 3 * GENES
+
+
+def test_covariates_can_be_changed(adata) -> None:
+    adata.obs["age"] = np.linspace(-1, 1, 26)
+    adata.obs["sex"] = np.array(["f", "m"])[np.arange(26) // 3 % 2]
+    ContrastiveVI.setup_anndata(
+        adata,
+        categorical_covariate_keys=["sex"],
+        continuous_covariate_keys=["age"],
+        condition_key="condition",
+        background="control",
+    )
+    model = ContrastiveVI(adata, **SMALL)
+
+    def expression(**covariates):
+        table = model.get_salient_normalized_expression(transform_covariates=covariates, seed=0)
+        return table.to_numpy()
+
+    own = expression()
+    male = (adata.obs["sex"] == "m").to_numpy()
+    assert np.array_equal(expression(sex="m")[male], own[male])
+    assert (np.abs(expression(sex="m")[~male] - own[~male]).max(1) > 1e-6).all()
+    youngest = expression(age=-1.0)
+    assert youngest[0] == pytest.approx(own[0], abs=1e-6)
+    assert np.abs(youngest[-1] - own[-1]).max() > 1e-6
+    effect = model.get_treatment_effect(transform_covariates={"sex": "m"}, n_samples=2)
+    assert effect["mean"].shape == (26, GENES)
+    for wrong, message in (
+        ({"sex": "x"}, r"not a level of 'sex': \['f', 'm'\]"),
+        ({"id": 1}, "'id'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.get_normalized_expression(transform_covariates=wrong)
+
+
+def test_latents_are_scored_by_condition_and_registered_labels() -> None:
+    adata = simulate(SimulationSettings(n_background=80, n_target=80, n_genes=GENES), seed=0)
+    adata.obs["kind"] = np.where(adata.obsm["z"][:, 0] > 0, "up", "down")
+    ContrastiveVI.setup_anndata(
+        adata, labels_key="kind", condition_key="condition", background="control"
+    )
+    model = ContrastiveVI(adata, **SMALL)
+    table = model.score_latents()
+    assert set(table["of"]) == {"condition", "labels"}
+    assert set(table["latent"]) == {"background", "salient"}
+    ContrastiveVI.setup_anndata(adata)
+    with pytest.raises(ValueError, match="knows no conditions"):
+        ContrastiveVI(adata, **SMALL).score_latents()

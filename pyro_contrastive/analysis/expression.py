@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,6 +36,8 @@ class Decoding:
         Average over the draws; else keep them as a leading axis.
     batches
         Batch codes to decode under, averaged over; empty: each cell's own.
+    categorical, continuous
+        Covariates to decode under: code or value by column; others are each cell's own.
     batch_size
         Cells at a time.
     """
@@ -45,6 +47,8 @@ class Decoding:
     n_samples: int = 1
     average: bool = True
     batches: Sequence[int] = ()
+    categorical: Mapping[int, int] = field(default_factory=dict)
+    continuous: Mapping[int, float] = field(default_factory=dict)
     batch_size: int | None = None
 
 
@@ -98,6 +102,11 @@ def decode(
     do: dict[str, Tensor] | None = None,
 ) -> Array:
     """Decode posterior draws of one batch of cells, averaged over the batches asked for."""
+    batch = replace(
+        batch,
+        categorical=_with_columns(batch.categorical, decoding.categorical),
+        continuous=_with_columns(batch.continuous, decoding.continuous),
+    )
     values = []
     for code in decoding.batches or (None,):
         decoded = batch
@@ -113,6 +122,16 @@ def decode(
         values.append(nodes[decoding.site]["value"][..., decoding.genes])
     value = torch.stack(values).mean(0)  # [samples, cells, genes]
     return (value.mean(0) if decoding.average else value).cpu().numpy()
+
+
+def _with_columns(values: Tensor | None, columns: Mapping[int, float]) -> Tensor | None:
+    """Set some columns of ``[cells, covariates]`` to one value each."""
+    if values is None or not columns:
+        return values
+    values = values.clone()
+    for column, value in columns.items():
+        values[:, column] = value
+    return values
 
 
 def counterfactual_batch(

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pyro_contrastive.analysis import expression
-from pyro_contrastive.analysis.expression import Array, Decoding
 from pyro_contrastive.data.indices import as_indices
-from pyro_contrastive.methods.base import Batches, ModelBase
+from pyro_contrastive.methods.base import Batches
+from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expression, LibrarySize
 from pyro_contrastive.torch_tools import numpy_rng, seeded
 
-Expression: TypeAlias = Array | pd.DataFrame
-LibrarySize: TypeAlias = float | str
 
-
-class ExpressionMethods(ModelBase):
+class ExpressionMethods(DecodingHelpers):
     """What cells express, denoised; and what they would, under another condition."""
 
     def get_normalized_expression(
@@ -38,6 +35,7 @@ class ExpressionMethods(ModelBase):
         return_numpy: bool | None = None,
         silent: bool = True,
         *,
+        transform_covariates: Covariates = None,
         seed: int | None = None,
     ) -> dict[str, Expression]:
         """Return the decoder's normalised expression, with and without the salient latent.
@@ -66,6 +64,8 @@ class ExpressionMethods(ModelBase):
             Return arrays rather than data frames; draws are always returned as an array.
         silent
             There is no progress bar to silence; ``False`` says so.
+        transform_covariates
+            Further covariates to decode under, ``{key: value}``; others are each cell's own.
         seed
             Seed of all draws.
 
@@ -86,6 +86,7 @@ class ExpressionMethods(ModelBase):
         decoding = self._decoding(
             gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
         )
+        decoding = self._with_covariates(decoding, transform_covariates)
         with seeded(seed):
             if n_samples_overall is not None:
                 cells = numpy_rng().choice(cells, n_samples_overall)
@@ -108,6 +109,7 @@ class ExpressionMethods(ModelBase):
         return_mean: bool = True,
         return_numpy: bool | None = None,
         *,
+        transform_covariates: Covariates = None,
         seed: int | None = None,
     ) -> Expression:
         """Return the ``"salient"`` part of :meth:`get_normalized_expression`; same arguments."""
@@ -123,6 +125,7 @@ class ExpressionMethods(ModelBase):
             return_mean,
             return_numpy,
             expression_type="salient",
+            transform_covariates=transform_covariates,
             seed=seed,
         )
 
@@ -141,6 +144,7 @@ class ExpressionMethods(ModelBase):
         expression_type: Literal["salient", "background"] | None = None,
         indices_to_return_salient: ArrayLike | None = None,
         *,
+        transform_covariates: Covariates = None,
         seed: int | None = None,
     ) -> Expression:
         """Return one kind of :meth:`get_normalized_expression`, or a mix of both, cell by cell.
@@ -149,7 +153,7 @@ class ExpressionMethods(ModelBase):
         ----------
         adata, indices, transform_batch, gene_list, library_size, n_samples, n_samples_overall
             As in :meth:`get_normalized_expression`.
-        batch_size, return_mean, return_numpy, seed
+        batch_size, return_mean, return_numpy, transform_covariates, seed
             As in :meth:`get_normalized_expression`.
         expression_type
             ``"salient"`` or ``"background"``.
@@ -175,6 +179,7 @@ class ExpressionMethods(ModelBase):
         decoding = self._decoding(
             gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
         )
+        decoding = self._with_covariates(decoding, transform_covariates)
         with seeded(seed):
             if n_samples_overall is not None:
                 cells = numpy_rng().choice(cells, n_samples_overall)
@@ -195,6 +200,7 @@ class ExpressionMethods(ModelBase):
         return_mean: bool = True,
         return_numpy: bool | None = None,
         *,
+        transform_covariates: Covariates = None,
         seed: int | None = None,
     ) -> Expression:
         """Return what cells would express under another condition (Pyro's do-operator).
@@ -209,7 +215,7 @@ class ExpressionMethods(ModelBase):
             One of the registered conditions; 0 (background) or 1 (target) if none are.
         adata, indices, transform_batch, gene_list, library_size, n_samples, batch_size
             As in :meth:`get_normalized_expression`.
-        return_mean, return_numpy, seed
+        return_mean, return_numpy, transform_covariates, seed
             As in :meth:`get_normalized_expression`.
 
         Returns
@@ -226,6 +232,7 @@ class ExpressionMethods(ModelBase):
         decoding = self._decoding(
             gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
         )
+        decoding = self._with_covariates(decoding, transform_covariates)
         with seeded(seed):
             value = expression.counterfactual_expression(self.module, data, cells, code, decoding)
         return self._presenter(chosen, cells, decoding, library_size, return_numpy)(value)
@@ -239,6 +246,7 @@ class ExpressionMethods(ModelBase):
         n_samples: int = 25,
         batch_size: int | None = None,
         *,
+        transform_covariates: Covariates = None,
         interval: float = 0.95,
         pseudocount: float = 1e-5,
         seed: int | None = None,
@@ -250,7 +258,9 @@ class ExpressionMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, transform_batch, gene_list, n_samples, batch_size, seed
+        adata, indices, transform_batch, gene_list, n_samples, batch_size
+            As in :meth:`get_normalized_expression`.
+        transform_covariates, seed
             As in :meth:`get_normalized_expression`.
         interval
             Posterior probability between ``lower`` and ``upper``.
@@ -271,56 +281,10 @@ class ExpressionMethods(ModelBase):
             raise ValueError(msg)
         chosen, data, cells = self._cells(adata, indices)
         decoding = self._decoding(gene_list, transform_batch, 1.0, n_samples, True, batch_size)
+        decoding = self._with_covariates(decoding, transform_covariates)
         with seeded(seed):
             effect = expression.treatment_effect(
                 self.module, data, cells, decoding, interval=interval, pseudocount=pseudocount
             )
         present = self._presenter(chosen, cells, decoding, 1.0, None)
         return {name: present(getattr(effect, name)) for name in ("mean", "lower", "upper")}
-
-    def _decoding(
-        self,
-        gene_list: Sequence[str] | None,
-        transform_batch: Batches,
-        library_size: LibrarySize,
-        n_samples: int,
-        return_mean: bool,
-        batch_size: int | None,
-    ) -> Decoding:
-        genes: NDArray[np.int64] | slice = slice(None)
-        if gene_list is not None:
-            unknown = [gene for gene in gene_list if gene not in set(self.setup.genes)]
-            if unknown:
-                msg = f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
-                raise ValueError(msg)
-            genes = np.flatnonzero(np.isin(self.setup.genes, gene_list))
-        if isinstance(library_size, str) and library_size != "latent":
-            msg = f"library_size must be a number or 'latent', not {library_size!r}."
-            raise ValueError(msg)
-        return Decoding(
-            site="rate" if library_size == "latent" else "scale",
-            genes=genes,
-            n_samples=n_samples,
-            average=return_mean or n_samples == 1,
-            batches=self._batch_codes(transform_batch),
-            batch_size=batch_size,
-        )
-
-    def _presenter(
-        self,
-        adata: AnnData,
-        cells: NDArray[np.int64],
-        decoding: Decoding,
-        library_size: LibrarySize,
-        return_numpy: bool | None,
-    ) -> Callable[[Array], Any]:
-        """Return the function that scales a result and names its cells and genes."""
-        factor = 1.0 if library_size == "latent" else float(library_size)
-        if not decoding.average and return_numpy is False:
-            msg = "Posterior draws are returned as an array; return_numpy=False has no effect."
-            warnings.warn(msg, UserWarning, stacklevel=3)
-        if return_numpy or not decoding.average:
-            return lambda value: value * np.float32(factor)
-        genes = np.asarray(self.setup.genes)[decoding.genes]
-        index = adata.obs_names[cells]
-        return lambda value: pd.DataFrame(value * np.float32(factor), index=index, columns=genes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
@@ -96,3 +97,45 @@ class LatentMethods(ModelBase):
             return library_size(
                 self.module, data, chosen, give_mean=give_mean, batch_size=batch_size
             )
+
+    def score_latents(
+        self, adata: AnnData | None = None, labels_key: str | None = None, *, seed: int = 0
+    ) -> pd.DataFrame:
+        """Score how well the two latents separate: condition, and labels if there are.
+
+        Parameters
+        ----------
+        adata
+            Cells with the model's genes and conditions; default those it was made with.
+        labels_key
+            Column of labels that the conditions share; default the one set up, if any.
+        seed
+            Of the clusterings.
+
+        Returns
+        -------
+        See :func:`~pyro_contrastive.analysis.separation.score_latents`: mixing and silhouette of
+        the condition in both latents; NMI, ARI and silhouette of the labels.
+
+        Raises
+        ------
+        ValueError
+            If the model knows no conditions.
+        """
+        # scikit-learn takes a second to import.
+        from pyro_contrastive.analysis.separation import score_latents  # noqa: PLC0415
+
+        chosen, data, _ = self._cells(adata, None)
+        if data.condition is None:
+            msg = "The model knows no conditions: set the data up with condition_key=, or train."
+            raise ValueError(msg)
+        names = np.asarray(self.setup.conditions or ("background", "target"))
+        key = labels_key or self.setup.labels_key
+        return score_latents(
+            self.get_latent_representation(adata, representation_kind="background"),
+            self.get_latent_representation(adata, representation_kind="salient"),
+            names[data.condition],
+            labels=None if key is None else chosen.obs[key].astype(str).to_numpy(),
+            background_category=names[0],
+            seed=seed,
+        )

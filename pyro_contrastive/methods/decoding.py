@@ -1,0 +1,94 @@
+"""From what a user names to what is decoded, and back to named tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from pyro_contrastive.analysis.expression import Array, Decoding
+from pyro_contrastive.methods.base import Batches, ModelBase
+
+Expression: TypeAlias = Array | pd.DataFrame
+LibrarySize: TypeAlias = float | str
+Covariates: TypeAlias = Mapping[str, str | float] | None
+
+
+class DecodingHelpers(ModelBase):
+    """Genes, batches, covariates and library sizes by name."""
+
+    def _decoding(
+        self,
+        gene_list: Sequence[str] | None,
+        transform_batch: Batches,
+        library_size: LibrarySize,
+        n_samples: int,
+        return_mean: bool,
+        batch_size: int | None,
+    ) -> Decoding:
+        genes: NDArray[np.int64] | slice = slice(None)
+        if gene_list is not None:
+            unknown = [gene for gene in gene_list if gene not in set(self.setup.genes)]
+            if unknown:
+                msg = f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
+                raise ValueError(msg)
+            genes = np.flatnonzero(np.isin(self.setup.genes, gene_list))
+        if isinstance(library_size, str) and library_size != "latent":
+            msg = f"library_size must be a number or 'latent', not {library_size!r}."
+            raise ValueError(msg)
+        return Decoding(
+            site="rate" if library_size == "latent" else "scale",
+            genes=genes,
+            n_samples=n_samples,
+            average=return_mean or n_samples == 1,
+            batches=self._batch_codes(transform_batch),
+            batch_size=batch_size,
+        )
+
+    def _presenter(
+        self,
+        adata: AnnData,
+        cells: NDArray[np.int64],
+        decoding: Decoding,
+        library_size: LibrarySize,
+        return_numpy: bool | None,
+    ) -> Callable[[Array], Any]:
+        """Return the function that scales a result and names its cells and genes."""
+        factor = 1.0 if library_size == "latent" else float(library_size)
+        if not decoding.average and return_numpy is False:
+            msg = "Posterior draws are returned as an array; return_numpy=False has no effect."
+            warnings.warn(msg, UserWarning, stacklevel=3)
+        if return_numpy or not decoding.average:
+            return lambda value: value * np.float32(factor)
+        genes = np.asarray(self.setup.genes)[decoding.genes]
+        index = adata.obs_names[cells]
+        return lambda value: pd.DataFrame(value * np.float32(factor), index=index, columns=genes)
+
+    def _with_covariates(self, decoding: Decoding, covariates: Covariates) -> Decoding:
+        """Add covariates to decode under, given as ``{key: value}``."""
+        categorical: dict[int, int] = {}
+        continuous: dict[int, float] = {}
+        for key, value in (covariates or {}).items():
+            if key in self.setup.categorical_covariate_keys:
+                known = self.setup.categories[key]
+                if str(value) not in known:
+                    msg = f"transform_covariates: {value!r} is not a level of {key!r}: {known}."
+                    raise ValueError(msg)
+                column = self.setup.categorical_covariate_keys.index(key)
+                categorical[column] = known.index(str(value))
+            elif key in self.setup.continuous_covariate_keys:
+                continuous[self.setup.continuous_covariate_keys.index(key)] = float(value)
+            else:
+                keys = (
+                    *self.setup.categorical_covariate_keys,
+                    *self.setup.continuous_covariate_keys,
+                )
+                msg = f"transform_covariates: {key!r} is not a covariate of this model: {keys}."
+                raise ValueError(msg)
+        return replace(decoding, categorical=categorical, continuous=continuous)
