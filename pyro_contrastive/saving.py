@@ -14,7 +14,7 @@ from typing import Any
 import anndata as ad
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pyro_contrastive.components import Spec, as_json_value, component_from_spec
@@ -147,7 +147,8 @@ def write_folder(
         (new / CONFIG).write_text(text, encoding="utf-8")
         # safetensors refuses tensors that share memory, as one prior used for z and for s does.
         weights = {k: v.detach().cpu().clone().contiguous() for k, v in saved.weights.items()}
-        save_file(weights, new / WEIGHTS)
+        # save_file would make a file that only its owner may read.
+        (new / WEIGHTS).write_bytes(save(weights))
         if adata is not None:
             adata.write_h5ad(new / ADATA, compression="gzip")
         _move(new, folder, old=Path(temporary) / "old")

@@ -305,7 +305,7 @@ def test_a_failure_while_writing_loses_nothing(tmp_path, monkeypatch, step, ther
         make_model().save(tmp_path / "model")
     before = files(tmp_path)
     if step == "weights":
-        monkeypatch.setattr(saving, "save_file", fail)
+        monkeypatch.setattr(saving, "save", fail)
     elif step == "adata":
         monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
     else:
@@ -477,3 +477,10 @@ def test_what_the_reference_takes_and_we_cannot_is_an_error(tmp_path):
         ContrastiveVI.load(tmp_path / "model", accelerator="tpu")
     loaded = ContrastiveVI.load(tmp_path / "model", accelerator="cpu")
     assert {p.device.type for p in loaded.module.parameters()} == {"cpu"}
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    make_model(trained=False).save(tmp_path / "model")
+    modes = {f.name: f.stat().st_mode & 0o777 for f in (tmp_path / "model").iterdir()}
+    (tmp_path / "plain").write_text("")
+    assert set(modes.values()) == {(tmp_path / "plain").stat().st_mode & 0o777}
