@@ -2,7 +2,14 @@
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
+from pyro_contrastive.flow_prior import NormalizingFlowPrior
 from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.learned_priors import (
+    MixtureOfGaussians,
+    PerConditionNormal,
+    ShrinkMeans,
+    VampPrior,
+)
 from pyro_contrastive.likelihoods import (
     Likelihood,
     NegativeBinomial,
@@ -12,6 +19,7 @@ from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.penalties import HSIC, MMD, Penalty, Wasserstein
 from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
+from pyro_contrastive.sparse_prior import SparseSalient
 from pyro_contrastive.vae import ContrastiveVAE
 
 __version__ = "0.1.0"
@@ -29,10 +37,16 @@ __all__ = [
     "FixedPrior",
     "Likelihood",
     "LogNormalLibrary",
+    "MixtureOfGaussians",
     "NegativeBinomial",
+    "NormalizingFlowPrior",
     "Penalty",
+    "PerConditionNormal",
     "Prior",
+    "ShrinkMeans",
+    "SparseSalient",
     "StandardNormal",
+    "VampPrior",
     "Wasserstein",
     "ZeroInflatedNegativeBinomial",
 ]

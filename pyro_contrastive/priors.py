@@ -9,7 +9,7 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components import Component
@@ -37,6 +37,13 @@ class Prior(Component):
     @abstractmethod
     def forward(self, batch: CellBatch) -> dist.Distribution:
         """Return the prior of every cell: batch ``[]`` or ``[cells]``, event ``[latents]``."""
+
+    def bind(self, encoder: nn.Module) -> None:
+        """Learn which encoder infers this latent; most priors have no use for it.
+
+        Called once, when the model and the guide are made. Whoever keeps the encoder must not
+        register it as a submodule: it belongs to the guide.
+        """
 
 
 class FixedPrior(Prior):

@@ -153,6 +153,8 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
             n_hidden=n_hidden,
             n_layers=n_layers,
         )
+        self.model.background_prior.bind(self.guide.z_encoder)
+        self.model.salient_prior.bind(self.guide.s_encoder)
         self.given_penalties = tuple(penalties)  # without the one `wasserstein_penalty` makes
         wasserstein = [Wasserstein(wasserstein_penalty)] if wasserstein_penalty else []
         self.penalties = nn.ModuleList([*wasserstein, *penalties])  # type: ignore[assignment]  # a sequence of penalties, registered with the module

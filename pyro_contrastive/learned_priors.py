@@ -1,0 +1,266 @@
+"""Ready-made priors with learned parameters: mixtures, VampPrior, a mean per condition.
+
+The mixtures have no closed-form KL divergence from the guide's normal posteriors: under either ELBO
+the draw's log q - log p takes its place, which is unbiased.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from numpy.typing import ArrayLike
+from pyro.poutine import Trace
+from scipy.sparse import csr_matrix, issparse, spmatrix
+from torch import Tensor, nn
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.priors import Prior
+from pyro_contrastive.torch_tools import evaluating
+
+
+def check_at_least(minimum: int, owner: str, **sizes: int) -> None:
+    """Refuse a size that is too small, naming it.
+
+    Raises
+    ------
+    ValueError
+        If one of `sizes` is below `minimum`.
+    """
+    for name, size in sizes.items():
+        if size < minimum:
+            msg = f"{owner}: {name} must be at least {minimum}, not {size}."
+            raise ValueError(msg)
+
+
+def _mixture(logits: Tensor, mean: Tensor, scale: Tensor) -> dist.Distribution:
+    """Mix diagonal normals: logits ``[components]``, the others ``[components, latents]``."""
+    return dist.MixtureSameFamily(
+        dist.Categorical(logits=logits), dist.Normal(mean, scale).to_event(1)
+    )
+
+
+class MixtureOfGaussians(Prior):
+    r"""A learned mixture of normals with diagonal covariance.
+
+    .. math:: p(z) = \sum_{k=1}^K \pi_k N(z; \mu_k, \mathrm{diag}(\sigma_k^2))
+
+    with all of :math:`\pi, \mu, \sigma` learned: the prior of VaDE (Jiang et al. 2017, "Variational
+    deep embedding") and, for single cells, of scVAE (Grønbech et al. 2020). Weights start equal,
+    means at random draws of :math:`N(0, 3/4)` and variances at 1/4: apart from each other, yet the
+    whole about as wide as a standard normal. (Started on top of each other they part slowly.)
+
+    Parameters
+    ----------
+    n_latent
+        Dimension of the latent variable.
+    n_components
+        Number of components K.
+    """
+
+    def __init__(self, n_latent: int, n_components: int = 10) -> None:
+        super().__init__()
+        check_at_least(1, "MixtureOfGaussians", n_latent=n_latent, n_components=n_components)
+        self.n_latent = n_latent
+        self.n_components = n_components
+        self.logits = nn.Parameter(torch.zeros(n_components))
+        self.means = nn.Parameter(math.sqrt(0.75) * torch.randn(n_components, n_latent))
+        self.log_scales = nn.Parameter(torch.full((n_components, n_latent), math.log(0.5)))
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return the mixture, the same for every cell: event ``[n_latent]``."""
+        return _mixture(self.logits, self.means, self.log_scales.exp())
+
+
+class VampPrior(Prior):
+    r"""The guide's posteriors at learned pseudo-inputs, mixed (Tomczak & Welling 2018).
+
+    .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q(z \mid u_k)
+
+    where q is the guide's own encoder of that latent, and the pseudo-inputs :math:`u_k` are learned
+    on the encoder's scale, log(1 + counts). They are free to leave the range of real counts. The
+    encoder is evaluated at them without dropout and with its running batch-norm statistics, so that
+    they neither depend on nor disturb the mini-batch. q is the normal of ``ContrastiveGuide``; a
+    guide with another posterior family needs a prior of its own.
+
+    The encoder belongs to the guide; the prior only looks at it, and saves none of its parameters.
+    It has to be told of it with :meth:`bind` before use, after loading a model too. Make the prior
+    from data with :meth:`from_counts`; ``VampPrior(n_input)`` starts every pseudo-input at 0.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes.
+    n_components
+        Number of pseudo-inputs K.
+    n_covariates
+        Number of covariate columns the encoder takes (batch one-hot and so on); 0 for none.
+    """
+
+    covariates: Tensor
+
+    def __init__(self, n_input: int, n_components: int = 50, n_covariates: int = 0) -> None:
+        super().__init__()
+        check_at_least(1, "VampPrior", n_input=n_input, n_components=n_components)
+        self.n_input = n_input
+        self.n_components = n_components
+        self.n_covariates = n_covariates
+        self.pseudo_inputs = nn.Parameter(torch.zeros(n_components, n_input))
+        self.register_buffer("covariates", torch.zeros(n_components, n_covariates))
+        self._bound: tuple[nn.Module, ...] = ()  # in a tuple nn.Module does not register it
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: ArrayLike | spmatrix,
+        n_components: int = 50,
+        *,
+        covariates: ArrayLike | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Start the pseudo-inputs at random cells.
+
+        Parameters
+        ----------
+        counts
+            Raw counts, cells by genes, dense or sparse. For a prior of s give target cells only.
+        n_components
+            Number of pseudo-inputs; the cells are drawn without replacement.
+        covariates
+            What the encoder is told of these cells, ``[cells, n_covariates]``: the output of
+            ``vae.guide.covariates``. Stays fixed: a batch code is not something to be learned.
+        seed
+            Of the choice of cells.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer cells than components.
+        """
+        table = csr_matrix(counts) if issparse(counts) else np.asarray(counts)
+        n_cells, n_input = table.shape
+        if n_cells < n_components:
+            msg = f"VampPrior: {n_components} pseudo-inputs cannot be taken from {n_cells} cells."
+            raise ValueError(msg)
+        chosen = np.sort(np.random.default_rng(seed).choice(n_cells, n_components, replace=False))
+        rows = table[chosen]
+        rows = rows.toarray() if issparse(rows) else rows
+        told = np.zeros((n_components, 0)) if covariates is None else np.asarray(covariates)[chosen]
+        prior = cls(n_input, n_components, told.shape[1])
+        with torch.no_grad():
+            prior.pseudo_inputs.copy_(torch.as_tensor(np.log1p(rows)))
+            prior.covariates.copy_(torch.as_tensor(told))
+        return prior
+
+    def bind(self, encoder: nn.Module) -> None:
+        """Take the encoder of the pseudo-inputs: the guide's own for this latent."""
+        self._bound = (encoder,)
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return the mixture, the same for every cell: event ``[n_latent]``.
+
+        Raises
+        ------
+        RuntimeError
+            If :meth:`bind` has not been called.
+        """
+        if not self._bound:
+            msg = (
+                "VampPrior does not know the encoder yet. Call prior.bind(vae.guide.z_encoder) for "
+                "a background prior, prior.bind(vae.guide.s_encoder) for a salient one."
+            )
+            raise RuntimeError(msg)
+        (encoder,) = self._bound
+        with_gradient = torch.is_grad_enabled()
+        with evaluating(encoder), torch.set_grad_enabled(with_gradient):
+            mean, variance = encoder(self.pseudo_inputs, self.covariates)
+        return _mixture(mean.new_zeros(self.n_components), mean, variance.sqrt())
+
+
+class PerConditionNormal(Prior):
+    r"""A normal with a learned mean per condition.
+
+    .. math:: s_n \sim N(m_{c(n)}, I)
+
+    with :math:`c(n)` the condition of cell n: the perturbation-specific prior of contrastiveVI+
+    as an idea; the means start at 0. It has a closed-form KL divergence
+    from the guide. By itself it leaves the means free. To shrink them to 0, add the penalty
+    :class:`ShrinkMeans`: a prior on the means is a statement about the whole data set, and this
+    module is only ever asked about one mini-batch.
+
+    As salient prior, row 0 (background cells, which have no s) is never trained and stays 0.
+
+    Parameters
+    ----------
+    n_conditions
+        Number of conditions, the background included: codes are 0 .. n_conditions - 1.
+    n_latent
+        Dimension of the latent variable.
+    """
+
+    def __init__(self, n_conditions: int, n_latent: int) -> None:
+        super().__init__()
+        check_at_least(1, "PerConditionNormal", n_conditions=n_conditions, n_latent=n_latent)
+        self.n_conditions = n_conditions
+        self.n_latent = n_latent
+        self.means = nn.Parameter(torch.zeros(n_conditions, n_latent))
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return a normal per cell: batch shape ``[cells]``, event ``[n_latent]``."""
+        means = self.means[batch.condition.long()]  # [cells, n_latent]
+        return dist.Normal(means, torch.ones_like(means)).to_event(1)
+
+
+class ShrinkMeans(Penalty):
+    r"""Shrinks the prior means of the conditions to 0: the MAP estimate under a normal prior.
+
+    .. math:: m_c \sim N(0, I / w), \quad
+        -\log p(m) = \frac{w}{2} \sum_c \lVert m_c \rVert^2 + \mathrm{const}
+
+    with w the weight: where every cell weighs the same, as if each condition had w further cells
+    with s = 0. The objective is per pair of cells, that is 2 / N of the data set's, so what is
+    added to it is :math:`w / N \sum_c \lVert m_c \rVert^2`, as for any global site. A mini-batch
+    estimates that without bias as the average over its cells of
+    :math:`w \lVert m_{c(n)} \rVert^2 / N_{c(n)}`, if it is drawn uniformly from all cells. Never
+    annealed: it is not part of a KL divergence.
+
+    Parameters
+    ----------
+    cells_per_condition
+        Number of cells :math:`N_c` of each condition in the whole data set, background first.
+    weight
+        Precision w of the prior of the means.
+    site
+        Which latent has the :class:`PerConditionNormal` prior: ``"s"`` or ``"z"``.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative, or `site` is neither.
+    """
+
+    def __init__(
+        self, cells_per_condition: Sequence[int], weight: float = 1.0, site: str = "s"
+    ) -> None:
+        super().__init__(weight, annealed=False)
+        if site not in {"z", "s"}:
+            msg = f"ShrinkMeans: site must be 'z' or 's', not {site!r}."
+            raise ValueError(msg)
+        self.cells_per_condition = [int(n) for n in cells_per_condition]
+        self.site = site
+
+    @property
+    def name(self) -> str:
+        """Named after the site too, so that both latents can be shrunk."""
+        return f"shrinkmeans_{self.site}"
+
+    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
+        """Return the average over cells of the squared mean over the size of the condition."""
+        means = model_trace.nodes[self.site]["fn"].mean  # [..., cells, latents]
+        sizes = means.new_tensor(self.cells_per_condition).clamp(min=1.0)
+        return (means.square().sum(-1) / sizes[batch.condition.long()]).mean()

@@ -1,0 +1,74 @@
+"""A salient prior whose scales are learned, and a count of the dimensions in use."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.learned_priors import check_at_least
+from pyro_contrastive.priors import Prior
+
+
+class SparseSalient(Prior):
+    r"""A normal with a learned scale per dimension (automatic relevance determination).
+
+    .. math:: s_{nk} \sim N(0, \tau_k^2), \quad \tau_k \ge \tau_{\min}
+
+    with :math:`\tau` learned by maximising the ELBO (empirical Bayes, as in Bishop 1999, "Bayesian
+    PCA", there for the loadings). What to expect of it: a dimension is never exactly 0, and
+    :math:`\tau_k` alone does not tell whether it is used, because the decoder can undo any scale
+    and because an unused dimension follows its prior at any scale. What does tell is how many nats
+    the guide spends on it: see :meth:`nats` and :meth:`active`. It tends to lower the nats of
+    spare dimensions, and does not remove them: the number of active ones is no estimate of the
+    number of true factors.
+
+    Parameters
+    ----------
+    n_latent
+        Dimension of the latent variable.
+    min_scale
+        Lower bound of the scales, which keeps the density finite.
+    """
+
+    def __init__(self, n_latent: int, min_scale: float = 0.01) -> None:
+        super().__init__()
+        check_at_least(1, "SparseSalient", n_latent=n_latent)
+        if not 0 < min_scale < 1:
+            msg = f"SparseSalient: min_scale must lie between 0 and 1, not {min_scale}."
+            raise ValueError(msg)
+        self.n_latent = n_latent
+        self.min_scale = min_scale
+        self.log_excess = nn.Parameter(torch.full((n_latent,), 1.0 - min_scale).log())
+
+    @property
+    def scales(self) -> Tensor:
+        """The scales tau, ``[n_latent]``; 1 before training."""
+        return self.min_scale + self.log_excess.exp()
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return the normal, the same for every cell: event ``[n_latent]``."""
+        scales = self.scales
+        return dist.Normal(torch.zeros_like(scales), scales).to_event(1)
+
+    @torch.no_grad()
+    def nats(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """Return what the guide tells of a cell in each dimension: the mean KL, ``[n_latent]``.
+
+        Parameters
+        ----------
+        mean, variance
+            Moments of q(s | x) of the target cells, ``[cells, n_latent]``: the entry ``"s"`` of
+            ``vae.guide.encode(batch)``.
+        """
+        posterior, prior = dist.Normal(mean, variance.sqrt()), dist.Normal(0.0 * mean, self.scales)
+        return torch.distributions.kl_divergence(posterior, prior).mean(0)
+
+    def active(self, mean: Tensor, variance: Tensor, threshold: float = 0.3) -> list[int]:
+        """Return the dimensions on which the guide spends more than `threshold` nats per cell.
+
+        The threshold is a convention: look at :meth:`nats` for a gap.
+        """
+        used = self.nats(mean, variance) > threshold
+        return [k for k, is_used in enumerate(used.tolist()) if is_used]
