@@ -101,7 +101,13 @@ class ContrastiveVI(
             "elbo_kwargs": elbo_kwargs or {},
         }
         setup = Setup.of(adata)
-        setup.with_genes(adata)
+        missing = setup.missing_genes(adata)
+        if missing:
+            msg = (
+                f"This AnnData lacks {len(missing)} of the {len(setup.genes)} genes that were set "
+                f"up, e.g. {missing[:3]}: it was subset since. Call setup_anndata on it again."
+            )
+            raise ValueError(msg)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:
             if setup.size_factor_key is not None:
@@ -147,7 +153,8 @@ class ContrastiveVI(
         labels_key
             Column with labels (cell types), for analysis; the model is not told of it.
         size_factor_key
-            Column with size factors, used as library size instead of the total counts.
+            Column with size factors, used as library size instead of the total counts. Only their
+            ratios count: they are brought to the mean of the total counts.
         categorical_covariate_keys, continuous_covariate_keys
             Columns with further covariates: told to encoders and decoder.
         condition_key

@@ -83,7 +83,9 @@ class Likelihood(Component):
         """Evaluate the heads on the decoder's last hidden layer, ``[..., cells, n_hidden]``."""
         out = {name: layer(hidden) for name, layer in self.layers.items()}
         if SCALE in out:
-            out[SCALE] = out[SCALE].softmax(dim=-1)
+            scale = out[SCALE].softmax(dim=-1)
+            # Underflow to 0 would make a single count of that gene infinitely unlikely.
+            out[SCALE] = scale.clamp(min=torch.finfo(scale.dtype).tiny)
         return out
 
 

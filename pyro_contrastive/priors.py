@@ -88,6 +88,12 @@ class FixedPrior(Prior):
                 f"{n_latent} dimensions: give a scalar distribution or one of shape [{n_latent}]."
             )
             raise ValueError(msg)
+        if any(value.requires_grad for value in parameters.values()):
+            msg = (
+                f"The {self.distribution_name} holds parameters that require gradients, which a "
+                "fixed prior would not train: subclass pyro_contrastive.Prior, and keep them there."
+            )
+            raise TypeError(msg)
         self._names = list(parameters)
         for name, value in parameters.items():
             self.register_buffer(f"_{name}", value.detach().clone())

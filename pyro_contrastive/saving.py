@@ -41,7 +41,7 @@ class SavedModel:
     history: History
     is_trained: bool
     weights: Mapping[str, Tensor]
-    conditions: dict[str, int] | None = None  # code by cell name, where `train` was told them
+    conditions: dict[str, Any] | None = None  # code by cell name, where `train` was told them
 
     def elbo_class(self) -> type[Trace_ELBO]:
         """Pyro's ELBO class by its saved name."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import pyro
 import torch
 from torch import nn
 
@@ -30,13 +31,24 @@ def numpy_rng() -> np.random.Generator:
 
 
 @contextmanager
+def own_params() -> Iterator[None]:
+    """Keep what runs inside out of Pyro's global parameter store.
+
+    Whatever is registered there is kept alive, a model and its GPU memory too, until the process
+    ends.
+    """
+    with pyro.get_param_store().scope():
+        yield
+
+
+@contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Without gradients, dropout or updates of batch-norm statistics; restores the mode after."""
     was_training = [(m, m.training) for module in modules for m in module.modules()]
     for module in modules:
         module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), own_params():
             yield
     finally:
         for m, mode in was_training:

@@ -72,6 +72,7 @@ def test_fixed_priors_follow_the_module() -> None:
     "given",
     [
         dist.MultivariateNormal(torch.zeros(3), torch.eye(3)),
+        dist.Normal(torch.nn.Parameter(torch.zeros(3)), 1.0),
         dist.MixtureSameFamily(
             dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), torch.ones(2))
         ),
@@ -126,6 +127,16 @@ def test_likelihoods_decode_to_distributions_of_counts(likelihood) -> None:
     assert counts.batch_shape == (2, 3)
     assert counts.event_shape == (6,)
     assert counts.log_prob(counts.sample()).isfinite().all()
+
+
+def test_expression_never_underflows_to_zero() -> None:
+    made = NegativeBinomial()
+    made.build(n_hidden=2, n_genes=3)
+    with torch.no_grad():
+        made.layers["scale"].weight.fill_(0.0)
+        made.layers["scale"].bias.copy_(torch.tensor([0.0, -500.0, 0.0]))
+    counts = made(made.decode(torch.zeros(1, 2)), torch.tensor([[100.0]]))
+    assert counts.log_prob(torch.ones(1, 3)).isfinite().all()
 
 
 def test_a_likelihood_written_in_a_notebook_trains_and_samples() -> None:

@@ -37,6 +37,7 @@ class Setup:
     background: str | None = None
     categories: dict[str, list[str]] = field(default_factory=dict)
     genes: tuple[str, ...] = ()
+    size_factor_unit: float = 1.0  # mean total counts over mean size factor, at setup
 
     @classmethod
     def register(cls, adata: AnnData, **keys: Any) -> Self:
@@ -68,6 +69,11 @@ class Setup:
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
         data = setup.extract(adata)  # checks everything, before any work is lost
+        if data.size_factor is not None:
+            # Expression sums to 1 over genes, so a library size must be on the scale of counts;
+            # size factors usually have mean 1.
+            unit = float(row_sums(data.counts).mean() / data.size_factor.mean())
+            setup = replace(setup, size_factor_unit=unit)
         n_empty = int((row_sums(data.counts) == 0).sum())
         if n_empty:
             warnings.warn(
@@ -143,6 +149,7 @@ class Setup:
             if (size_factor <= 0).any():
                 msg = f"adata.obs[{self.size_factor_key!r}] must be positive in every cell."
                 raise ValueError(msg)
+            size_factor = size_factor * np.float32(self.size_factor_unit)
         return CellData(
             counts=counts,
             condition=self._codes(adata, self.condition_key) if self.condition_key else None,

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.training.history import History
@@ -30,8 +31,9 @@ class ModelBase:
     adata: AnnData | None
     is_trained: bool
     _history: History
-    # Condition code by cell name, when `train` was told the populations by indices.
-    _conditions: pd.Series | None = None
+    # Condition code and total count by cell name, when `train` was told the populations by
+    # indices. The total tells a cell from another of its name.
+    _conditions: pd.DataFrame | None = None
 
     @property
     def genes(self) -> list[str]:
@@ -94,8 +96,9 @@ class ModelBase:
             return data
         if not chosen.obs_names.is_unique:
             return data
-        codes = self._conditions.reindex(chosen.obs_names).fillna(BACKGROUND + 1)
-        return data.with_codes(codes.to_numpy(dtype=np.int64))
+        known = self._conditions.reindex(chosen.obs_names)
+        same = known["total"].to_numpy() == row_sums(data.counts)
+        return data.with_codes(np.where(same, known["code"], BACKGROUND + 1).astype(np.int64))
 
     def _cells(
         self, adata: AnnData | None, indices: ArrayLike | None
@@ -108,7 +111,9 @@ class ModelBase:
         """Turn batch categories into codes; ``None`` gives an empty list."""
         if batches is None:
             return []
-        wanted = [batches] if isinstance(batches, str | int) else list(batches)
+        wanted: list[Any] = (
+            [batches] if isinstance(batches, str | int | np.integer) else list(batches)
+        )
         if self.setup.batch_key is None:
             msg = f"{name} needs a batch_key; this model was set up without one."
             raise ValueError(msg)

@@ -134,7 +134,7 @@ class DifferentialMethods(ModelBase):
     def _check_conditions_known(self, names: pd.Index) -> None:
         if self._conditions is None:
             return
-        n_unknown = len(names.difference(self._conditions.index))
+        n_unknown = int((~names.isin(self._conditions.index)).sum())
         if n_unknown:
             msg = (
                 f"{n_unknown} of these cells were neither background nor target when the model was "

@@ -14,7 +14,7 @@ PerCell = float | NDArray[np.float64]
 
 
 class LikelihoodMethods(ModelBase):
-    """ELBO, reconstruction error and marginal likelihood. Higher is better, as in scvi-tools."""
+    """ELBO and marginal likelihood (higher is better), reconstruction error (lower is better)."""
 
     def get_elbo(
         self,
@@ -53,7 +53,7 @@ class LikelihoodMethods(ModelBase):
         *,
         seed: int | None = None,
     ) -> dict[str, PerCell]:
-        """Return log p(x | z, s, l) at one posterior draw, in nats.
+        """Return -log p(x | z, s, l) at one posterior draw, in nats: lower is better.
 
         Parameters
         ----------
@@ -62,11 +62,11 @@ class LikelihoodMethods(ModelBase):
 
         Returns
         -------
-        ``{"reconstruction_loss": ...}``, the key and the sign (higher is better) of scvi-tools.
+        ``{"reconstruction_loss": ...}``, as scvi-tools' models return it.
         """
         _, data, chosen = self._cells(adata, indices)
         with seeded(seed):
-            value = likelihood.log_likelihood_of_reconstruction(
+            value = -likelihood.log_likelihood_of_reconstruction(
                 self.module, data, chosen, batch_size
             )
         return {"reconstruction_loss": float(value.mean()) if return_mean else value}

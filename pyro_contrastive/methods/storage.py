@@ -92,7 +92,7 @@ class StorageMethods(ModelBase):
             history=self._history,
             is_trained=self.is_trained,
             weights=self.module.state_dict(),
-            conditions=None if self._conditions is None else self._conditions.to_dict(),
+            conditions=None if self._conditions is None else self._conditions.to_dict("split"),
         )
         adata = self._adata(None) if save_anndata else None
         write_folder(Path(dir_path), saved, adata, overwrite=overwrite)
@@ -189,7 +189,7 @@ class StorageMethods(ModelBase):
         model._history = saved.history
         model.is_trained = saved.is_trained
         if saved.conditions is not None:
-            model._conditions = pd.Series(saved.conditions)
+            model._conditions = pd.DataFrame(**saved.conditions)
         model.adata = adata
         if adata is not None:
             model.setup.extract(adata)  # says what differs, now

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import populations
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import numpy_rng, seeded
@@ -18,6 +21,23 @@ from pyro_contrastive.training.splits import external_split, split_populations
 
 if TYPE_CHECKING:
     from pyro_contrastive.training.fit import FitResult
+
+
+def _check_agreement(
+    condition: NDArray[np.int64], background: NDArray[np.int64], target: NDArray[np.int64]
+) -> None:
+    """Refuse indices that say otherwise than the condition, which every getter goes by."""
+    for name, cells, wrong in (
+        ("background_indices", background, condition[background] != BACKGROUND),
+        ("target_indices", target, condition[target] == BACKGROUND),
+    ):
+        if wrong.any():
+            msg = (
+                f"{name} holds {int(wrong.sum())} cells whose condition says otherwise, e.g. cell "
+                f"{cells[wrong][0]}. Set the data up with the condition you mean, or without "
+                "condition_key."
+            )
+            raise ValueError(msg)
 
 
 class TrainingMethods(ModelBase):
@@ -34,7 +54,7 @@ class TrainingMethods(ModelBase):
         validation_size: float | None = None,
         shuffle_set_split: bool = True,
         load_sparse_tensor: bool = False,
-        batch_size: int = 128,
+        batch_size: int | None = 128,
         early_stopping: bool = False,
         datasplitter_kwargs: dict[str, Any] | None = None,
         plan_kwargs: dict[str, Any] | None = None,
@@ -68,7 +88,7 @@ class TrainingMethods(ModelBase):
         load_sparse_tensor
             Must be ``False``: counts are kept sparse on the host, and mini-batches are dense.
         batch_size
-            Cells of each population in a step, at most.
+            Cells of each population in a step, at most; ``None``: 128.
         early_stopping
             Stop when `early_stopping_monitor` has not improved by `early_stopping_min_delta` for
             `early_stopping_patience` checks, and put back the best weights.
@@ -112,17 +132,31 @@ class TrainingMethods(ModelBase):
         adata = self._adata(None)
         data = self.setup.extract(adata)
         cells = populations(data.condition, background_indices, target_indices, len(data))
+        if background_indices is not None and data.condition is not None:
+            _check_agreement(data.condition, *cells)
         data = data.with_condition(*cells)
         if max_epochs is None:
             max_epochs = default_max_epochs(sum(map(len, cells)))
         stopping = None
         if early_stopping:
+            if check_val_every_n_epoch is None:
+                check_val_every_n_epoch = 1  # as in scvi-tools
+            if check_val_every_n_epoch > max_epochs:
+                msg = (
+                    f"early_stopping looks every {check_val_every_n_epoch} epochs, and there are "
+                    f"only {max_epochs}: it would never look. Lower check_val_every_n_epoch."
+                )
+                raise ValueError(msg)
             stopping = EarlyStopping(
                 early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
             )
         with seeded(seed):
             rng = numpy_rng()
             if datasplitter_kwargs:
+                unknown = sorted(set(datasplitter_kwargs) - {"external_indexing"})
+                if unknown:
+                    msg = f"datasplitter_kwargs takes external_indexing alone, not {unknown}."
+                    raise TypeError(msg)
                 split = external_split(*cells, **datasplitter_kwargs)
             else:
                 split = split_populations(
@@ -139,7 +173,7 @@ class TrainingMethods(ModelBase):
                 plan,
                 self._history,
                 max_epochs=max_epochs,
-                batch_size=batch_size,
+                batch_size=128 if batch_size is None else batch_size,
                 fabric=fabric,
                 rng=rng,
                 early_stopping=stopping,
@@ -166,5 +200,17 @@ class TrainingMethods(ModelBase):
 
         Expression and differential expression need to know. Names that repeat tell nothing.
         """
-        if names.is_unique and data.condition is not None:
-            self._conditions = pd.Series(data.condition[cells], index=names[cells])
+        if not names.is_unique:
+            warnings.warn(
+                "Cell names repeat, so that the model cannot remember which cells are background: "
+                "expression decodes all of them with the salient latent. Call "
+                "adata.obs_names_make_unique(), or set the data up with condition_key=.",
+                UserWarning,
+                stacklevel=3,
+            )
+            return
+        assert data.condition is not None  # train gave it
+        self._conditions = pd.DataFrame(
+            {"code": data.condition[cells], "total": row_sums(data.counts)[cells]},
+            index=names[cells],
+        )

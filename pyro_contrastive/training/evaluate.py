@@ -57,9 +57,12 @@ def evaluate(
         for indices in evaluation_batches(cells, batch_size):
             batch = data.cells(indices, device)
             particles = list(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))
-            weights = torch.where(
-                batch.is_target, 1.0 / len(cells.target), 1.0 / len(cells.background)
-            )
+            if vae.objective.weighting == "proportional":
+                weights = torch.full(batch.is_target.shape, 2.0 / len(cells), device=device)
+            else:
+                weights = torch.where(
+                    batch.is_target, 1.0 / len(cells.target), 1.0 / len(cells.background)
+                )
             for traces in particles:
                 for name, value in _site_terms(vae, traces, weights).items():
                     sums[name] = sums.get(name, 0.0) + value / len(particles)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.torch_tools import own_params
 from pyro_contrastive.training.checks import (
     NonFiniteLossError,
     check_programs,
@@ -259,6 +260,7 @@ def fit(
             EpochBar(max_epochs, show=progress_bar) as bar,
             pyro.validation_enabled(False),
             no_nan_warnings(),
+            own_params(),
         ):
             for epoch in range(max_epochs):
                 is_check = (epoch + 1) % (check_val_every_n_epoch or max_epochs + 1) == 0
