@@ -12,7 +12,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pyro_contrastive import ContrastiveVI
+from pyro_contrastive import ContrastiveVI, PerConditionNormal
+from pyro_contrastive.analysis import expression as expression_module
+from pyro_contrastive.analysis import runs
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 GENES = 15
@@ -201,7 +203,8 @@ def test_counterfactuals_by_name(adata) -> None:
     both = model.get_normalized_expression(n_samples=25, seed=0)
     untreated = model.get_counterfactual_expression("control", seed=0)
     pd.testing.assert_frame_equal(untreated, both["background"])
-    drug1 = model.get_counterfactual_expression("drug1", seed=0)
+    with pytest.warns(UserWarning, match="the same for every treatment"):
+        drug1 = model.get_counterfactual_expression("drug1", seed=0)
     assert drug1.iloc[12:19].equals(both["salient"].iloc[12:19])
     assert not drug1.iloc[19:].equals(both["salient"].iloc[19:])
     with pytest.raises(ValueError, match=r"'drug3' is not a condition.*drug2"):
@@ -231,7 +234,7 @@ def test_reading_leaves_model_data_and_random_state_alone(adata) -> None:
     obs, state = adata.obs.copy(), torch.get_rng_state()
     model.get_normalized_expression(seed=0)
     model.get_elbo(seed=0)
-    model.get_treatment_effect(seed=0, n_samples=3)
+    model.get_treatment_effect(seed=0, n_samples=3, interval=0.5)
     model.get_latent_library_size()
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[k], v) for k, v in model.module.state_dict().items())
@@ -259,7 +262,7 @@ def test_a_known_effect_is_found() -> None:
         max_epochs=80, enable_progress_bar=False, seed=0, plan_kwargs={"lr": 3e-3, "eps": 1e-8}
     )
     target = np.flatnonzero(adata.obs["condition"] == "treated")
-    effect = model.get_treatment_effect(indices=target, n_samples=20, seed=0)["mean"].to_numpy()
+    effect = model.get_treatment_effect(indices=target, n_samples=40, seed=0)["mean"].to_numpy()
     # The truth: the softmax's normalisation is the same for all genes of a cell.
     truth = adata.obsm["s"][target] @ adata.varm["s_loadings"].T / np.log(2)
     centred = [m - m.mean(1, keepdims=True) for m in (effect, truth)]
@@ -390,7 +393,7 @@ def test_cells_without_counts_have_finite_results(adata) -> None:
     model.train(max_epochs=2, enable_progress_bar=False, train_size=0.8)
     results = [
         *model.get_normalized_expression(library_size="latent").values(),
-        *model.get_treatment_effect(n_samples=3).values(),
+        *model.get_treatment_effect(n_samples=39).values(),
         model.get_latent_representation(),
         model.get_latent_library_size(),
         model.get_elbo(return_mean=False),
@@ -455,7 +458,7 @@ def test_covariates_can_be_changed(adata) -> None:
     youngest = expression(age=-1.0)
     assert youngest[0] == pytest.approx(own[0], abs=1e-6)
     assert np.abs(youngest[-1] - own[-1]).max() > 1e-6
-    effect = model.get_treatment_effect(transform_covariates={"sex": "m"}, n_samples=2)
+    effect = model.get_treatment_effect(transform_covariates={"sex": "m"}, n_samples=39)
     assert effect["mean"].shape == (26, GENES)
     for wrong, message in (
         ({"sex": "x"}, r"not a level of 'sex': \['f', 'm'\]"),
@@ -537,3 +540,61 @@ def test_repeated_names_are_told_apart_or_warned_of(adata) -> None:
 def test_early_stopping_that_would_never_look_is_refused(adata) -> None:
     with pytest.raises(ValueError, match="would never look"):
         make(adata).train(max_epochs=5, early_stopping=True, check_val_every_n_epoch=9)
+
+
+def test_intervals_cover_what_they_say(adata) -> None:
+    model = make(adata)
+    target = np.arange(12, 26)
+    few = model.get_treatment_effect(indices=target, n_samples=39, interval=0.9, seed=0)
+    given, without = (
+        model.get_specific_normalized_expression(
+            indices=target, n_samples=2000, return_mean=False, expression_type=kind, seed=1
+        )
+        for kind in ("salient", "background")
+    )
+    change = np.log2(given + 1e-5) - np.log2(without + 1e-5)
+    lower, upper = few["lower"].to_numpy(), few["upper"].to_numpy()
+    inside = ((change >= lower) & (change <= upper)).mean()
+    assert inside == pytest.approx(0.9, abs=0.025)
+    with pytest.raises(ValueError, match="takes at least n_samples=39"):
+        model.get_treatment_effect(n_samples=25, interval=0.95)
+
+
+def test_the_treatments_warning_goes_with_a_prior_that_tells_them_apart(adata) -> None:
+    prior = PerConditionNormal(3, 2)
+    with torch.no_grad():
+        prior.means.copy_(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]))
+    model = make(adata, condition_key="three", salient_prior=prior)
+    one, other = (
+        model.get_counterfactual_expression(name, indices=np.arange(12), seed=0)
+        for name in ("drug1", "drug2")
+    )
+    assert not np.allclose(one, other)
+
+
+def test_memory_does_not_grow_with_the_number_of_draws(adata, monkeypatch) -> None:
+    model = make(adata)
+    sizes = []
+    monkeypatch.setattr(runs, "DRAWS_AT_A_TIME", 40)
+    draw = runs.draw_posterior
+
+    def recorded(vae, batch, n_samples=1):
+        sizes.append(len(batch) * n_samples)
+        return draw(vae, batch, n_samples)
+
+    monkeypatch.setattr(expression_module, "draw_posterior", recorded)
+    model.get_normalized_expression(n_samples=10)
+    model.get_treatment_effect(n_samples=40)
+    assert max(sizes) <= 40
+
+
+def test_which_cells_trained_and_where_the_model_is(adata) -> None:
+    model = make(adata)
+    assert model.train_indices is None
+    model.train(max_epochs=1, enable_progress_bar=False, train_size=0.5, validation_size=0.25)
+    parts = (model.train_indices, model.validation_indices, model.test_indices)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(26))
+    assert len(model.train_indices) == 13
+    assert model.is_trained_
+    assert model.device == torch.device("cpu")
+    model.to_device("cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -85,13 +85,20 @@ def expression(
     """
     results: list[list[Array]] = [[] for _ in salient]
     with evaluating(vae):
-        for batch in chunks(data, indices, decoding.batch_size, device_of(vae)):
+        for batch in _chunks(vae, data, indices, decoding):
             posterior = draw_posterior(vae, batch, decoding.n_samples)
             for result, keep in zip(results, salient, strict=True):
                 do = None if keep else {"s": torch.zeros_like(posterior.nodes["s"]["value"])}
                 result.append(decode(vae, batch, posterior, decoding, do))
     axis = 0 if decoding.average else 1
     return [np.concatenate(result, axis=axis) for result in results]
+
+
+def _chunks(
+    vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], decoding: Decoding
+) -> Iterator[CellBatch]:
+    n_samples = decoding.n_samples
+    return chunks(data, indices, decoding.batch_size, device_of(vae), n_samples)
 
 
 def decode(
@@ -177,7 +184,7 @@ def counterfactual_expression(
     """
     result = []
     with evaluating(vae):
-        for batch in chunks(data, indices, decoding.batch_size, device_of(vae)):
+        for batch in _chunks(vae, data, indices, decoding):
             posterior = draw_posterior(vae, batch, decoding.n_samples)
             changed, do = counterfactual_batch(vae, batch, posterior, condition, decoding.n_samples)
             result.append(decode(vae, changed, posterior, decoding, do))
@@ -219,7 +226,7 @@ def treatment_effect(
     parts: dict[str, list[Array]] = {"mean": [], "lower": [], "upper": []}
     tails = [(1 - interval) / 2, (1 + interval) / 2]
     with evaluating(vae):
-        for batch in chunks(data, indices, decoding.batch_size, device_of(vae)):
+        for batch in _chunks(vae, data, indices, decoding):
             posterior = draw_posterior(vae, batch, decoding.n_samples)
             without = {"s": torch.zeros_like(posterior.nodes["s"]["value"])}
             given, taken = (
@@ -228,7 +235,9 @@ def treatment_effect(
             )
             change = given - taken  # [samples, cells, genes]
             parts["mean"].append(change.mean(0))
-            lower, upper = np.quantile(change, tails, axis=0).astype(np.float32)
+            # Of n draws, k/(n + 1) lie below the k-th: the interval covers what it says.
+            quantiles = np.quantile(change, tails, axis=0, method="weibull")
+            lower, upper = quantiles.astype(np.float32)
             parts["lower"].append(lower)
             parts["upper"].append(upper)
     return Effect(**{name: np.concatenate(values) for name, values in parts.items()})

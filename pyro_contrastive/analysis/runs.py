@@ -18,6 +18,8 @@ from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.vae import ContrastiveVAE
 
 DEFAULT_BATCH_SIZE = 1024
+DRAWS_AT_A_TIME = 8192
+"""Cells times posterior draws in memory, each with all genes, when no batch size is given."""
 
 
 def device_of(vae: ContrastiveVAE) -> torch.device:
@@ -30,15 +32,20 @@ def chunks(
     indices: NDArray[np.int64],
     batch_size: int | None,
     device: torch.device | str,
+    n_samples: int = 1,
 ) -> Iterator[CellBatch]:
-    """Yield the cells in order, `batch_size` at a time (default 1,024).
+    """Yield the cells in order, `batch_size` at a time.
+
+    By default 1,024, and fewer the more draws each is to have: what is in memory at a time does
+    not grow with `n_samples`.
 
     Raises
     ------
     ValueError
         If `batch_size` is not positive.
     """
-    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    most = min(DEFAULT_BATCH_SIZE, max(1, DRAWS_AT_A_TIME // max(n_samples, 1)))
+    size = most if batch_size is None else batch_size
     if size < 1:
         msg = f"batch_size must be at least 1, not {batch_size}."
         raise ValueError(msg)

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, hstack
 
+from pyro_contrastive.analysis.runs import device_of
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
@@ -34,6 +36,25 @@ class ModelBase:
     # Condition code and total count by cell name, when `train` was told the populations by
     # indices. The total tells a cell from another of its name.
     _conditions: pd.DataFrame | None = None
+
+    # Cells of the last run of training, by index; None before it, and after loading.
+    train_indices: NDArray[np.int64] | None = None
+    validation_indices: NDArray[np.int64] | None = None
+    test_indices: NDArray[np.int64] | None = None
+
+    @property
+    def is_trained_(self) -> bool:
+        """The name scvi-tools has for `is_trained`."""
+        return self.is_trained
+
+    @property
+    def device(self) -> torch.device:
+        """The device the model is on."""
+        return device_of(self.module)
+
+    def to_device(self, device: str | int | torch.device) -> None:
+        """Move the model: ``"cpu"``, ``"cuda:0"``, or the number of a CUDA device."""
+        self.module.to(device)
 
     @property
     def genes(self) -> list[str]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
 from pyro_contrastive.analysis import expression
+from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import Batches
 from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expression, LibrarySize
-from pyro_contrastive.torch_tools import numpy_rng, seeded
+from pyro_contrastive.torch_tools import evaluating, numpy_rng, seeded
 
 
 class ExpressionMethods(DecodingHelpers):
@@ -207,7 +210,10 @@ class ExpressionMethods(DecodingHelpers):
 
         A treated cell under the background condition loses its salient latent. A cell under a
         condition it was never seen in has no posterior for s there: s is drawn from the salient
-        prior of that condition, so use many draws. A cell under its own condition stays as it is.
+        prior of that condition, so use many draws. Under the default prior, N(0, I) for every
+        treatment, that says nothing of this treatment in particular, and a warning says so: use a
+        salient prior that looks at the condition (`PerConditionNormal`). A cell under its own
+        condition stays as it is.
 
         Parameters
         ----------
@@ -228,6 +234,7 @@ class ExpressionMethods(DecodingHelpers):
             If the condition is unknown; the error lists those there are.
         """
         code = self._condition_code(condition)
+        self._warn_if_treatments_are_alike(code)
         chosen, data, cells = self._cells(adata, indices)
         decoding = self._decoding(
             gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
@@ -243,7 +250,7 @@ class ExpressionMethods(DecodingHelpers):
         indices: ArrayLike | None = None,
         transform_batch: Batches = None,
         gene_list: Sequence[str] | None = None,
-        n_samples: int = 25,
+        n_samples: int = 100,
         batch_size: int | None = None,
         *,
         transform_covariates: Covariates = None,
@@ -263,7 +270,8 @@ class ExpressionMethods(DecodingHelpers):
         transform_covariates, seed
             As in :meth:`get_normalized_expression`.
         interval
-            Posterior probability between ``lower`` and ``upper``.
+            Posterior probability between ``lower`` and ``upper``; takes at least
+            2 / (1 - `interval`) draws.
         pseudocount
             Added to both sides, on the scale where expression sums to 1 over genes.
 
@@ -274,10 +282,14 @@ class ExpressionMethods(DecodingHelpers):
         Raises
         ------
         ValueError
-            If `interval` is not between 0 and 1.
+            If `interval` is not between 0 and 1, or `n_samples` is too small for it.
         """
         if not 0 < interval < 1:
             msg = f"interval must be between 0 and 1, not {interval}."
+            raise ValueError(msg)
+        fewest = math.ceil(2 / (1 - interval)) - 1
+        if n_samples < fewest:
+            msg = f"An interval of {interval} takes at least n_samples={fewest}, not {n_samples}."
             raise ValueError(msg)
         chosen, data, cells = self._cells(adata, indices)
         decoding = self._decoding(gene_list, transform_batch, 1.0, n_samples, True, batch_size)
@@ -288,3 +300,21 @@ class ExpressionMethods(DecodingHelpers):
             )
         present = self._presenter(chosen, cells, decoding, 1.0, None)
         return {name: present(getattr(effect, name)) for name in ("mean", "lower", "upper")}
+
+    def _warn_if_treatments_are_alike(self, code: int) -> None:
+        n_conditions = len(self.setup.conditions)
+        if code == BACKGROUND or n_conditions <= 2:  # noqa: PLR2004  # one treatment
+            return
+        other = next(c for c in range(1, n_conditions) if c != code)
+        draws = []
+        for c in (code, other):
+            cells = CellBatch(condition=torch.tensor([c], device=self.device))
+            with evaluating(self.module), seeded(0):
+                draws.append(self.module.model.s_dist(cells).sample())
+        if torch.equal(*draws):
+            msg = (
+                "The salient prior is the same for every treatment: cells that were not given this "
+                "one are decoded with a salient latent of any treatment. Use a salient_prior that "
+                "looks at the condition, such as PerConditionNormal."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=3)

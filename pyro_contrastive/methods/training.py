@@ -181,6 +181,10 @@ class TrainingMethods(ModelBase):
                 progress_bar=enable_progress_bar,
             )
         self.is_trained = True
+        self.train_indices, self.validation_indices, self.test_indices = (
+            np.sort(np.concatenate([part.background, part.target]))
+            for part in (split.train, split.validation, split.test)
+        )
         if background_indices is not None and self.setup.condition_key is None:
             self._note_populations(adata.obs_names, data, np.concatenate(cells))
         return result
