@@ -337,6 +337,10 @@ def test_the_split_can_be_given(adata) -> None:
         ({"datasplitter_kwargs": {"external_indexing": [[0, 99]]}}, "neither population"),
         ({"datasplitter_kwargs": {"external_indexing": [[0]] * 4}}, "it has 4"),
         ({"datasplitter_kwargs": {"drop_last": True}}, "drop_last"),
+        (
+            {"datasplitter_kwargs": {"external_indexing": [[0, 13]]}, "train_size": 0.8},
+            "leave out train_size",
+        ),
         ({"load_sparse_tensor": True}, "load_sparse_tensor"),
         ({"plan_kwargs": {"optimizer": "SGD"}}, "'Adam', 'AdamW' or 'Custom'"),
         ({"plan_kwargs": {"optimizer": "Custom"}}, "go together"),

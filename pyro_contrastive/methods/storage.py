@@ -155,10 +155,10 @@ class StorageMethods(ModelBase):
     ) -> Self:
         """Read a model of scvi-tools' ContrastiveVI (versions 1.1 to 1.5): same latents, here.
 
-        Nothing in a file is unpickled: its names are looked up in a short list of harmless
-        functions, and whatever else it holds is refused. What scvi-tools registers but its model is
-        not told of (further covariates, size factors) is left out. The objective is the one with
-        analytic KL divergences, as in scvi-tools.
+        Nothing that a file names is imported or run: a few functions of this library rebuild its
+        tensors and dicts, NumPy and pandas objects become inert, and anything else is refused. What
+        scvi-tools registers but its model is not told of (further covariates, size factors) is left
+        out. The objective is the one with analytic KL divergences, as in scvi-tools.
 
         Parameters
         ----------

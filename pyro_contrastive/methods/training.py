@@ -17,7 +17,7 @@ from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import numpy_rng, seeded
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
-from pyro_contrastive.training.splits import external_split, split_populations
+from pyro_contrastive.training.splits import Split, external_split, split_populations
 
 if TYPE_CHECKING:
     from pyro_contrastive.training.fit import FitResult
@@ -38,6 +38,46 @@ def _check_agreement(
                 "condition_key."
             )
             raise ValueError(msg)
+
+
+def _check_looks(every: int, max_epochs: int) -> None:
+    """Refuse early stopping that would never look."""
+    if every > max_epochs:
+        msg = (
+            f"early_stopping looks every {every} epochs, and there are only {max_epochs}: it would "
+            "never look. Lower check_val_every_n_epoch."
+        )
+        raise ValueError(msg)
+
+
+def _split(
+    background: NDArray[np.int64],
+    target: NDArray[np.int64],
+    datasplitter_kwargs: dict[str, Any],
+    *,
+    train_size: float | None,
+    validation_size: float | None,
+    shuffle: bool,
+    rng: np.random.Generator,
+) -> Split:
+    """Split the populations as told, or else at random; refuse to be told both."""
+    unknown = sorted(set(datasplitter_kwargs) - {"external_indexing"})
+    if unknown:
+        msg = f"datasplitter_kwargs takes external_indexing alone, not {unknown}."
+        raise TypeError(msg)
+    if not datasplitter_kwargs:
+        return split_populations(
+            background,
+            target,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle=shuffle,
+            rng=rng,
+        )
+    if train_size is not None or validation_size is not None:
+        msg = "external_indexing is the split itself; leave out train_size and validation_size."
+        raise ValueError(msg)
+    return external_split(background, target, **datasplitter_kwargs)
 
 
 class TrainingMethods(ModelBase):
@@ -141,31 +181,20 @@ class TrainingMethods(ModelBase):
         if early_stopping:
             if check_val_every_n_epoch is None:
                 check_val_every_n_epoch = 1  # as in scvi-tools
-            if check_val_every_n_epoch > max_epochs:
-                msg = (
-                    f"early_stopping looks every {check_val_every_n_epoch} epochs, and there are "
-                    f"only {max_epochs}: it would never look. Lower check_val_every_n_epoch."
-                )
-                raise ValueError(msg)
+            _check_looks(check_val_every_n_epoch, max_epochs)
             stopping = EarlyStopping(
                 early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
             )
         with seeded(seed):
             rng = numpy_rng()
-            if datasplitter_kwargs:
-                unknown = sorted(set(datasplitter_kwargs) - {"external_indexing"})
-                if unknown:
-                    msg = f"datasplitter_kwargs takes external_indexing alone, not {unknown}."
-                    raise TypeError(msg)
-                split = external_split(*cells, **datasplitter_kwargs)
-            else:
-                split = split_populations(
-                    *cells,
-                    train_size=train_size,
-                    validation_size=validation_size,
-                    shuffle=shuffle_set_split,
-                    rng=rng,
-                )
+            split = _split(
+                *cells,
+                datasplitter_kwargs or {},
+                train_size=train_size,
+                validation_size=validation_size,
+                shuffle=shuffle_set_split,
+                rng=rng,
+            )
             result = fit(
                 self.module,
                 data,
