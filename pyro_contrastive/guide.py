@@ -5,7 +5,6 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.distributions import Distribution
 from torch import Tensor, nn
 
@@ -28,8 +27,8 @@ class ContrastiveGuide(NamedPyroModule):
             s_n ~ Normal(mean_s(x_n), variance_s(x_n))     # in the ELBO for target cells only
             l_n ~ LogNormal(mean_l(x_n), variance_l(x_n))  # if the library size is latent
 
-    q(s | x) is computed for background cells too (penalties and diagnostics look at it), but
-    masked out of the ELBO, as in the model.
+    q(s | x) is computed for background cells too (penalties and diagnostics look at it); the
+    objective leaves it out of the ELBO.
 
     Parameters
     ----------
@@ -108,8 +107,7 @@ class ContrastiveGuide(NamedPyroModule):
         """Draw every latent from the factor with these moments."""
         with pyro.plate(CELLS, len(batch), dim=-1):
             pyro.sample("z", self.z_dist(*moments["z"]))
-            with poutine.mask(mask=batch.is_target):
-                pyro.sample("s", self.s_dist(*moments["s"]))
+            pyro.sample("s", self.s_dist(*moments["s"]))
             if "library" in moments:
                 pyro.sample("library", self.library_dist(*moments["library"]))
 

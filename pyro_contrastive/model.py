@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Distribution
 from torch import Tensor
 
@@ -16,6 +15,8 @@ from pyro_contrastive.pyro_names import NamedPyroModule
 
 CELLS = "cells"
 """Name of the one plate, shared by model and guide."""
+SALIENT = "s"
+"""Name of the site of the salient latent."""
 
 
 class ContrastiveModel(NamedPyroModule):
@@ -25,7 +26,7 @@ class ContrastiveModel(NamedPyroModule):
 
         for each cell n:
             z_n ~ background_prior                   # shared by background and target cells
-            s_n ~ salient_prior     if n is a target cell, else exactly 0
+            s_n ~ salient_prior                      # used if n is a target cell, else exactly 0
             l_n ~ library_prior                      # or observed: l_n = total counts of the cell
             scale_n, ... = decoder(z_n, s_n, batch of n)
             x_n ~ likelihood(scale_n, ..., l_n)
@@ -90,8 +91,7 @@ class ContrastiveModel(NamedPyroModule):
     def latents(self, batch: CellBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Draw z, s and the library size, ``[cells, latents]`` and ``[cells, 1]``."""
         z = pyro.sample("z", self.z_dist(batch))
-        with poutine.mask(mask=batch.is_target):
-            s = pyro.sample("s", self.s_dist(batch))
+        s = pyro.sample("s", self.s_dist(batch))
         s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)  # background cells: exactly 0
         library: Tensor
         if self.library_prior is None:

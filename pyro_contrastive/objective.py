@@ -20,7 +20,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.model import CELLS
+from pyro_contrastive.model import CELLS, SALIENT
 from pyro_contrastive.penalties import Penalty
 
 Weighting = Literal["population", "proportional"]
@@ -103,6 +103,27 @@ class WeightedSites(Messenger):
         msg["scale"] = msg["scale"] * weight
 
 
+class SalientOfTargets(Messenger):
+    """Effect handler that leaves the salient latent of background cells out of an ELBO.
+
+    The decoder does not see it, so its posterior is its prior; q(s | x) of background cells, on
+    the other hand, is where penalties pin it. Neither is evidence about the data.
+
+    Parameters
+    ----------
+    is_target
+        Which cells are target cells, ``[cells]``.
+    """
+
+    def __init__(self, is_target: Tensor) -> None:
+        super().__init__()
+        self.is_target = is_target
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] == SALIENT:
+            msg["mask"] = self.is_target if msg["mask"] is None else msg["mask"] & self.is_target
+
+
 def site_losses(model_trace: Trace, guide_trace: Trace, *, analytic: bool) -> dict[str, Tensor]:
     """Return each site's unweighted part of the negative ELBO.
 
@@ -117,7 +138,7 @@ def site_losses(model_trace: Trace, guide_trace: Trace, *, analytic: bool) -> di
     Returns
     -------
     For ``x`` the negative log-likelihood, for a latent its KL divergence: per cell ``[..., cells]``
-    (0 where a site is masked, as s is for background cells) for sites in the plate of cells.
+    (0 where a site is masked, as :class:`SalientOfTargets` does) for sites in the plate of cells.
     """
     losses = {}
     for name, site in model_trace.nodes.items():
@@ -177,7 +198,7 @@ class _ContrastiveTerms:
         return WeightedSites(weights, global_weight, self.kl_weight, self.annealed)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        with self.weights(args[0]):
+        with self.weights(args[0]), SalientOfTargets(args[0].is_target):
             traces: tuple[Trace, Trace] = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
         return traces
 

@@ -34,3 +34,9 @@ def make_vae(**kwargs: Any) -> ContrastiveVAE:
         }
     small = {"n_input": N_GENES, "n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
     return ContrastiveVAE(**(small | kwargs))
+
+
+def salient_kl(vae: ContrastiveVAE, batch: CellBatch) -> torch.Tensor:
+    """KL(q(s | x) || N(0, I)) of every cell, by the textbook formula."""
+    mean, variance = vae.guide.encode(batch)["s"]
+    return 0.5 * (mean**2 + variance - 1 - variance.log()).sum(-1)

@@ -20,7 +20,7 @@ from pyro_contrastive.data import CellData
 
 
 class LinearModel(PyroModule):
-    """z ~ N(0, I_2), s ~ N(0, 1) of target cells, x ~ N(W z + v s, 1)."""
+    """z ~ N(0, I_2), s ~ N(0, 1), x ~ N(W z + v s, 1), without s in background cells."""
 
     W = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [0.3, -0.2]])
     v = torch.tensor([0.8, -0.4, 1.0])
@@ -28,8 +28,7 @@ class LinearModel(PyroModule):
     def forward(self, batch):
         with pyro.plate("cells", len(batch), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            with pyro.poutine.mask(mask=batch.is_target):
-                s = pyro.sample("s", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            s = pyro.sample("s", dist.Normal(torch.zeros(1), 1.0).to_event(1))
             s = s * batch.is_target.unsqueeze(-1)
             pyro.sample("x", dist.Normal(z @ self.W.T + s * self.v, 1.0).to_event(1), obs=batch.x)
 
@@ -44,9 +43,8 @@ class WideGuide(PyroModule):
     def forward(self, batch):
         with pyro.plate("cells", len(batch), dim=-1):
             pyro.sample("z", dist.Normal(self.slope * batch.x @ LinearModel.W, 1.0).to_event(1))
-            with pyro.poutine.mask(mask=batch.is_target):
-                mean = self.slope * (batch.x @ LinearModel.v).unsqueeze(-1)
-                pyro.sample("s", dist.Normal(mean, 1.0).to_event(1))
+            mean = self.slope * (batch.x @ LinearModel.v).unsqueeze(-1)
+            pyro.sample("s", dist.Normal(mean, 1.0).to_event(1))
 
 
 class Linear(torch.nn.Module):
