@@ -9,6 +9,7 @@ from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.dispersion import Posterior
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
@@ -51,7 +52,8 @@ class ContrastiveVI(
         prior per batch.
     wasserstein_penalty
         Weight of the penalty that pins the salient latent of background cells to 0.
-    likelihood, background_prior, salient_prior, penalties, elbo, elbo_kwargs
+    likelihood, background_prior, salient_prior, library_prior, dispersion_prior, \
+dispersion_posterior, penalties, elbo, elbo_kwargs
         As in :class:`~pyro_contrastive.ContrastiveVAE`.
 
     Raises
@@ -86,6 +88,9 @@ class ContrastiveVI(
         likelihood: Likelihood | None = None,
         background_prior: PriorLike | None = None,
         salient_prior: PriorLike | None = None,
+        library_prior: PriorLike | None = None,
+        dispersion_prior: PriorLike | None = None,
+        dispersion_posterior: Posterior = "variational",
         penalties: Sequence[Penalty] = (),
         elbo: type[Trace_ELBO] = Trace_ELBO,
         elbo_kwargs: dict[str, Any] | None = None,
@@ -98,6 +103,7 @@ class ContrastiveVI(
             "dropout_rate": dropout_rate,
             "use_observed_lib_size": use_observed_lib_size,
             "wasserstein_penalty": wasserstein_penalty,
+            "dispersion_posterior": dispersion_posterior,
             "elbo_kwargs": elbo_kwargs or {},
         }
         setup = Setup.of(adata)
@@ -122,6 +128,8 @@ class ContrastiveVI(
             "likelihood": likelihood,
             "background_prior": background_prior,
             "salient_prior": salient_prior,
+            "library_prior": library_prior,
+            "dispersion_prior": dispersion_prior,
             "penalties": penalties,
         }
         self._assemble(setup, settings, components | library, elbo)

@@ -67,13 +67,14 @@ class GivenOutputs:
 
     def model(self, batch: CellBatch) -> None:
         """Run the model's priors, and observe the counts under the given distribution."""
+        self._model.shared(batch)
         with pyro.plate(CELLS, len(batch), dim=-1):
             self._model.latents(batch)
             pyro.sample("x", self.x_dist(batch), obs=batch.x)
 
     def x_dist(self, batch: CellBatch) -> Distribution:
         """Return the distribution of the counts that the outputs describe."""
-        px_r = self.px["background"]["px_r"]
+        px_r = groups.join_dispersion(self.px)
         if px_r is not None:
             px_rate = groups.join_required(self.px, "px_rate")
             return counts_distribution(px_rate, px_r, groups.join(self.px, "px_dropout"))

@@ -131,6 +131,21 @@ def split(outputs: Mapping[str, Tensor | None], n_background: int) -> Groups:
     return groups
 
 
+def with_dispersion(groups: Groups, px_r: Tensor | None, n_background: int) -> Groups:
+    """Give both groups the inverse dispersion: ``[genes]`` to both, ``[cells, genes]`` split."""
+    if px_r is not None and px_r.dim() > 1:
+        parts = split({"px_r": px_r}, n_background)
+    else:
+        parts = {name: {"px_r": px_r} for name in GROUPS}
+    return {name: {**groups[name], **parts[name]} for name in GROUPS}
+
+
+def join_dispersion(groups: Groups) -> Tensor | None:
+    """Undo :func:`with_dispersion`: ``[genes]``, ``[..., cells, genes]`` or ``None``."""
+    px_r = groups["background"]["px_r"]
+    return px_r if px_r is None or px_r.dim() == 1 else join_required(groups, "px_r")
+
+
 def pair(per_cell: Tensor, n_background: int) -> Tensor:
     """Add background and target values cell by cell: ``[..., cells]`` to ``[..., pairs]``.
 

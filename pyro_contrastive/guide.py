@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -9,6 +11,8 @@ from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.dispersion import DispersionPosterior
+from pyro_contrastive.likelihoods import INVERSE_DISPERSION
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.networks import Covariates, Encoder
 from pyro_contrastive.pyro_names import NamedPyroModule
@@ -26,6 +30,7 @@ class ContrastiveGuide(NamedPyroModule):
             z_n ~ Normal(mean_z(x_n), variance_z(x_n))
             s_n ~ Normal(mean_s(x_n), variance_s(x_n))     # in the ELBO for target cells only
             l_n ~ LogNormal(mean_l(x_n), variance_l(x_n))  # if the library size is latent
+        inverse dispersion ~ its posterior                 # if it has a prior
 
     q(s | x) is computed for background cells too (penalties and diagnostics look at it); the
     objective leaves it out of the ELBO.
@@ -44,6 +49,10 @@ class ContrastiveGuide(NamedPyroModule):
         What the encoders are told of a cell beside its counts.
     n_hidden, n_layers, dropout_rate
         Width and number of hidden layers of each encoder, and their dropout.
+    dispersion_posterior
+        Posterior of the inverse dispersions, if they have a prior.
+    encoder_input
+        What the encoders see of the data: default ``log(1 + x)``.
     """
 
     def __init__(
@@ -57,8 +66,12 @@ class ContrastiveGuide(NamedPyroModule):
         n_hidden: int,
         n_layers: int,
         dropout_rate: float,
+        dispersion_posterior: DispersionPosterior | None = None,
+        encoder_input: Callable[[Tensor], Tensor] = torch.log1p,
     ) -> None:
         super().__init__()
+        self.encoder_input = encoder_input
+        self.dispersion_posterior = dispersion_posterior
         self.covariates = covariates
 
         def encoder(n_output: int, n_layers: int) -> Encoder:
@@ -93,23 +106,29 @@ class ContrastiveGuide(NamedPyroModule):
         if batch.x is None:
             msg = "The guide needs observed counts: this CellBatch was made without `x`."
             raise ValueError(msg)
-        log_counts = torch.log1p(batch.x)  # [cells, genes]
-        covariates = self.covariates(batch, like=log_counts)
+        x = self.encoder_input(batch.x)  # [cells, genes]
+        covariates = self.covariates(batch, like=x)
         moments = {
-            "z": self.z_encoder(log_counts, covariates),
-            "s": self.s_encoder(log_counts, covariates),
+            "z": self.z_encoder(x, covariates),
+            "s": self.s_encoder(x, covariates),
         }
         if self.library_encoder is not None:
-            moments["library"] = self.library_encoder(log_counts, covariates)
+            moments["library"] = self.library_encoder(x, covariates)
         return moments
 
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw every latent from the factor with these moments."""
+        self.shared()
         with pyro.plate(CELLS, len(batch), dim=-1):
             pyro.sample("z", self.z_dist(*moments["z"]))
             pyro.sample("s", self.s_dist(*moments["s"]))
             if "library" in moments:
                 pyro.sample("library", self.library_dist(*moments["library"]))
+
+    def shared(self) -> None:
+        """Draw the parameters that have a prior, once for all cells."""
+        if self.dispersion_posterior is not None:
+            pyro.sample(INVERSE_DISPERSION, self.dispersion_posterior())
 
     def z_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
         """q(z | x): event shape ``[n_background_latent]``."""

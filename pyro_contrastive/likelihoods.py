@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from pyro.distributions import Distribution
 from torch import Tensor, nn
 
+from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components import Component
 from pyro_contrastive.distributions import NegativeBinomial as NegativeBinomialDistribution
 from pyro_contrastive.distributions import (
@@ -17,6 +19,10 @@ from pyro_contrastive.distributions import (
 
 SCALE = "scale"
 """Name of the head on the simplex over genes: normalised expression, rho."""
+INVERSE_DISPERSION = "inverse_dispersion"
+"""Name of the inverse dispersion, among the heads and as a site where it has a prior."""
+LOG_INVERSE_DISPERSION = "log_inverse_dispersion"
+Dispersion = Literal["gene", "gene-batch", "gene-cell"]
 
 
 class Likelihood(Component):
@@ -42,7 +48,7 @@ class Likelihood(Component):
     ...         return dist.Poisson(library * heads["scale"]).to_event(1)
     """
 
-    heads: ClassVar[tuple[str, ...]]
+    heads: tuple[str, ...]
 
     @abstractmethod
     def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
@@ -56,7 +62,7 @@ class Likelihood(Component):
             Library size on the natural scale, ``[..., cells, 1]``.
         """
 
-    def build(self, n_hidden: int, n_genes: int) -> None:
+    def build(self, n_hidden: int, n_genes: int, n_batch: int = 1) -> None:
         """Make the head layers (and, in subclasses, parameters per gene) once sizes are known.
 
         Parameters
@@ -65,6 +71,8 @@ class Likelihood(Component):
             Width of the decoder's last hidden layer.
         n_genes
             Number of genes.
+        n_batch
+            Number of batches.
 
         Raises
         ------
@@ -79,8 +87,21 @@ class Likelihood(Component):
             raise ValueError(msg)
         self.layers = nn.ModuleDict({name: nn.Linear(n_hidden, n_genes) for name in self.heads})
 
-    def decode(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Evaluate the heads on the decoder's last hidden layer, ``[..., cells, n_hidden]``."""
+    def decode(
+        self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Evaluate the heads on the decoder's last hidden layer.
+
+        Parameters
+        ----------
+        hidden
+            ``[..., cells, n_hidden]``.
+        batch
+            The cells, for likelihoods whose parameters differ between batches.
+        shared
+            Draws of the parameters that have a prior, by the names of their sites; only
+            likelihoods with such a parameter look at it.
+        """
         out = {name: layer(hidden) for name, layer in self.layers.items()}
         if SCALE in out:
             scale = out[SCALE].softmax(dim=-1)
@@ -88,28 +109,93 @@ class Likelihood(Component):
             out[SCALE] = scale.clamp(min=torch.finfo(scale.dtype).tiny)
         return out
 
+    def expression(self, heads: dict[str, Tensor]) -> Tensor | None:
+        """Return what normalised expression is, ``[..., cells, genes]``: by default the scale head.
+
+        It is the site ``scale`` of the model, and what differential expression compares. ``None``:
+        the likelihood has none, and the methods that need it say so.
+        """
+        return heads.get(SCALE)
+
+    def rate(self, heads: dict[str, Tensor], library: Tensor) -> Tensor | None:
+        """Return the site ``rate``: by default library x normalised expression.
+
+        For counts this is the mean before zero inflation. ``None`` if there is no such thing.
+        """
+        expression = self.expression(heads)
+        return None if expression is None else library * expression
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Turn data ``[cells, genes]`` into what the encoders see: by default ``log(1 + x)``."""
+        return torch.log1p(x)
+
 
 class NegativeBinomial(Likelihood):
-    r"""Negative binomial counts with one inverse dispersion per gene.
+    r"""Negative binomial counts.
 
     .. math:: x_{ng} \sim \mathrm{NB}(\text{mean} = l_n \rho_{ng},\; \text{inverse dispersion}
-        = \theta_g), \qquad \mathrm{Var}\, x = m + m^2 / \theta
+        = \theta), \qquad \mathrm{Var}\, x = m + m^2 / \theta
 
-    :math:`\theta = \exp(\texttt{log\_inverse\_dispersion})`, initialised from N(0, 1) on the log
-    scale, as in scVI (Lopez et al., Nature Methods 2018).
+    as in scVI (Lopez et al., Nature Methods 2018). :math:`\log \theta` is initialised from N(0, 1).
+
+    Parameters
+    ----------
+    dispersion
+        ``"gene"``: one inverse dispersion per gene; ``"gene-batch"``: one per gene and batch;
+        ``"gene-cell"``: one per gene and cell, from a decoder head.
+
+    Raises
+    ------
+    ValueError
+        If `dispersion` is none of these.
+
+    Attributes
+    ----------
+    log_inverse_dispersion
+        :math:`\log \theta`, ``[genes]`` or ``[batches, genes]``; ``None`` with a head.
     """
 
-    heads: ClassVar[tuple[str, ...]] = (SCALE,)
+    heads: tuple[str, ...] = (SCALE,)
+    log_inverse_dispersion: nn.Parameter | None
 
-    def build(self, n_hidden: int, n_genes: int) -> None:
-        """Make the heads and the log inverse dispersion, shape ``[genes]``."""
-        super().build(n_hidden, n_genes)
-        self.log_inverse_dispersion = nn.Parameter(torch.randn(n_genes))
+    def __init__(self, dispersion: Dispersion = "gene") -> None:
+        super().__init__()
+        if dispersion not in get_args(Dispersion):
+            msg = f"dispersion must be one of {get_args(Dispersion)}, not {dispersion!r}."
+            raise ValueError(msg)
+        self.dispersion = dispersion
+        if dispersion == "gene-cell":
+            self.heads = (*type(self).heads, LOG_INVERSE_DISPERSION)
+
+    def build(self, n_hidden: int, n_genes: int, n_batch: int = 1) -> None:
+        """Make the heads and the log inverse dispersion."""
+        super().build(n_hidden, n_genes, n_batch)
+        shapes = {"gene": (n_genes,), "gene-batch": (max(n_batch, 1), n_genes)}
+        shape = shapes.get(self.dispersion)
+        self.log_inverse_dispersion = None if shape is None else nn.Parameter(torch.randn(shape))
+
+    def decode(
+        self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Evaluate the heads; add the inverse dispersion, ``[genes]`` or ``[cells, genes]``."""
+        heads = super().decode(hidden, batch, shared)
+        if self.log_inverse_dispersion is None:
+            heads[INVERSE_DISPERSION] = heads.pop(LOG_INVERSE_DISPERSION).exp()
+            return heads
+        theta = shared.get(INVERSE_DISPERSION)
+        if theta is None:
+            theta = self.log_inverse_dispersion.exp()
+        if self.dispersion == "gene-batch":
+            theta = theta[..., batch.batch_codes.long(), :]
+            # A draw of the whole table has an axis of one where the others have cells.
+            theta = theta.squeeze(-3) if theta.dim() > 2 else theta  # noqa: PLR2004
+        heads[INVERSE_DISPERSION] = theta
+        return heads
 
     def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
         """Return the negative binomial with mean library x scale."""
         return NegativeBinomialDistribution(
-            library * heads[SCALE], self.log_inverse_dispersion.exp()
+            library * heads[SCALE], heads[INVERSE_DISPERSION]
         ).to_event(1)
 
 
@@ -118,12 +204,17 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     With probability :math:`\mathrm{sigmoid}(\pi_{ng})` a count is a structural zero, else it is
     drawn as in :class:`NegativeBinomial`. The head ``"dropout"`` gives the logits :math:`\pi`.
+
+    Parameters
+    ----------
+    dispersion
+        See :class:`NegativeBinomial`.
     """
 
-    heads: ClassVar[tuple[str, ...]] = (SCALE, "dropout")
+    heads: tuple[str, ...] = (SCALE, "dropout")
 
     def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
         """Return the zero-inflated negative binomial with mean library x scale before dropout."""
         return ZeroInflatedNegativeBinomialDistribution(
-            library * heads[SCALE], self.log_inverse_dispersion.exp(), heads["dropout"]
+            library * heads[SCALE], heads[INVERSE_DISPERSION], heads["dropout"]
         ).to_event(1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyro
 import torch
 from pyro.distributions import Distribution
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.likelihoods import SCALE, Likelihood
+from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
 from pyro_contrastive.networks import Body, Covariates
 from pyro_contrastive.priors import Prior
 from pyro_contrastive.pyro_names import NamedPyroModule
@@ -24,6 +26,7 @@ class ContrastiveModel(NamedPyroModule):
 
     ::
 
+        inverse dispersion ~ dispersion_prior        # if it has one; else a parameter
         for each cell n:
             z_n ~ background_prior                   # shared by background and target cells
             s_n ~ salient_prior                      # used if n is a target cell, else exactly 0
@@ -49,6 +52,9 @@ class ContrastiveModel(NamedPyroModule):
     library_prior
         Prior of the library size on the natural scale, event shape ``[1]``; ``None`` when the
         library size is observed.
+    dispersion_prior
+        Prior of the likelihood's table of inverse dispersions, event shape that of the table;
+        ``None``: a parameter like any other.
     covariates
         What the decoder is told of a cell beside its latents.
     n_hidden, n_layers
@@ -64,6 +70,7 @@ class ContrastiveModel(NamedPyroModule):
         background_prior: Prior,
         salient_prior: Prior,
         library_prior: Prior | None,
+        dispersion_prior: Prior | None = None,
         covariates: Covariates,
         n_hidden: int,
         n_layers: int,
@@ -71,22 +78,35 @@ class ContrastiveModel(NamedPyroModule):
         super().__init__()
         self.covariates = covariates
         self.decoder = Body(n_latent, covariates.n_out, n_hidden, n_layers, dropout_rate=0.0)
-        likelihood.build(n_hidden, n_input)
+        likelihood.build(n_hidden, n_input, covariates.n_batch)
         self.likelihood = likelihood
         self.background_prior = background_prior
         self.salient_prior = salient_prior
         self.library_prior = library_prior
+        self.dispersion_prior = dispersion_prior
 
     def forward(self, batch: CellBatch) -> Tensor:
         """Run the generative story for the cells of `batch`; return counts ``[cells, genes]``."""
+        shared = self.shared(batch)
         with pyro.plate(CELLS, len(batch), dim=-1):
             z, s, library = self.latents(batch)
-            heads = self.decode(z, s, batch)
-            if SCALE in heads:
-                pyro.deterministic("scale", heads[SCALE], event_dim=1)
-                pyro.deterministic("rate", library * heads[SCALE], event_dim=1)
+            heads = self.decode(z, s, batch, shared)
+            for name, value in self.expression(heads, library).items():
+                pyro.deterministic(name, value, event_dim=1)
             x: Tensor = pyro.sample("x", self.x_dist(heads, library, batch), obs=batch.x)
         return x
+
+    def shared(self, batch: CellBatch) -> dict[str, Tensor]:
+        """Draw the parameters that have a prior, once for all cells, by the names of their sites.
+
+        Override it, and :meth:`ContrastiveGuide.shared`, to give others one: the objective weights
+        sites outside the plate of cells once per data set.
+        """
+        if self.dispersion_prior is None:
+            return {}
+        return {
+            INVERSE_DISPERSION: pyro.sample(INVERSE_DISPERSION, self.dispersion_prior(batch)),
+        }
 
     def latents(self, batch: CellBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Draw z, s and the library size, ``[cells, latents]`` and ``[cells, 1]``."""
@@ -115,11 +135,31 @@ class ContrastiveModel(NamedPyroModule):
             raise ValueError(msg)
         return self.library_prior(batch)
 
-    def decode(self, z: Tensor, s: Tensor, batch: CellBatch) -> dict[str, Tensor]:
-        """Evaluate the decoder: the likelihood's heads by name, each ``[..., cells, genes]``."""
+    def decode(
+        self, z: Tensor, s: Tensor, batch: CellBatch, shared: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Evaluate the decoder: the likelihood's heads by name, each ``[..., cells, genes]``.
+
+        Parameters
+        ----------
+        z, s
+            Latents, ``[..., cells, latents]``.
+        batch
+            The cells, for their covariates.
+        shared
+            What :meth:`shared` drew; without it, the likelihood's own parameters.
+        """
         latent = torch.cat([z, s], dim=-1)  # [..., cells, n_background + n_salient]
         hidden = self.decoder(latent, self.covariates(batch, like=latent))
-        return self.likelihood.decode(hidden)
+        return self.likelihood.decode(hidden, batch, shared or {})
+
+    def expression(self, heads: dict[str, Tensor], library: Tensor) -> dict[str, Tensor]:
+        """Return the deterministic sites `scale` and `rate`, if the likelihood has them."""
+        sites = {
+            "scale": self.likelihood.expression(heads),
+            "rate": self.likelihood.rate(heads, library),
+        }
+        return {name: value for name, value in sites.items() if value is not None}
 
     def x_dist(self, heads: dict[str, Tensor], library: Tensor, batch: CellBatch) -> Distribution:
         """p(x | z, s, l): event shape ``[genes]``."""

@@ -17,7 +17,7 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.given_outputs import GivenOutputs, counts_distribution
 from pyro_contrastive.groups import Group, Groups, LossOutput
 from pyro_contrastive.guide import ContrastiveGuide
-from pyro_contrastive.likelihoods import SCALE
+from pyro_contrastive.likelihoods import INVERSE_DISPERSION
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.objective import contrastive_elbo, site_losses
 from pyro_contrastive.penalties import Penalty
@@ -74,7 +74,8 @@ class ReferenceMethods:
         -------
         ``{"background": ..., "target": ...}``, each a dict with ``px_scale``, ``px_rate``,
         ``px_dropout`` (``None`` without zero inflation), each ``[..., cells, genes]``, and ``px_r``
-        (inverse dispersion ``[genes]``, or ``None``). Any further head of the likelihood is there
+        (inverse dispersion, ``[genes]``, or ``[..., cells, genes]`` where it differs between cells,
+        or ``None``). Any further head of the likelihood is there
         too, as ``px_<head>``.
         """
         inputs = {"background": dict(background), "target": dict(target)}
@@ -90,14 +91,11 @@ class ReferenceMethods:
         )
         heads = self.model.decode(z, s, batch)
         outputs: dict[str, Tensor | None] = {"px_scale": None, "px_rate": None, "px_dropout": None}
-        outputs |= {f"px_{name}": value for name, value in heads.items()}
-        if SCALE in heads:
-            outputs["px_rate"] = library.exp() * heads[SCALE]
+        sites = self.model.expression(heads, library.exp())
+        px_r = heads.pop(INVERSE_DISPERSION, None)
+        outputs |= {f"px_{name}": value for name, value in (heads | sites).items()}
         split = groups.split(outputs, n_background)
-        log_px_r = getattr(self.model.likelihood, "log_inverse_dispersion", None)
-        for group in split.values():
-            group["px_r"] = None if log_px_r is None else log_px_r.exp()
-        return split
+        return groups.with_dispersion(split, px_r, n_background)
 
     def loss(
         self,

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from pyro_contrastive.components import Spec, as_json_value, component_from_spec
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.dispersion import DispersionPrior
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
+from pyro_contrastive.priors import LogNormalLibrary
 from pyro_contrastive.training.history import History
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -106,13 +108,23 @@ def elbo_name(vae: ContrastiveVAE) -> str:
 
 
 def components_of(vae: ContrastiveVAE) -> Components:
-    """Write down the swappable parts of a module (the Wasserstein setting is not one of them)."""
-    return {
-        "likelihood": vae.model.likelihood.spec(),
-        "background_prior": vae.model.background_prior.spec(),
-        "salient_prior": vae.model.salient_prior.spec(),
+    """Write down the swappable parts of a module.
+
+    Not among them: the Wasserstein setting, and the log-normal prior of the library size, which is
+    made from its moments.
+    """
+    model = vae.model
+    components: Components = {
+        "likelihood": model.likelihood.spec(),
+        "background_prior": model.background_prior.spec(),
+        "salient_prior": model.salient_prior.spec(),
         "penalties": [penalty.spec() for penalty in vae.given_penalties],
     }
+    if model.library_prior is not None and not isinstance(model.library_prior, LogNormalLibrary):
+        components["library_prior"] = model.library_prior.spec()
+    if isinstance(model.dispersion_prior, DispersionPrior):
+        components["dispersion_prior"] = model.dispersion_prior.prior.spec()
+    return components
 
 
 def write_folder(

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from pyro_contrastive import likelihoods
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.dispersion import Posterior, check_positive, dispersion_factors, draws_of
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.networks import Covariates
 from pyro_contrastive.objective import contrastive_elbo
 from pyro_contrastive.penalties import Penalty, Wasserstein
-from pyro_contrastive.priors import LogNormalLibrary, PriorLike, as_prior
+from pyro_contrastive.priors import LogNormalLibrary, Prior, PriorLike, as_prior
 from pyro_contrastive.reference import ReferenceMethods
 from pyro_contrastive.torch_tools import evaluating, seeded
 
@@ -65,6 +66,15 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         Observation model; default :class:`~pyro_contrastive.ZeroInflatedNegativeBinomial`.
     background_prior, salient_prior
         A torch or Pyro distribution or a :class:`~pyro_contrastive.Prior`; default standard normal.
+    library_prior
+        Prior of a latent library size on the natural scale, e.g. ``dist.LogNormal(8., .5)``;
+        default: log-normal per batch, from `library_log_means` and `library_log_vars`.
+    dispersion_prior
+        Prior of the inverse dispersions, e.g. ``dist.Gamma(2., 1.)``, shared by all cells and
+        weighted once per data set; default none.
+    dispersion_posterior
+        With a `dispersion_prior`: ``"variational"`` (default), a log-normal posterior for each, or
+        ``"map"``, the value of highest posterior density.
     penalties
         Further penalties.
     elbo
@@ -107,6 +117,9 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         likelihood: Likelihood | None = None,
         background_prior: PriorLike | None = None,
         salient_prior: PriorLike | None = None,
+        library_prior: PriorLike | None = None,
+        dispersion_prior: PriorLike | None = None,
+        dispersion_posterior: Posterior = "variational",
         penalties: Sequence[Penalty] = (),
         elbo: type[Trace_ELBO] = Trace_ELBO,
         elbo_kwargs: dict[str, Any] | None = None,
@@ -129,25 +142,28 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         self.n_salient_latent = n_salient_latent
         self.use_observed_lib_size = use_observed_lib_size
         covariates = Covariates(n_batch, n_cats_per_cov, n_continuous_cov)
-        library_prior = self._library_prior(library_log_means, library_log_vars)
+        likelihood = likelihood or likelihoods.ZeroInflatedNegativeBinomial()
         self.model = ContrastiveModel(
             n_input=n_input,
             n_latent=n_background_latent + n_salient_latent,
-            likelihood=likelihood or likelihoods.ZeroInflatedNegativeBinomial(),
+            likelihood=likelihood,
             background_prior=as_prior(background_prior, n_background_latent, "background_prior"),
             salient_prior=as_prior(salient_prior, n_salient_latent, "salient_prior"),
-            library_prior=library_prior,
+            library_prior=self._library_prior(library_prior, library_log_means, library_log_vars),
             covariates=covariates,
             n_hidden=n_hidden,
             n_layers=n_layers,
+        )
+        self.model.dispersion_prior, dispersion = dispersion_factors(
+            dispersion_prior, likelihood, dispersion_posterior
         )
         self.guide = ContrastiveGuide(
             n_input=n_input,
             n_background_latent=n_background_latent,
             n_salient_latent=n_salient_latent,
-            library_log_mean=None
-            if library_prior is None
-            else float(library_prior.log_means.mean()),
+            library_log_mean=typical_log_library(self.model.library_prior),
+            dispersion_posterior=dispersion,
+            encoder_input=likelihood.encoder_input,
             dropout_rate=dropout_rate,
             covariates=covariates,
             n_hidden=n_hidden,
@@ -161,24 +177,31 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         self.objective = contrastive_elbo(elbo, self.penalties, **(elbo_kwargs or {}))
 
     def _library_prior(
-        self, log_means: ArrayLike | None, log_vars: ArrayLike | None
-    ) -> LogNormalLibrary | None:
+        self, given: PriorLike | None, log_means: ArrayLike | None, log_vars: ArrayLike | None
+    ) -> Prior | None:
         if self.use_observed_lib_size:
+            if given is not None:
+                msg = "A library_prior needs a latent library size: use_observed_lib_size=False."
+                raise ValueError(msg)
             return None
+        if given is not None:
+            prior = as_prior(given, 1, "library_prior")
+            check_positive(prior, "library_prior")
+            return prior
         if log_means is None or log_vars is None:
             msg = (
                 "With use_observed_lib_size=False the library size has a prior: give "
-                "library_log_means and library_log_vars, one number per batch."
+                "library_log_means and library_log_vars, one number per batch, or library_prior."
             )
             raise ValueError(msg)
-        prior = LogNormalLibrary(log_means, log_vars)
-        if prior.log_means.numel() != max(self.n_batch, 1):
+        per_batch = LogNormalLibrary(log_means, log_vars)
+        if per_batch.log_means.numel() != max(self.n_batch, 1):
             msg = (
-                f"library_log_means has {prior.log_means.numel()} entries, but there are "
+                f"library_log_means has {per_batch.log_means.numel()} entries, but there are "
                 f"{max(self.n_batch, 1)} batches."
             )
             raise ValueError(msg)
-        return prior
+        return per_batch
 
     def sample(
         self,
@@ -245,3 +268,12 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         drawn = {name: sites[name]["value"] for name in names}
         drawn["s"] = torch.where(cells.is_target.unsqueeze(-1), drawn["s"], 0.0)
         return drawn
+
+
+def typical_log_library(prior: Prior | None) -> float | None:
+    """Where the library size's posterior starts: the centre of its prior, on the log scale."""
+    if prior is None:
+        return None
+    if isinstance(prior, LogNormalLibrary):
+        return float(prior.log_means.mean())
+    return float(draws_of(prior).log().median())

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_contrastive.analysis.runs import chunks, device_of, draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.objective import SalientOfTargets, site_losses
+from pyro_contrastive.objective import SalientOfTargets, is_local, site_losses
 from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -24,13 +24,18 @@ SAMPLES_PER_PASS = 50
 def losses_of(
     vae: ContrastiveVAE, batch: CellBatch, n_samples: int, *, analytic: bool
 ) -> dict[str, Tensor]:
-    """Return each site's part of the negative ELBO, ``[n_samples, cells]``, unweighted."""
+    """Return each site's part of the negative ELBO, ``[n_samples, cells]``, unweighted.
+
+    Parameters shared by all cells are no cell's own: the KL divergence of one that has a prior is
+    left out.
+    """
     with SalientOfTargets(batch.is_target):
         posterior = draw_posterior(vae, batch, n_samples)
         model = run_model(vae, batch, posterior, n_samples)
     for trace in (posterior, model):
         trace.compute_log_prob()
-    return site_losses(model, posterior, analytic=analytic)
+    losses = site_losses(model, posterior, analytic=analytic)
+    return {name: loss for name, loss in losses.items() if is_local(model.nodes[name])}
 
 
 def elbo(

@@ -109,6 +109,8 @@ class StorageMethods(ModelBase):
         likelihood: Likelihood | None = None,
         background_prior: PriorLike | None = None,
         salient_prior: PriorLike | None = None,
+        library_prior: PriorLike | None = None,
+        dispersion_prior: PriorLike | None = None,
         penalties: Sequence[Penalty] | None = None,
     ) -> Self:
         """Load what :meth:`save` wrote, wherever it was trained.
@@ -125,7 +127,7 @@ class StorageMethods(ModelBase):
             the number of the device.
         prefix
             Must be ``None``: a model has a folder of its own.
-        likelihood, background_prior, salient_prior, penalties
+        likelihood, background_prior, salient_prior, library_prior, dispersion_prior, penalties
             Components of your own, when they cannot be imported by name.
 
         Raises
@@ -140,6 +142,8 @@ class StorageMethods(ModelBase):
             "likelihood": likelihood,
             "background_prior": background_prior,
             "salient_prior": salient_prior,
+            "library_prior": library_prior,
+            "dispersion_prior": dispersion_prior,
             "penalties": penalties,
         }
         _refuse_prefix(prefix)
