@@ -1,5 +1,6 @@
 """Contrastive analysis of single-cell RNA-seq counts, as a Pyro program."""
 
+from pyro_contrastive._settings import settings
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
 from pyro_contrastive.flow_prior import NormalizingFlowPrior
@@ -49,4 +50,5 @@ __all__ = [
     "VampPrior",
     "Wasserstein",
     "ZeroInflatedNegativeBinomial",
+    "settings",
 ]

@@ -11,6 +11,7 @@ from pyro.infer import Trace_ELBO
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.dispersion import Posterior
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.latents import LatentMethods
@@ -25,6 +26,7 @@ class ContrastiveVI(
     TrainingMethods,
     LatentMethods,
     ExpressionMethods,
+    CounterfactualMethods,
     DifferentialMethods,
     LikelihoodMethods,
     StorageMethods,

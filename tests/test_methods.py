@@ -204,9 +204,13 @@ def test_counterfactuals_by_name(adata) -> None:
     untreated = model.get_counterfactual_expression("control", seed=0)
     pd.testing.assert_frame_equal(untreated, both["background"])
     with pytest.warns(UserWarning, match="the same for every treatment"):
-        drug1 = model.get_counterfactual_expression("drug1", seed=0)
-    assert drug1.iloc[12:19].equals(both["salient"].iloc[12:19])
-    assert not drug1.iloc[19:].equals(both["salient"].iloc[19:])
+        from_prior = model.get_counterfactual_expression("drug1", salient_source="prior", seed=0)
+    for drug1 in (from_prior, model.get_counterfactual_expression("drug1", seed=0)):
+        assert drug1.iloc[12:19].equals(both["salient"].iloc[12:19])
+        assert not drug1.iloc[19:].equals(both["salient"].iloc[19:])
+        assert not drug1.iloc[:12].equals(both["background"].iloc[:12])
+    with pytest.raises(ValueError, match="'aggregate_posterior' or 'prior', not 'posterior'"):
+        model.get_counterfactual_expression("drug1", salient_source="posterior")
     with pytest.raises(ValueError, match=r"'drug3' is not a condition.*drug2"):
         model.get_counterfactual_expression("drug3")
     nameless = make(adata, condition_key=None)
@@ -570,7 +574,9 @@ def test_the_treatments_warning_goes_with_a_prior_that_tells_them_apart(adata) -
         prior.means.copy_(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]))
     model = make(adata, condition_key="three", salient_prior=prior)
     one, other = (
-        model.get_counterfactual_expression(name, indices=np.arange(12), seed=0)
+        model.get_counterfactual_expression(
+            name, indices=np.arange(12), salient_source="prior", seed=0
+        )
         for name in ("drug1", "drug2")
     )
     assert not np.allclose(one, other)

@@ -78,9 +78,9 @@ def batches_seen(monkeypatch):
     model: list[ContrastiveVI] = []
     original = CellData.cells
 
-    def cells(self: CellData, indices: np.ndarray, device: Any = "cpu") -> CellBatch:
+    def cells(self: CellData, indices: np.ndarray, *arguments: Any) -> CellBatch:
         seen[model[0].module.training].append(indices)
-        return original(self, indices, device)
+        return original(self, indices, *arguments)
 
     monkeypatch.setattr(CellData, "cells", cells)
 

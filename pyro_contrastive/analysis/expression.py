@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_contrastive.analysis.runs import chunks, device_of, draw_posterior, run_model
+from pyro_contrastive.analysis.runs import (
+    chunks,
+    device_of,
+    draw_posterior,
+    dtype_of,
+    run_model,
+)
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.torch_tools import evaluating
@@ -97,8 +103,7 @@ def expression(
 def _chunks(
     vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], decoding: Decoding
 ) -> Iterator[CellBatch]:
-    n_samples = decoding.n_samples
-    return chunks(data, indices, decoding.batch_size, device_of(vae), n_samples)
+    return chunks(vae, data, indices, decoding.batch_size, decoding.n_samples)
 
 
 def decode(
@@ -114,8 +119,9 @@ def decode(
         categorical=_with_columns(batch.categorical, decoding.categorical),
         continuous=_with_columns(batch.continuous, decoding.continuous),
     )
-    values = []
-    for code in decoding.batches or (None,):
+    total: Tensor = torch.zeros(())  # one batch at a time: memory does not grow with their number
+    codes = decoding.batches or (None,)
+    for code in codes:
         decoded = batch
         if code is not None:
             decoded = replace(batch, batch=torch.full_like(batch.batch_codes, code))
@@ -126,9 +132,9 @@ def decode(
                 "expression has no meaning for this likelihood."
             )
             raise ValueError(msg)
-        values.append(nodes[decoding.site]["value"][..., decoding.genes])
-    value = torch.stack(values).mean(0)  # [samples, cells, genes]
-    return (value.mean(0) if decoding.average else value).cpu().numpy()
+        value = nodes[decoding.site]["value"][..., decoding.genes]
+        total = total + (value.mean(0) if decoding.average else value)
+    return (total / len(codes)).cpu().numpy()
 
 
 def _with_columns(values: Tensor | None, columns: Mapping[int, float]) -> Tensor | None:
@@ -141,23 +147,56 @@ def _with_columns(values: Tensor | None, columns: Mapping[int, float]) -> Tensor
     return values
 
 
+@dataclass(frozen=True)
+class Donors:
+    """Cells whose salient latents stand for those of a treatment: its aggregate posterior.
+
+    Parameters
+    ----------
+    data, indices
+        The data they are in, and which cells they are; at least one.
+    """
+
+    data: CellData
+    indices: NDArray[np.int64]
+
+    def draw(self, vae: ContrastiveVAE, n_samples: int, n_cells: int) -> Tensor:
+        """Draw s from q(s | x) of a donor chosen at random, ``[n_samples, n_cells, latents]``."""
+        chosen = torch.randint(len(self.indices), (n_samples * n_cells,)).numpy()
+        batch = self.data.cells(self.indices[chosen], device_of(vae), dtype_of(vae))
+        return draw_posterior(vae, batch).nodes["s"]["value"].reshape(n_samples, n_cells, -1)
+
+
 def counterfactual_batch(
-    vae: ContrastiveVAE, batch: CellBatch, posterior: Trace, condition: int, n_samples: int
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    posterior: Trace,
+    condition: int,
+    n_samples: int,
+    donors: Donors | None = None,
 ) -> tuple[CellBatch, dict[str, Tensor]]:
     """Return the cells as if given `condition`, and the salient latents they then have.
 
-    A cell that has the condition keeps its posterior s; a background cell has s = 0; any other
-    cell was never seen under the condition, and its s is drawn from the prior p(s | condition).
+    A cell that has the condition keeps its posterior s; under the background condition s = 0. Any
+    other cell was never seen under the condition: each of its draws takes the s of a donor, or,
+    without donors, is from the prior p(s | condition).
     """
     changed = replace(batch, condition=torch.full_like(batch.condition, condition))
     observed = posterior.nodes["s"]["value"]  # [samples, cells, latents]
     if condition == BACKGROUND:
         return changed, {"s": torch.zeros_like(observed)}
-    without_s = posterior.copy()
-    without_s.remove_node("s")
-    prior = run_model(vae, changed, without_s, n_samples).nodes["s"]["value"]
-    same = (batch.condition == condition).unsqueeze(-1)  # [cells, 1]
-    return changed, {"s": torch.where(same, observed, prior)}
+    others = batch.condition != condition  # [cells]
+    if not others.any():
+        return changed, {"s": observed}
+    s = observed.clone()
+    if donors is not None:
+        s[:, others] = donors.draw(vae, n_samples, int(others.sum()))
+    else:
+        without_s = posterior.copy()
+        without_s.remove_node("s")
+        prior = run_model(vae, changed, without_s, n_samples).nodes["s"]["value"]
+        s[:, others] = prior[:, others]
+    return changed, {"s": s}
 
 
 def counterfactual_expression(
@@ -166,6 +205,7 @@ def counterfactual_expression(
     indices: NDArray[np.int64],
     condition: int,
     decoding: Decoding,
+    donors: Donors | None = None,
 ) -> Array:
     """Decode cells as if they had been given another condition.
 
@@ -173,8 +213,8 @@ def counterfactual_expression(
     ----------
     vae, data, indices
         The model, the data and which cells.
-    condition
-        Condition code; see :func:`counterfactual_batch`.
+    condition, donors
+        Condition code, and whose salient latents stand for it: see :func:`counterfactual_batch`.
     decoding
         What to decode.
 
@@ -186,7 +226,9 @@ def counterfactual_expression(
     with evaluating(vae):
         for batch in _chunks(vae, data, indices, decoding):
             posterior = draw_posterior(vae, batch, decoding.n_samples)
-            changed, do = counterfactual_batch(vae, batch, posterior, condition, decoding.n_samples)
+            changed, do = counterfactual_batch(
+                vae, batch, posterior, condition, decoding.n_samples, donors
+            )
             result.append(decode(vae, changed, posterior, decoding, do))
     return np.concatenate(result, axis=0 if decoding.average else 1)
 

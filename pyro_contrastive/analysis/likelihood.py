@@ -102,6 +102,6 @@ def _per_cell(
     value: Callable[[CellBatch], Tensor],
 ) -> Array:
     with evaluating(vae):
-        batches = chunks(data, indices, batch_size, device_of(vae))
+        batches = chunks(vae, data, indices, batch_size)
         parts = [value(batch).double().cpu().numpy() for batch in batches]
     return np.concatenate(parts) if parts else np.empty(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_contrastive.analysis.runs import chunks, device_of, draw_posterior
+from pyro_contrastive.analysis.runs import chunks, draw_posterior
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.vae import ContrastiveVAE
@@ -46,7 +46,7 @@ def latent_representation(
     # A mean needs no noise; the guide draws some all the same, which must not advance the state.
     with evaluating(vae), seeded(0 if give_mean else None):
         parts = []
-        for batch in chunks(data, indices, batch_size, device_of(vae)):
+        for batch in chunks(vae, data, indices, batch_size):
             site = draw_posterior(vae, batch).nodes[SITES[kind]]
             latent = site["fn"].mean if give_mean else site["value"]
             parts.append(latent[0].cpu().numpy())
@@ -75,7 +75,7 @@ def library_size(
     """
     parts = []
     with evaluating(vae), seeded(0 if give_mean else None):
-        for batch in chunks(data, indices, batch_size, device_of(vae)):
+        for batch in chunks(vae, data, indices, batch_size):
             site = draw_posterior(vae, batch).nodes.get("library")
             if site is None:
                 library = batch.observed_library()

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.vae import ContrastiveVAE
@@ -27,17 +28,22 @@ def device_of(vae: ContrastiveVAE) -> torch.device:
     return next(vae.parameters()).device
 
 
+def dtype_of(vae: ContrastiveVAE) -> torch.dtype:
+    """Return the dtype of the parameters: float32, or what ``module.double()`` made of it."""
+    return next(vae.parameters()).dtype
+
+
 def chunks(
+    vae: ContrastiveVAE,
     data: CellData,
     indices: NDArray[np.int64],
     batch_size: int | None,
-    device: torch.device | str,
     n_samples: int = 1,
 ) -> Iterator[CellBatch]:
-    """Yield the cells in order, `batch_size` at a time.
+    """Yield the cells in order, `batch_size` at a time, on the device of `vae` and in its dtype.
 
     By default 1,024, and fewer the more draws each is to have: what is in memory at a time does
-    not grow with `n_samples`.
+    not grow with `n_samples`. Each counts as done, on the progress bar, when the next is asked for.
 
     Raises
     ------
@@ -49,8 +55,11 @@ def chunks(
     if size < 1:
         msg = f"batch_size must be at least 1, not {batch_size}."
         raise ValueError(msg)
-    for start in range(0, len(indices), size):
-        yield data.cells(indices[start : start + size], device)
+    with counted(len(indices)) as bar:
+        for start in range(0, len(indices), size):
+            batch = data.cells(indices[start : start + size], device_of(vae), dtype_of(vae))
+            yield batch
+            bar.advance(len(batch))
 
 
 def draw_posterior(vae: ContrastiveVAE, batch: CellBatch, n_samples: int = 1) -> Trace:

@@ -46,8 +46,13 @@ class CellData:
     def __len__(self) -> int:
         return int(self.counts.shape[0])
 
-    def cells(self, indices: NDArray[np.int64], device: torch.device | str = "cpu") -> CellBatch:
-        """Return some cells as tensors on `device`.
+    def cells(
+        self,
+        indices: NDArray[np.int64],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> CellBatch:
+        """Return some cells as tensors on `device`; counts and numbers as `dtype`, codes as int64.
 
         Cells whose condition is not known are taken for target cells, so that both latents are
         available for them.
@@ -56,17 +61,21 @@ class CellData:
         dense = rows if isinstance(rows, np.ndarray) else rows.toarray()
         unknown = np.full(len(indices), BACKGROUND + 1)
 
-        def tensor(values: NDArray[np.generic] | None) -> Tensor | None:
-            return None if values is None else torch.as_tensor(values[indices], device=device)
+        def tensor(
+            values: NDArray[np.generic] | None, dtype: torch.dtype | None = None
+        ) -> Tensor | None:
+            if values is None:
+                return None
+            return torch.as_tensor(values[indices], device=device, dtype=dtype)
 
-        size_factor = tensor(self.size_factor)
+        size_factor = tensor(self.size_factor, dtype)
         known = unknown if self.condition is None else self.condition[indices]
         return CellBatch(
             condition=torch.as_tensor(known, device=device),
-            x=torch.as_tensor(dense, device=device),
+            x=torch.as_tensor(dense, device=device, dtype=dtype),
             batch=tensor(self.batch),
             categorical=tensor(self.categorical),
-            continuous=tensor(self.continuous),
+            continuous=tensor(self.continuous, dtype),
             library=None if size_factor is None else size_factor.unsqueeze(-1),
         )
 

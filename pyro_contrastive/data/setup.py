@@ -128,10 +128,17 @@ class Setup:
         """Conditions in code order, background first; empty without a condition key."""
         return tuple(self.categories[self.condition_key]) if self.condition_key else ()
 
-    def extract(self, adata: AnnData) -> CellData:
+    def extract(self, adata: AnnData, *, with_condition: bool = True) -> CellData:
         """Read counts and codes of an AnnData with the registered genes and columns.
 
         Genes may come in another order, or among others.
+
+        Parameters
+        ----------
+        adata
+            The cells.
+        with_condition
+            Read the condition too; else its column is not looked at: see :meth:`condition_codes`.
 
         Raises
         ------
@@ -140,6 +147,7 @@ class Setup:
             when the model was set up (the error lists the known ones).
         """
         adata = self.with_genes(adata)
+        condition_key = self.condition_key if with_condition else None
         counts = read_counts(adata, self.layer)
         continuous = [self._numbers(adata, key) for key in self.continuous_covariate_keys]
         codes = [self._codes(adata, key) for key in self.categorical_covariate_keys]
@@ -152,13 +160,26 @@ class Setup:
             size_factor = size_factor * np.float32(self.size_factor_unit)
         return CellData(
             counts=counts,
-            condition=self._codes(adata, self.condition_key) if self.condition_key else None,
+            condition=self._codes(adata, condition_key) if condition_key else None,
             conditions=self.conditions,
             batch=self._codes(adata, self.batch_key) if self.batch_key else None,
             categorical=np.stack(codes, axis=1) if codes else None,
             continuous=np.stack(continuous, axis=1) if continuous else None,
             size_factor=size_factor,
         )
+
+    def condition_codes(self, adata: AnnData) -> NDArray[np.int64] | None:
+        """Condition code of each cell, -1 where it has none of the registered conditions.
+
+        ``None`` without a condition key. The column may hold missing values, or be missing itself.
+        """
+        if self.condition_key is None:
+            return None
+        if self.condition_key not in adata.obs:
+            return np.full(adata.n_obs, -1)
+        column = adata.obs[self.condition_key]
+        codes = pd.Index(self.conditions).get_indexer(column.astype(str)).astype(np.int64)
+        return np.where(column.isna(), -1, codes)
 
     def with_genes(self, adata: AnnData) -> AnnData:
         """Return the registered genes of `adata`, in their order (a view if that takes a change).

@@ -22,6 +22,7 @@ from pyro_contrastive.training.history import History
 from pyro_contrastive.vae import ContrastiveVAE
 
 Batches = str | int | Sequence[str | int] | None
+NO_CELLS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 class ModelBase:
@@ -109,24 +110,49 @@ class ModelBase:
             raise ValueError(msg)
         return chosen
 
-    def _data(self, adata: AnnData | None) -> CellData:
-        """Read cells; their condition is the registered one, or the one `train` was told."""
+    def _data(
+        self, adata: AnnData | None, needed: NDArray[np.int64] | slice = slice(None)
+    ) -> CellData:
+        """Read cells; their condition is the registered one, or the one `train` was told.
+
+        Parameters
+        ----------
+        adata
+            The cells; default the model's own.
+        needed
+            Those whose condition must be a registered one; default all. Others of which it is not
+            known are taken for target cells, so that both latents are available for them.
+
+        Raises
+        ------
+        ValueError
+            If a condition that is needed is none of those registered; the error lists these.
+        """
         chosen = self._adata(adata)
-        data = self.setup.extract(chosen)
-        if data.condition is not None or self._conditions is None:
+        data = self.setup.extract(chosen, with_condition=False)
+        codes = self._condition_codes(chosen, data)
+        if codes is None:
             return data
-        if not chosen.obs_names.is_unique:
-            return data
-        known = self._conditions.reindex(chosen.obs_names)
+        if self.setup.condition_key is not None:
+            _check_conditions(chosen.obs, codes, needed, self.setup)
+        return data.with_codes(np.where(codes < 0, BACKGROUND + 1, codes))
+
+    def _condition_codes(self, adata: AnnData, data: CellData) -> NDArray[np.int64] | None:
+        """Condition code per cell, -1 where it is not known; ``None`` if it is of no cell."""
+        codes = self.setup.condition_codes(adata)
+        if codes is not None or self._conditions is None or not adata.obs_names.is_unique:
+            return codes
+        known = self._conditions.reindex(adata.obs_names)
         same = known["total"].to_numpy() == row_sums(data.counts)
-        return data.with_codes(np.where(same, known["code"], BACKGROUND + 1).astype(np.int64))
+        return np.where(same, known["code"], -1).astype(np.int64)
 
     def _cells(
-        self, adata: AnnData | None, indices: ArrayLike | None
+        self, adata: AnnData | None, indices: ArrayLike | None, *, need_condition: bool = True
     ) -> tuple[AnnData, CellData, NDArray[np.int64]]:
+        """Read cells, and which of them are asked for; these must have a registered condition."""
         chosen = self._adata(adata)
-        data = self._data(adata)
-        return chosen, data, as_indices(indices, len(data))
+        cells = as_indices(indices, chosen.n_obs)
+        return chosen, self._data(adata, cells if need_condition else NO_CELLS), cells
 
     def _batch_codes(self, batches: Batches, name: str = "transform_batch") -> list[int]:
         """Turn batch categories into codes; ``None`` gives an empty list."""
@@ -155,3 +181,24 @@ class ModelBase:
         known = list(names) or "0 (background) and 1 (target)"
         msg = f"{condition!r} is not a condition of this model; those are {known}."
         raise ValueError(msg)
+
+
+def _check_conditions(
+    obs: pd.DataFrame, codes: NDArray[np.int64], needed: NDArray[np.int64] | slice, setup: Setup
+) -> None:
+    """Refuse cells of no registered condition, where it matters whether a cell was treated."""
+    unknown = codes[needed] < 0
+    if not unknown.any():
+        return
+    key = setup.condition_key
+    if key in obs:
+        values = sorted(set(obs[key].iloc[needed][unknown].astype(str)))
+        found = f"adata.obs[{key!r}] holds {values} there"
+    else:
+        found = f"adata.obs has no column {key!r}"
+    msg = (
+        f"{int(unknown.sum())} of these cells have no condition the model was set up with: {found}."
+        f" Known are {list(setup.conditions)}. It decides whether a cell is decoded with its "
+        "salient latent; latents and library sizes can be had without."
+    )
+    raise ValueError(msg)

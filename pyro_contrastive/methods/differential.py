@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from pyro_contrastive.analysis.differential import differential_expression
 from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
 from pyro_contrastive.analysis.groups_of_cells import Selection, group_pairs, with_targets
-from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.methods.base import NO_CELLS, ModelBase
 from pyro_contrastive.torch_tools import seeded
 
 
@@ -73,7 +75,7 @@ class DifferentialMethods(ModelBase):
         fdr_target
             Expected proportion of false discoveries among the genes tagged.
         silent
-            Show no progress.
+            Show no progress bar, however long it takes.
         target_idx
             Which cells are target cells, as a mask, indices or a query. Default: by their
             condition.
@@ -116,10 +118,14 @@ class DifferentialMethods(ModelBase):
             batchid1=batchid1,
             batchid2=batchid2,
         )
+        needed = NO_CELLS
         if target_idx is None:
             self._check_conditions_known(obs.index)
-        data = with_targets(self._data(adata), obs, target_idx)
-        with seeded(seed):
+            named = [cells for pair in pairs for cells in (pair.cells1, pair.cells2)]
+            needed = np.unique(np.concatenate(named))
+        data = with_targets(self._data(adata, needed), obs, target_idx)
+        n_draws = 2 * len(pairs) * settings.n_samples_overall
+        with seeded(seed), progress("Differential expression", n_draws, silent=silent):
             return differential_expression(
                 self.module,
                 data,
@@ -128,7 +134,6 @@ class DifferentialMethods(ModelBase):
                 settings,
                 batches=batches,
                 batch_size=batch_size,
-                silent=silent,
             )
 
     def _check_conditions_known(self, names: pd.Index) -> None:

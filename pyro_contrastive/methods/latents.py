@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.posterior import latent_representation, library_size
+from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import seeded
 
@@ -28,6 +29,7 @@ class LatentMethods(ModelBase):
         representation_kind: RepresentationKind = "salient",
         *,
         seed: int | None = None,
+        silent: bool = False,
     ) -> NDArray[np.float32]:
         """Return the salient or the background latent of each cell.
 
@@ -45,19 +47,24 @@ class LatentMethods(ModelBase):
             ``"salient"`` or ``"background"``.
         seed
             Seed of the draw.
+        silent
+            Show no progress bar, however long it takes.
 
         Returns
         -------
-        Array ``[cells, latents]``. The salient latent is computed for background cells too, as in
-        scvi-tools, although the decoder never uses it.
+        Array ``[cells, latents]``. The salient latent is what the encoder makes of the counts,
+        q(s | x), whatever the condition of the cell: it is computed for background cells too, as in
+        scvi-tools, although the decoder never uses it; and for cells of which the condition is
+        missing, or none of those the model was set up with. For these it says where among the
+        treated cells they would lie if they were treated; it cannot say that they are.
 
         Raises
         ------
         ValueError
             If `representation_kind` is neither of the two.
         """
-        _, data, chosen = self._cells(adata, indices)
-        with seeded(seed):
+        _, data, chosen = self._cells(adata, indices, need_condition=False)
+        with seeded(seed), progress("Latents", len(chosen), silent=silent):
             return latent_representation(
                 self.module,
                 data,
@@ -75,6 +82,7 @@ class LatentMethods(ModelBase):
         batch_size: int | None = None,
         *,
         seed: int | None = None,
+        silent: bool = False,
     ) -> NDArray[np.float32]:
         """Return the library size of each cell, natural scale.
 
@@ -87,13 +95,15 @@ class LatentMethods(ModelBase):
             library size (total counts, or the size factor) is returned as it is.
         seed
             Seed of the draw.
+        silent
+            Show no progress bar, however long it takes.
 
         Returns
         -------
         Array ``[cells, 1]``.
         """
-        _, data, chosen = self._cells(adata, indices)
-        with seeded(seed):
+        _, data, chosen = self._cells(adata, indices, need_condition=False)
+        with seeded(seed), progress("Library sizes", len(chosen), silent=silent):
             return library_size(
                 self.module, data, chosen, give_mean=give_mean, batch_size=batch_size
             )

@@ -7,6 +7,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis import likelihood
+from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import seeded
 
@@ -24,6 +25,7 @@ class LikelihoodMethods(ModelBase):
         return_mean: bool = True,
         *,
         seed: int | None = None,
+        silent: bool = False,
     ) -> PerCell:
         """Return the evidence lower bound on log p(x), in nats: per cell, or its mean.
 
@@ -38,9 +40,16 @@ class LikelihoodMethods(ModelBase):
             The mean over cells (default), or one value per cell, ``[cells]``.
         seed
             Seed of the posterior draw.
+        silent
+            Show no progress bar, however long it takes.
+
+        Raises
+        ------
+        ValueError
+            If the condition of a cell is none of those registered; the error lists these.
         """
         _, data, chosen = self._cells(adata, indices)
-        with seeded(seed):
+        with seeded(seed), progress("ELBO", len(chosen), silent=silent):
             value = likelihood.elbo(self.module, data, chosen, batch_size)
         return float(value.mean()) if return_mean else value
 
@@ -52,12 +61,13 @@ class LikelihoodMethods(ModelBase):
         return_mean: bool = True,
         *,
         seed: int | None = None,
+        silent: bool = False,
     ) -> dict[str, PerCell]:
         """Return -log p(x | z, s, l) at one posterior draw, in nats: lower is better.
 
         Parameters
         ----------
-        adata, indices, batch_size, return_mean, seed
+        adata, indices, batch_size, return_mean, seed, silent
             As in :meth:`get_elbo`.
 
         Returns
@@ -65,7 +75,7 @@ class LikelihoodMethods(ModelBase):
         ``{"reconstruction_loss": ...}``, as scvi-tools' models return it.
         """
         _, data, chosen = self._cells(adata, indices)
-        with seeded(seed):
+        with seeded(seed), progress("Reconstruction", len(chosen), silent=silent):
             value = -likelihood.log_likelihood_of_reconstruction(
                 self.module, data, chosen, batch_size
             )
@@ -80,6 +90,7 @@ class LikelihoodMethods(ModelBase):
         return_mean: bool = True,
         *,
         seed: int | None = None,
+        silent: bool = False,
     ) -> PerCell:
         """Return an importance-weighted estimate of log p(x), in nats: per cell, or its mean.
 
@@ -87,7 +98,7 @@ class LikelihoodMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, return_mean, seed
+        adata, indices, return_mean, seed, silent
             As in :meth:`get_elbo`.
         n_mc_samples
             Posterior draws per cell.
@@ -95,7 +106,7 @@ class LikelihoodMethods(ModelBase):
             Cells at a time; default 64 (memory is 50 draws x cells x genes).
         """
         _, data, chosen = self._cells(adata, indices)
-        with seeded(seed):
+        with seeded(seed), progress("Marginal likelihood", len(chosen), silent=silent):
             value = likelihood.marginal_log_likelihood(
                 self.module, data, chosen, n_mc_samples, batch_size
             )

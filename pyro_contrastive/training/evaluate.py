@@ -55,7 +55,7 @@ def evaluate(
     by_condition = _ByCondition(data.conditions)
     with evaluating(vae), seeded(seed), pyro.validation_enabled(False):
         for indices in evaluation_batches(cells, batch_size):
-            batch = data.cells(indices, device)
+            batch = data.cells(indices, device, next(vae.parameters()).dtype)
             particles = list(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))
             if vae.objective.weighting == "proportional":
                 weights = torch.full(batch.is_target.shape, 2.0 / len(cells), device=device)

@@ -28,7 +28,13 @@ from pyro_contrastive.training.evaluate import evaluate, named
 from pyro_contrastive.training.history import EarlyStopping, History
 from pyro_contrastive.training.plan import TrainingPlan
 from pyro_contrastive.training.progress import EpochBar
-from pyro_contrastive.training.splits import PairedBatches, Population, Split, evaluation_batches
+from pyro_contrastive.training.splits import (
+    Indices,
+    PairedBatches,
+    Population,
+    Split,
+    evaluation_batches,
+)
 from pyro_contrastive.vae import ContrastiveVAE
 
 logger = logging.getLogger(__name__)
@@ -102,7 +108,7 @@ class _Run:
             If early stopping watches a quantity that training does not record.
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
-        check_programs(self.vae, self.data.cells(first, self.fabric.device))
+        check_programs(self.vae, self.cells(first))
         if early_stopping is None and self.scheduler is None:
             return
         pair = Population(self.split.train.background[:1], self.split.train.target[:1])
@@ -116,6 +122,11 @@ class _Run:
         if self.scheduler is not None and metric not in recorded:
             msg = f"lr_scheduler_metric={metric!r} is not recorded; there are {sorted(recorded)}."
             raise ValueError(msg)
+
+    def cells(self, indices: Indices) -> CellBatch:
+        """Return cells where the module is, and in its dtype."""
+        dtype = next(self.vae.parameters()).dtype
+        return self.data.cells(indices, self.fabric.device, dtype)
 
     def lower_learning_rate(self, values: Mapping[str, float]) -> None:
         """Let the schedule look at the values of an epoch."""
@@ -133,7 +144,7 @@ class _Run:
         self.vae.train()
         sums: dict[str, Tensor | float] = {}
         for indices in self.batches.epoch():
-            batch = self.data.cells(indices, self.fabric.device)
+            batch = self.cells(indices)
             values = self.train_step(batch, f"in epoch {epoch}, step {self.step}")
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value

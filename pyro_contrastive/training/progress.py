@@ -8,6 +8,8 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pyro_contrastive._settings import settings
+
 
 class EpochBar:
     """Shows the epoch, the losses and the time left, in a terminal or a notebook.
@@ -17,7 +19,7 @@ class EpochBar:
     max_epochs
         Epochs to come.
     show
-        ``False``: do nothing.
+        ``False``: do nothing; so does ``settings.progress_bars = False``.
     """
 
     def __init__(self, max_epochs: int, *, show: bool) -> None:
@@ -27,7 +29,7 @@ class EpochBar:
             TextColumn("{task.fields[losses]}"),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, disable=not show)
+        self._progress = Progress(*columns, disable=not (show and settings.progress_bars))
         self._task = self._progress.add_task("training", total=max_epochs, losses="")
 
     def __enter__(self) -> Self:

@@ -1,0 +1,52 @@
+"""Settings of the library as a whole, in the way of ``scvi.settings``."""
+
+from __future__ import annotations
+
+import logging
+
+import pyro
+
+
+class Settings:
+    """What holds for every model of this session; nothing of it is changed by importing.
+
+    Attributes
+    ----------
+    progress_bars
+        Show progress bars, in training and in methods that take a few seconds; default ``True``.
+
+    Examples
+    --------
+    >>> from pyro_contrastive import settings
+    >>> settings.progress_bars = False
+    >>> settings.seed = 0
+    >>> settings.progress_bars = True
+    """
+
+    __slots__ = ("_seed", "progress_bars")  # a misspelt setting is an error
+
+    def __init__(self) -> None:
+        self.progress_bars = True
+        self._seed: int | None = None
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of torch, NumPy and ``random``, all at once; ``None`` until it is set here."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        pyro.set_rng_seed(seed)
+        self._seed = seed
+
+    @property
+    def verbosity(self) -> int:
+        """Level of the library's log messages, as ``logging.INFO``."""
+        return logging.getLogger("pyro_contrastive").getEffectiveLevel()
+
+    @verbosity.setter
+    def verbosity(self, level: int | str) -> None:
+        logging.getLogger("pyro_contrastive").setLevel(level)
+
+
+settings = Settings()

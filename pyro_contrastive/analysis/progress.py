@@ -1,0 +1,115 @@
+"""A progress bar over cells, for work that takes more than a few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pyro_contrastive._settings import settings
+
+DELAY = 3.0
+"""Seconds of work before there is a bar: quick calls leave no trace."""
+
+clock = time.monotonic
+
+
+def stderr_console() -> Console:
+    """Return a console of its own, so that the bar can be drawn beside another one of rich."""
+    return Console(stderr=True)
+
+
+class CellBar:
+    """Counts cells done, and draws a bar on stderr once the work has taken long enough.
+
+    Nothing is drawn where nobody would see it move: only in a terminal or a notebook. The bar
+    disappears when the work is done.
+
+    Parameters
+    ----------
+    description
+        What is being done.
+    n_cells
+        How many cells there are to do.
+    silent
+        Never draw; so does ``settings.progress_bars = False``.
+    """
+
+    def __init__(self, description: str, n_cells: int, *, silent: bool = False) -> None:
+        self._description = description
+        self._n_cells = n_cells
+        self._wanted = settings.progress_bars and not silent
+        self._done = 0
+        self._start = clock()
+        self._progress: Progress | None = None
+
+    def advance(self, n_cells: int) -> None:
+        """Count some cells as done."""
+        self._done += n_cells
+        if self._progress is None and self._is_due():
+            self._draw()
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=self._done)
+
+    def close(self) -> None:
+        """Take the bar away, if there is one."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _is_due(self) -> bool:
+        return self._wanted and self._done < self._n_cells and clock() - self._start >= DELAY
+
+    def _draw(self) -> None:
+        console = stderr_console()
+        if not (console.is_interactive or console.is_jupyter):
+            self._wanted = False
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("cells"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._progress.add_task(self._description, total=self._n_cells, completed=self._done)
+        self._progress.start()
+
+
+_current: ContextVar[CellBar | None] = ContextVar("current_bar", default=None)
+
+
+@contextmanager
+def progress(description: str, n_cells: int, *, silent: bool = False) -> Iterator[None]:
+    """Show how far the mini-batches that are run inside have come.
+
+    Parameters
+    ----------
+    description, n_cells, silent
+        See :class:`CellBar`. `n_cells` counts a cell as often as it is run.
+    """
+    bar = CellBar(description, n_cells, silent=silent)
+    token = _current.set(bar)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        bar.close()
+
+
+@contextmanager
+def counted(n_cells: int) -> Iterator[CellBar]:
+    """Return the bar to count `n_cells` cells on: the one around, or else one of their own."""
+    outer = _current.get()
+    if outer is not None:
+        yield outer
+        return
+    bar = CellBar("Cells", n_cells)
+    try:
+        yield bar
+    finally:
+        bar.close()
