@@ -182,4 +182,7 @@ def test_models_with_such_priors_are_saved_and_analysed(tmp_path) -> None:
         assert getattr(again, method)() == pytest.approx(found), method
         assert np.isfinite(found)
     several = again.get_normalized_expression(n_samples=3, return_numpy=True)
-    assert several.shape == adata.shape
+    assert {kind: table.shape for kind, table in several.items()} == {
+        "background": adata.shape,
+        "salient": adata.shape,
+    }
