@@ -18,7 +18,15 @@ from pyro_contrastive.likelihoods import (
 )
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
-from pyro_contrastive.penalties import HSIC, MMD, Penalty, Wasserstein
+from pyro_contrastive.penalties import (
+    HSIC,
+    MMD,
+    NarrowSalient,
+    Penalty,
+    SalientClassifier,
+    TotalCorrelation,
+    Wasserstein,
+)
 from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
 from pyro_contrastive.sparse_prior import SparseSalient
 from pyro_contrastive.vae import ContrastiveVAE
@@ -39,14 +47,17 @@ __all__ = [
     "Likelihood",
     "LogNormalLibrary",
     "MixtureOfGaussians",
+    "NarrowSalient",
     "NegativeBinomial",
     "NormalizingFlowPrior",
     "Penalty",
     "PerConditionNormal",
     "Prior",
+    "SalientClassifier",
     "ShrinkMeans",
     "SparseSalient",
     "StandardNormal",
+    "TotalCorrelation",
     "VampPrior",
     "Wasserstein",
     "ZeroInflatedNegativeBinomial",

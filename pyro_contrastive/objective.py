@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
+import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import torch_item
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.model import CELLS, SALIENT
 from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.pyro_names import unique_name
 
 Weighting = Literal["population", "proportional"]
 
@@ -152,6 +155,13 @@ def site_losses(model_trace: Trace, guide_trace: Trace, *, analytic: bool) -> di
     return losses
 
 
+def _register(penalty: Penalty) -> None:
+    """Tell Pyro of a penalty's parameters: SVI trains what is registered during its step."""
+    for name, parameter in penalty.named_parameters():
+        if parameter.requires_grad:
+            pyro.param(f"{unique_name(penalty)}.{name}", parameter)
+
+
 def _kl_divergence(model_site: Any, guide_site: Any, *, analytic: bool) -> Tensor:
     if analytic:
         try:
@@ -209,15 +219,21 @@ class _ContrastiveTerms:
         batch = model_trace.nodes["_INPUT"]["args"][0]
         self._record(model_trace, guide_trace, batch)
         for penalty in self.penalties:
+            _register(penalty)
             value = penalty(model_trace, guide_trace, batch)
             self.terms[penalty.name] = value.detach()
             value = value * penalty.weight * (self.kl_weight if penalty.annealed else 1.0)
-            if self.vectorize_particles:  # type: ignore[attr-defined]
-                # Pyro sums over vectorised particles and divides by their number later.
-                value = value * self.num_particles  # type: ignore[attr-defined]
-            loss = loss + torch_item(value)
-            surrogate = surrogate + value
+            loss = loss + torch_item(value) * self._particles_at_once
+            own = penalty.own_loss(model_trace, guide_trace, batch) if penalty.training else None
+            if own is not None:
+                value = value + (own - own.detach())  # a gradient, and 0 for a value
+            surrogate = surrogate + value * self._particles_at_once
         return loss, surrogate
+
+    @property
+    def _particles_at_once(self) -> int:
+        """How many particles a trace holds: Pyro sums over them and divides by their number."""
+        return self.num_particles if self.vectorize_particles else 1  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _record(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> None:
@@ -230,6 +246,12 @@ class _ContrastiveTerms:
             else:
                 total = term.mean() * weights.sum() / (self.data_size or len(batch))
             self.terms["reconstruction_loss" if name == "x" else f"kl_{name}"] = total
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
+        """Make a torch module whose forward is the loss; it holds all that is trained."""
+        module = super().__call__(model, guide)  # type: ignore[misc]
+        module.penalties = nn.ModuleList(self.penalties)
+        return module
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Evaluate the loss, penalties included; agrees with `differentiable_loss`."""
@@ -253,7 +275,8 @@ class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
             + [log q(l) - log p(l)]                                       # if the library is latent
         + w * sum of penalty weight * penalty
 
-    with w the KL weight. Use it as any Pyro ELBO: ``SVI(vae.model, vae.guide, optim,
+    (and in training mode the gradient of a penalty's :meth:`~Penalty.own_loss`, if it has one) with
+    w the KL weight. Use it as any Pyro ELBO: ``SVI(vae.model, vae.guide, optim,
     vae.objective)``, or ``vae.objective(vae.model, vae.guide)`` as a torch module.
 
     Parameters

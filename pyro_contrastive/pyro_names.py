@@ -1,11 +1,13 @@
-"""A root Pyro module whose name no other instance in the process shares."""
+"""Names for Pyro that no two modules in the process share."""
 
 from __future__ import annotations
 
 from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pyro.nn import PyroModule
+from torch.nn import Module
 
 _instances = count()
 
@@ -30,3 +32,16 @@ class NamedPyroModule(PyroModule):
         """Restore a copied or unpickled instance under a name of its own."""
         super().__setstate__(state)
         self._pyro_name = self._fresh_name()
+
+
+_names: WeakKeyDictionary[Module, str] = WeakKeyDictionary()
+
+
+def unique_name(module: Module) -> str:
+    """Return a name for a module of plain torch that no other in the process shares.
+
+    Always the same for one module; a copy gets a name of its own.
+    """
+    if module not in _names:
+        _names[module] = f"{type(module).__name__}_{next(_instances)}"
+    return _names[module]

@@ -1,0 +1,87 @@
+"""What every penalty is, and the averages over cells that several of them take."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.components import Component
+
+
+class Penalty(Component):
+    """A term added to the loss. Sign: positive means penalised. Scale: per pair of cells.
+
+    Subclasses implement :meth:`forward` and return the penalty *before* the weight. A penalty may
+    own parameters; they are trained with the model's, whichever way that is trained.
+
+    Parameters
+    ----------
+    weight
+        Multiplies the value; at least 0.
+    annealed
+        Whether the value is multiplied by the KL weight too, so that it grows during warm-up.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative.
+    """
+
+    def __init__(self, weight: float = 1.0, *, annealed: bool = True) -> None:
+        super().__init__()
+        if not weight >= 0:
+            msg = f"{type(self).__name__}: the weight must be at least 0, not {weight}."
+            raise ValueError(msg)
+        self.weight = weight
+        self.annealed = annealed
+
+    @property
+    def name(self) -> str:
+        """Under which name the history records the penalty."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
+        """Return the unweighted penalty of a mini-batch, a scalar.
+
+        Parameters
+        ----------
+        model_trace, guide_trace
+            Traces of one run of model and guide. ``trace.nodes["s"]["fn"]`` is the distribution at
+            a site, ``["value"]`` its value. With vectorised particles both have a leading axis of
+            particles: average over it.
+        batch
+            The cells of the mini-batch.
+        """
+
+    def own_loss(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor | None:
+        """Return what the penalty's own parameters minimise, if that is not the penalty itself.
+
+        For an adversary, whose parameters must not lower the penalty. The objective asks for it in
+        training mode only, and adds its gradient to that of the loss: not its value, and neither
+        the weight nor the KL weight. Keep the gradient from the model and the guide by detaching
+        what comes from the traces. Default ``None``: there is none.
+
+        Parameters
+        ----------
+        model_trace, guide_trace, batch
+            As in :meth:`forward`.
+        """
+        return None
+
+
+def mean_over(per_cell: Tensor, cells: Tensor) -> Tensor:
+    """Return the mean over some cells (and all particles), 0 if there are none of them.
+
+    Parameters
+    ----------
+    per_cell
+        A number per cell, ``[..., cells]``; must be finite in every cell.
+    cells
+        Which cells count, boolean ``[cells]``. Not used as an index: on a GPU that would wait.
+    """
+    total = (per_cell * cells).sum(-1).mean()
+    return total / cells.sum().clamp(min=1)

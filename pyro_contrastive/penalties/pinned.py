@@ -1,0 +1,93 @@
+"""Penalties that pin the salient latent of background cells to 0, cell by cell."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.penalties.base import Penalty, mean_over
+
+
+class Wasserstein(Penalty):
+    r"""Pins q(s | x) of background cells to 0 (contrastiveVI, Weinberger et al. 2023).
+
+    The squared 2-Wasserstein distance between :math:`q(s \mid x_n)` and a point mass at 0,
+
+    .. math:: W_n = \lVert E_q[s_n] \rVert^2 + \sum_k \mathrm{Var}_q[s_{nk}]
+
+    averaged over the background cells of the mini-batch; 0 if there are none. At least 0; the
+    unit is that of s squared.
+
+    Parameters
+    ----------
+    weight
+        scvi-tools' ``wasserstein_penalty``.
+    annealed
+        As in scvi-tools by default: the penalty grows with the KL weight.
+    """
+
+    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
+        """Return the mean of W over background cells."""
+        return mean_over(self.per_cell(guide_trace), ~batch.is_target)
+
+    @staticmethod
+    def per_cell(guide_trace: Trace) -> Tensor:
+        """Return W of every cell, target cells included, shape ``[..., cells]``."""
+        posterior = guide_trace.nodes["s"]["fn"]
+        return (posterior.mean.square() + posterior.variance).sum(-1)
+
+
+class NarrowSalient(Penalty):
+    r"""Gives s of background cells a narrow prior at 0 (SepVAE, Louiset et al. 2023).
+
+    .. math:: \mathrm{KL}\big(q(s \mid x_n) \,\Vert\, N(0, \sigma^2 I)\big)
+        = \frac{1}{2} \sum_k \Big[\frac{m_{nk}^2 + v_{nk}}{\sigma^2} - 1
+        - \log \frac{v_{nk}}{\sigma^2}\Big]
+
+    with m and v the moments of q, averaged over the background cells of the mini-batch; 0 if there
+    are none. At least 0, in nats per background cell. At weight 1 and annealed, as by default, it
+    is the KL divergence that SepVAE's ELBO has for background cells. (The decoder still gets s = 0
+    for them, as in contrastiveVI.) Unlike :class:`Wasserstein` it does not reward variances below
+    :math:`\sigma^2`. A posterior without closed form is compared at its draw, log q - log p, which
+    may be negative.
+
+    Of SepVAE's other terms, the mutual information of z and s is :class:`TotalCorrelation`, and the
+    classification of cells by their s is :class:`SalientClassifier`.
+
+    Parameters
+    ----------
+    weight
+        Multiplies the value.
+    sigma
+        Standard deviation of the prior, positive. The default, 0.1, is ours: a tenth of the width
+        that s has in target cells.
+    annealed
+        Whether the penalty grows with the KL weight.
+
+    Raises
+    ------
+    ValueError
+        If `sigma` is not positive.
+    """
+
+    def __init__(self, weight: float = 1.0, sigma: float = 0.1, *, annealed: bool = True) -> None:
+        super().__init__(weight, annealed=annealed)
+        if not sigma > 0:
+            msg = f"NarrowSalient: sigma must be positive, not {sigma}."
+            raise ValueError(msg)
+        self.sigma = sigma
+
+    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
+        """Return the mean KL divergence over background cells."""
+        site = guide_trace.nodes["s"]
+        posterior, draw = site["fn"], site["value"]
+        zero = torch.zeros_like(draw)
+        prior = dist.Normal(zero, zero + self.sigma).to_event(1)
+        try:
+            per_cell = torch.distributions.kl_divergence(posterior, prior)
+        except NotImplementedError:  # no closed form for this posterior: one draw
+            per_cell = posterior.log_prob(draw) - prior.log_prob(draw)
+        return mean_over(per_cell, ~batch.is_target)
