@@ -88,7 +88,7 @@ class FixedPrior(Prior):
         self.n_latent = n_latent
         self.distribution_name = type(distribution).__name__
         self._make: Any = getattr(dist, self.distribution_name, None)
-        names: list[str] = list(type(distribution).arg_constraints)  # type: ignore[call-overload]  # torch types the class attribute as an instance property
+        names: list[str] = list(distribution.arg_constraints)
         values = {n: distribution.__dict__.get(n, getattr(distribution, n, None)) for n in names}
         parameters = {n: v for n, v in values.items() if isinstance(v, Tensor)}
         if self._make is None or not parameters or distribution.event_shape:

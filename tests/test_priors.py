@@ -112,6 +112,7 @@ def test_bad_library_priors_are_refused(means, variances, message) -> None:
 
 def test_the_guide_of_a_positive_latent_is_log_normal() -> None:
     vae = make_vae(background_prior=dist.Gamma(2.0, 1.0), salient_prior=dist.LogNormal(0.0, 1.0))
+    vae.eval()
     batch = make_batch()
     mean, variance = vae.guide.encode(batch)["z"]
     trace = poutine.trace(vae.guide).get_trace(batch)
