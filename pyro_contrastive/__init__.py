@@ -1,6 +1,7 @@
 """Contrastive analysis of single-cell RNA-seq counts, as a Pyro program."""
 
 from pyro_contrastive._settings import settings
+from pyro_contrastive.additive import AdditivePoisson
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
 from pyro_contrastive.flow_prior import NormalizingFlowPrior
@@ -27,6 +28,7 @@ from pyro_contrastive.penalties import (
     TotalCorrelation,
     Wasserstein,
 )
+from pyro_contrastive.perturbation_priors import EscapingPerturbation, PrivateSalient
 from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
 from pyro_contrastive.sparse_prior import SparseSalient
 from pyro_contrastive.vae import ContrastiveVAE
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HSIC",
     "MMD",
+    "AdditivePoisson",
     "CellBatch",
     "ContrastiveELBO",
     "ContrastiveGuide",
@@ -43,6 +46,7 @@ __all__ = [
     "ContrastiveModel",
     "ContrastiveVAE",
     "ContrastiveVI",
+    "EscapingPerturbation",
     "FixedPrior",
     "Likelihood",
     "LogNormalLibrary",
@@ -53,6 +57,7 @@ __all__ = [
     "Penalty",
     "PerConditionNormal",
     "Prior",
+    "PrivateSalient",
     "SalientClassifier",
     "ShrinkMeans",
     "SparseSalient",

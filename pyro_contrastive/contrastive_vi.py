@@ -55,7 +55,7 @@ class ContrastiveVI(
     wasserstein_penalty
         Weight of the penalty that pins the salient latent of background cells to 0.
     likelihood, background_prior, salient_prior, library_prior, dispersion_prior, \
-dispersion_posterior, penalties, elbo, elbo_kwargs
+dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         As in :class:`~pyro_contrastive.ContrastiveVAE`.
 
     Raises
@@ -93,6 +93,7 @@ dispersion_posterior, penalties, elbo, elbo_kwargs
         library_prior: PriorLike | None = None,
         dispersion_prior: PriorLike | None = None,
         dispersion_posterior: Posterior = "variational",
+        n_layers_decoder: int | None = None,
         penalties: Sequence[Penalty] = (),
         elbo: type[Trace_ELBO] = Trace_ELBO,
         elbo_kwargs: dict[str, Any] | None = None,
@@ -106,6 +107,7 @@ dispersion_posterior, penalties, elbo, elbo_kwargs
             "use_observed_lib_size": use_observed_lib_size,
             "wasserstein_penalty": wasserstein_penalty,
             "dispersion_posterior": dispersion_posterior,
+            "n_layers_decoder": n_layers_decoder,
             "elbo_kwargs": elbo_kwargs or {},
         }
         setup = Setup.of(adata)

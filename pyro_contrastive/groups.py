@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro.distributions import Distribution, LogNormal
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -162,18 +163,26 @@ def pair(per_cell: Tensor, n_background: int) -> Tensor:
     return filled[0] + filled[1]
 
 
+def moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a factor of the guide; of the log if it is log-normal."""
+    factor = posterior.base_dist  # within Independent
+    if isinstance(factor, LogNormal):
+        factor = factor.base_dist
+    return factor.mean, factor.variance
+
+
 def posterior_outputs(guide_trace: Trace, batch: CellBatch) -> dict[str, Tensor | None]:
-    """Read draws and moments of the latents from a guide trace, under the reference's names."""
+    """Read draws and moments of the latents from a guide trace, under the reference's names.
+
+    The salient latent of background cells comes as it was drawn.
+    """
     sites = guide_trace.nodes
-    is_target = batch.is_target.unsqueeze(-1)
-    outputs: dict[str, Tensor | None] = {"z": sites["z"]["value"]}
-    outputs["qz_m"], outputs["qz_v"] = sites["z"]["fn"].mean, sites["z"]["fn"].variance
-    outputs["s"] = torch.where(is_target, sites["s"]["value"], 0.0)
-    outputs["qs_m"], outputs["qs_v"] = sites["s"]["fn"].mean, sites["s"]["fn"].variance
+    outputs: dict[str, Tensor | None] = {"z": sites["z"]["value"], "s": sites["s"]["value"]}
+    outputs["qz_m"], outputs["qz_v"] = moments(sites["z"]["fn"])
+    outputs["qs_m"], outputs["qs_v"] = moments(sites["s"]["fn"])
     if "library" in sites:
-        log_library = sites["library"]["fn"].base_dist.base_dist  # Independent(LogNormal(Normal))
         outputs["library"] = sites["library"]["value"].log()
-        outputs["ql_m"], outputs["ql_v"] = log_library.mean, log_library.variance
+        outputs["ql_m"], outputs["ql_v"] = moments(sites["library"]["fn"])
     else:
         library = batch.observed_library().log()
         outputs["library"] = library.expand(*sites["z"]["value"].shape[:-1], 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +18,7 @@ from pyro_contrastive.networks import Covariates, Encoder
 from pyro_contrastive.pyro_names import NamedPyroModule
 
 Moments = tuple[Tensor, Tensor]
-"""Mean and variance of a latent, each ``[cells, latents]``; of the log for the library size."""
+"""Mean and variance of a latent, each ``[cells, latents]``; of the log for a positive one."""
 
 
 class ContrastiveGuide(NamedPyroModule):
@@ -49,6 +49,11 @@ class ContrastiveGuide(NamedPyroModule):
         What the encoders are told of a cell beside its counts.
     n_hidden, n_layers, dropout_rate
         Width and number of hidden layers of each encoder, and their dropout.
+    positive
+        Which of ``"z"`` and ``"s"`` are positive: their posterior is log-normal, and its mean and
+        variance are those of the log.
+    used_salient
+        Which dimensions of s a cell has: :meth:`Prior.used` of the salient prior.
     dispersion_posterior
         Posterior of the inverse dispersions, if they have a prior.
     encoder_input
@@ -66,11 +71,15 @@ class ContrastiveGuide(NamedPyroModule):
         n_hidden: int,
         n_layers: int,
         dropout_rate: float,
+        positive: Collection[str] = (),
+        used_salient: Callable[[CellBatch], Tensor | None] = lambda _: None,
         dispersion_posterior: DispersionPosterior | None = None,
         encoder_input: Callable[[Tensor], Tensor] = torch.log1p,
     ) -> None:
         super().__init__()
         self.encoder_input = encoder_input
+        self.positive = frozenset(positive)
+        self.used_salient = used_salient
         self.dispersion_posterior = dispersion_posterior
         self.covariates = covariates
 
@@ -110,11 +119,18 @@ class ContrastiveGuide(NamedPyroModule):
         covariates = self.covariates(batch, like=x)
         moments = {
             "z": self.z_encoder(x, covariates),
-            "s": self.s_encoder(x, covariates),
+            "s": self._where_used(self.s_encoder(x, covariates), batch),
         }
         if self.library_encoder is not None:
             moments["library"] = self.library_encoder(x, covariates)
         return moments
+
+    def _where_used(self, moments: Moments, batch: CellBatch) -> Moments:
+        used = self.used_salient(batch)
+        if used is None:
+            return moments
+        mean, variance = moments
+        return torch.where(used, mean, 0.0), torch.where(used, variance, 1.0)
 
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw every latent from the factor with these moments."""
@@ -132,11 +148,15 @@ class ContrastiveGuide(NamedPyroModule):
 
     def z_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
         """q(z | x): event shape ``[n_background_latent]``."""
-        return dist.Normal(mean, variance.sqrt()).to_event(1)
+        return self._factor("z", mean, variance)
 
     def s_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
         """q(s | x): event shape ``[n_salient_latent]``."""
-        return dist.Normal(mean, variance.sqrt()).to_event(1)
+        return self._factor("s", mean, variance)
+
+    def _factor(self, site: str, mean: Tensor, variance: Tensor) -> Distribution:
+        family = dist.LogNormal if site in self.positive else dist.Normal
+        return family(mean, variance.sqrt()).to_event(1)
 
     def library_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
         """q(l | x) on the natural scale, from moments of the log: event shape ``[1]``."""

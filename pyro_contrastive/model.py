@@ -58,7 +58,8 @@ class ContrastiveModel(NamedPyroModule):
     covariates
         What the decoder is told of a cell beside its latents.
     n_hidden, n_layers
-        Width and number of the decoder's hidden layers.
+        Width and number of the decoder's hidden layers; with none, the heads are linear in the
+        latents.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class ContrastiveModel(NamedPyroModule):
         super().__init__()
         self.covariates = covariates
         self.decoder = Body(n_latent, covariates.n_out, n_hidden, n_layers, dropout_rate=0.0)
-        likelihood.build(n_hidden, n_input, covariates.n_batch)
+        likelihood.build(self.decoder.n_out, n_input, covariates.n_batch)
         self.likelihood = likelihood
         self.background_prior = background_prior
         self.salient_prior = salient_prior
@@ -112,13 +113,22 @@ class ContrastiveModel(NamedPyroModule):
         """Draw z, s and the library size, ``[cells, latents]`` and ``[cells, 1]``."""
         z = pyro.sample("z", self.z_dist(batch))
         s = pyro.sample("s", self.s_dist(batch))
-        s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)  # background cells: exactly 0
+        s = self.used_salient(s, batch)
         library: Tensor
         if self.library_prior is None:
             library = pyro.deterministic("library", batch.observed_library(), event_dim=1)
         else:
             library = pyro.sample("library", self.library_dist(batch))
         return z, s, library
+
+    def used_salient(self, s: Tensor, batch: CellBatch) -> Tensor:
+        """Return the salient latent as the decoder sees it: 0 where a cell has none.
+
+        That is in background cells, and in dimensions that the salient prior says a cell lacks.
+        """
+        s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)
+        used = self.salient_prior.used(batch)
+        return s if used is None else torch.where(used, s, 0.0)
 
     def z_dist(self, batch: CellBatch) -> Distribution:
         """p(z): event shape ``[n_background_latent]``."""

@@ -65,7 +65,8 @@ class Body(nn.Module):
     n_hidden
         Width of every block.
     n_layers
-        Number of blocks, at least 1.
+        Number of blocks. With 0 the output is the input with the covariates beside it, and whatever
+        linear layer follows makes a linear map.
     dropout_rate
         Probability of dropping a hidden unit during training.
     """
@@ -74,13 +75,17 @@ class Body(nn.Module):
         self, n_in: int, n_covariates: int, n_hidden: int, n_layers: int, dropout_rate: float
     ) -> None:
         super().__init__()
-        widths = [n_in] + [n_hidden] * (n_layers - 1)
+        widths = [n_in] + [n_hidden] * (n_layers - 1) if n_layers else []
+        self.n_out = n_hidden if n_layers else n_in + n_covariates
         self.blocks = nn.ModuleList(
             Block(width, n_covariates, n_hidden, dropout_rate) for width in widths
         )
 
     def forward(self, h: Tensor, covariates: Tensor) -> Tensor:
-        """Map ``[..., cells, n_in]`` to ``[..., cells, n_hidden]``."""
+        """Map ``[..., cells, n_in]`` to ``[..., cells, n_out]``."""
+        if not self.blocks and covariates.shape[-1]:
+            covariates = covariates.expand(*h.shape[:-1], covariates.shape[-1])
+            return torch.cat([h, covariates], dim=-1)
         for block in self.blocks:
             h = block(h, covariates)
         return h

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components import Component
@@ -34,9 +35,23 @@ class Prior(Component):
     ...         return dist.Normal(self.mean[batch.condition], 1.0).to_event(1)
     """
 
+    support: constraints.Constraint = constraints.real
+    """Where the latent lives, each dimension of it: the whole line, or ``constraints.positive``.
+
+    The guide follows: normal on the line, log-normal on the positive half.
+    """
+
     @abstractmethod
     def forward(self, batch: CellBatch) -> dist.Distribution:
         """Return the prior of every cell: batch ``[]`` or ``[cells]``, event ``[latents]``."""
+
+    def used(self, batch: CellBatch) -> Tensor | None:
+        """Tell which dimensions a cell has, as a mask ``[cells, latents]``; ``None``: all of them.
+
+        Only asked of salient priors. The others are exactly 0 in the decoder, and the guide puts
+        them at the standard normal, which must be their prior.
+        """
+        return None
 
     def bind(self, encoder: nn.Module) -> None:
         """Learn which encoder infers this latent; most priors have no use for it.
@@ -60,7 +75,8 @@ class FixedPrior(Prior):
     Raises
     ------
     TypeError
-        If `distribution` is not a distribution made from tensors alone: write a `Prior` then.
+        If `distribution` is not a distribution made from tensors alone: write a `Prior` then. Or if
+        it lives neither on the line nor on its positive half.
     ValueError
         If its shape does not fit `n_latent`.
     """
@@ -72,7 +88,7 @@ class FixedPrior(Prior):
         self.n_latent = n_latent
         self.distribution_name = type(distribution).__name__
         self._make: Any = getattr(dist, self.distribution_name, None)
-        names: list[str] = list(type(distribution).arg_constraints)  # type: ignore[call-overload]  # torch types the class attribute as an instance property
+        names: list[str] = list(distribution.arg_constraints)
         values = {n: distribution.__dict__.get(n, getattr(distribution, n, None)) for n in names}
         parameters = {n: v for n, v in values.items() if isinstance(v, Tensor)}
         if self._make is None or not parameters or distribution.event_shape:
@@ -82,6 +98,7 @@ class FixedPrior(Prior):
                 "For anything else subclass pyro_contrastive.Prior."
             )
             raise TypeError(msg)
+        self.support = half_line_or_line(distribution)
         if distribution.batch_shape not in {(), (1,), (n_latent,)}:
             msg = (
                 f"The prior has shape {list(distribution.batch_shape)}, the latent variable "
@@ -122,6 +139,27 @@ class FixedPrior(Prior):
 
 PriorLike = Prior | torch.distributions.Distribution
 """What may be given as a prior of z or of s."""
+
+
+def half_line_or_line(distribution: torch.distributions.Distribution) -> constraints.Constraint:
+    """Return the support of a univariate distribution, one of the two that the guide covers.
+
+    Raises
+    ------
+    TypeError
+        If it is another one, such as an interval or the integers.
+    """
+    support: Any = distribution.support
+    if support == constraints.real:
+        return constraints.real
+    lower = getattr(support, "lower_bound", None)
+    if lower == 0 and not support.is_discrete and not hasattr(support, "upper_bound"):
+        return constraints.positive
+    msg = (
+        f"A {type(distribution).__name__} lives on {support}; the guide covers the whole line "
+        "(by normals) and the positive half (by log-normals). Override the guide for another one."
+    )
+    raise TypeError(msg)
 
 
 class StandardNormal(FixedPrior):

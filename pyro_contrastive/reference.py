@@ -58,7 +58,9 @@ class ReferenceMethods:
         if n_samples > 1:
             guide = pyro.plate("samples", n_samples, dim=-2)(guide)
         trace = poutine.trace(guide).get_trace(batch)
-        return groups.split(groups.posterior_outputs(trace, batch), len(background["x"]))
+        outputs = groups.posterior_outputs(trace, batch)
+        outputs["s"] = self.model.used_salient(trace.nodes["s"]["value"], batch)
+        return groups.split(outputs, len(background["x"]))
 
     def generative(self, background: Group, target: Group) -> Groups:
         """Decode both groups of cells.

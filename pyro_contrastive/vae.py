@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_contrastive import likelihoods
 from pyro_contrastive.cells import CellBatch
@@ -75,6 +76,9 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
     dispersion_posterior
         With a `dispersion_prior`: ``"variational"`` (default), a log-normal posterior for each, or
         ``"map"``, the value of highest posterior density.
+    n_layers_decoder
+        Number of hidden layers of the decoder, if not `n_layers`. 0: the decoder's heads are linear
+        in the latents (log-linear expression, with the default likelihood).
     penalties
         Further penalties.
     elbo
@@ -85,6 +89,8 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
 
     Raises
     ------
+    TypeError
+        If what is given for a prior is neither a distribution nor a prior, or lives on an interval.
     ValueError
         If a size is not positive, or the library size is latent and its prior is not given.
 
@@ -120,6 +126,7 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         library_prior: PriorLike | None = None,
         dispersion_prior: PriorLike | None = None,
         dispersion_posterior: Posterior = "variational",
+        n_layers_decoder: int | None = None,
         penalties: Sequence[Penalty] = (),
         elbo: type[Trace_ELBO] = Trace_ELBO,
         elbo_kwargs: dict[str, Any] | None = None,
@@ -152,7 +159,7 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
             library_prior=self._library_prior(library_prior, library_log_means, library_log_vars),
             covariates=covariates,
             n_hidden=n_hidden,
-            n_layers=n_layers,
+            n_layers=n_layers if n_layers_decoder is None else n_layers_decoder,
         )
         self.model.dispersion_prior, dispersion = dispersion_factors(
             dispersion_prior, likelihood, dispersion_posterior
@@ -162,6 +169,8 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
             n_background_latent=n_background_latent,
             n_salient_latent=n_salient_latent,
             library_log_mean=typical_log_library(self.model.library_prior),
+            positive=positive_sites(z=self.model.background_prior, s=self.model.salient_prior),
+            used_salient=self.model.salient_prior.used,
             dispersion_posterior=dispersion,
             encoder_input=likelihood.encoder_input,
             dropout_rate=dropout_rate,
@@ -266,8 +275,26 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
             return sites["x"]["value"]
         names = [n for n in ("x", "z", "s", "library", "scale", "rate") if n in sites]
         drawn = {name: sites[name]["value"] for name in names}
-        drawn["s"] = torch.where(cells.is_target.unsqueeze(-1), drawn["s"], 0.0)
+        drawn["s"] = self.model.used_salient(drawn["s"], cells)
         return drawn
+
+
+def positive_sites(**priors: Prior) -> list[str]:
+    """Names of the sites whose prior lives on the positive half of the line.
+
+    Raises
+    ------
+    ValueError
+        If a prior says it lives on anything but the line or its positive half.
+    """
+    for name, prior in priors.items():
+        if prior.support not in {constraints.real, constraints.positive}:
+            msg = (
+                f"The prior of {name} has support {prior.support}; it must be constraints.real or "
+                "constraints.positive, which the guide covers."
+            )
+            raise ValueError(msg)
+    return [name for name, prior in priors.items() if prior.support is constraints.positive]
 
 
 def typical_log_library(prior: Prior | None) -> float | None:

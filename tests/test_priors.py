@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 from helpers import make_batch, make_vae
+from pyro import poutine
 
 from pyro_contrastive import (
     CellBatch,
@@ -109,6 +110,47 @@ def test_bad_library_priors_are_refused(means, variances, message) -> None:
         LogNormalLibrary(means, variances)
 
 
+def test_the_guide_of_a_positive_latent_is_log_normal() -> None:
+    vae = make_vae(background_prior=dist.Gamma(2.0, 1.0), salient_prior=dist.LogNormal(0.0, 1.0))
+    vae.eval()
+    batch = make_batch()
+    mean, variance = vae.guide.encode(batch)["z"]
+    trace = poutine.trace(vae.guide).get_trace(batch)
+    for site in "zs":
+        assert (trace.nodes[site]["value"] > 0).all()
+    # The mean of a log-normal, by the textbook.
+    assert torch.allclose(trace.nodes["z"]["fn"].mean, (mean + variance / 2).exp())
+    loss = vae.objective(vae.model, vae.guide)(batch)
+    loss.backward()
+    assert loss.isfinite()
+    drawn = vae.sample(4, library=30.0, return_latents=True)
+    assert (drawn["z"] > 0).all()
+    groups = [
+        {"x": batch.x[rows], "batch_index": batch.batch[rows].unsqueeze(-1)}
+        for rows in (slice(5), slice(5, None))
+    ]
+    encoded = vae.eval().inference(*groups)
+    assert torch.allclose(encoded["target"]["qz_m"], vae.guide.encode(batch)["z"][0][5:], atol=1e-6)
+    assert not encoded["background"]["s"].any()
+
+
+@pytest.mark.parametrize("given", [dist.Uniform(0.0, 1.0), dist.Beta(2.0, 2.0), dist.Poisson(3.0)])
+def test_priors_on_intervals_and_integers_are_refused(given) -> None:
+    with pytest.raises(TypeError, match="the guide covers the whole line"):
+        make_vae(salient_prior=given)
+
+
+def test_a_decoder_without_hidden_layers_is_log_linear() -> None:
+    vae = make_vae(n_batch=3, n_layers_decoder=0).eval()
+    batch = make_batch(n_batch=3)
+    z, s = torch.randn(12, 3), torch.randn(12, 2)
+    linear = vae.model.likelihood.layers["scale"]
+    one_hot = torch.eye(3)[batch.batch_codes]
+    logits = torch.cat([z, s, one_hot], dim=1) @ linear.weight.T + linear.bias
+    assert torch.allclose(vae.model.decode(z, s, batch)["scale"], logits.softmax(-1), atol=1e-6)
+    assert len(vae.guide.z_encoder.body.blocks) == 1
+
+
 def test_likelihoods_cannot_be_shared_between_models() -> None:
     likelihood = NegativeBinomial()
     make_vae(likelihood=likelihood)
@@ -120,8 +162,8 @@ def test_likelihoods_cannot_be_shared_between_models() -> None:
 def test_likelihoods_decode_to_distributions_of_counts(likelihood) -> None:
     made = likelihood()
     made.build(n_hidden=4, n_genes=6)
-    heads = made.decode(torch.randn(2, 3, 4))
-    assert set(heads) == set(likelihood.heads)
+    heads = made.decode(torch.randn(2, 3, 4), BATCH, {})
+    assert set(heads) == {*likelihood.heads, "inverse_dispersion"}
     assert torch.allclose(heads["scale"].sum(-1), torch.ones(2, 3))
     counts = made(heads, torch.full((3, 1), 20.0))
     assert counts.batch_shape == (2, 3)
@@ -135,7 +177,7 @@ def test_expression_never_underflows_to_zero() -> None:
     with torch.no_grad():
         made.layers["scale"].weight.fill_(0.0)
         made.layers["scale"].bias.copy_(torch.tensor([0.0, -500.0, 0.0]))
-    counts = made(made.decode(torch.zeros(1, 2)), torch.tensor([[100.0]]))
+    counts = made(made.decode(torch.zeros(1, 2), BATCH, {}), torch.tensor([[100.0]]))
     assert counts.log_prob(torch.ones(1, 3)).isfinite().all()
 
 

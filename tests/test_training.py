@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_contrastive import (
+    MMD,
     CellBatch,
     ContrastiveModel,
     ContrastiveVI,
@@ -367,9 +369,10 @@ def test_history_is_scvi_tools_like():
     model = make_model(wasserstein_penalty=1.0)
     result = train(model, 3)
     assert (result.n_epochs, result.stopped_early, result.interrupted) == (3, False, False)
-    terms = ["elbo", "reconstruction_loss", "kl_local", "kl_z", "kl_s", "wasserstein"]
+    terms = ["elbo", "reconstruction_loss", "kl_local", "kl_global", "kl_z", "kl_s", "wasserstein"]
     names = {f"{t}_{part}" for t in terms for part in ("train", "validation")}
-    assert set(model.history) == names | {"kl_weight", "train_loss_epoch"}
+    losses = {"train_loss", "train_loss_epoch", "validation_loss"}
+    assert set(model.history) == names | losses | {"kl_weight"}
     for name, frame in model.history.items():
         assert frame.columns.tolist() == [name]
         assert (frame.index.name, frame.index.tolist()) == ("epoch", [0, 1, 2])
@@ -379,6 +382,50 @@ def test_history_is_scvi_tools_like():
         np.testing.assert_allclose(parts["kl_local"], parts["kl_z"] + parts["kl_s"])
         total = parts["reconstruction_loss"] + parts["kl_local"]
         np.testing.assert_allclose(parts["elbo"], total)
+        assert not parts["kl_global"].any()
+    np.testing.assert_array_equal(column(model, "train_loss"), column(model, "train_loss_epoch"))
+
+
+def test_history_has_scvi_tools_keys_and_layout():
+    scvi_model = pytest.importorskip("scvi.external.contrastivevi").ContrastiveVI
+    adata = make_adata()
+    scvi_model.setup_anndata(adata)
+    theirs = scvi_model(adata, n_hidden=8)
+    cells = (np.arange(20), np.arange(20, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.train(
+            *cells,
+            max_epochs=2,
+            batch_size=2,  # it records the KL weight every ten steps
+            accelerator="cpu",
+            check_val_every_n_epoch=1,
+            enable_progress_bar=False,
+        )
+    model = make_model(adata)
+    train(model, 2, batch_size=2, train_size=0.8)
+    absent = {"wasserstein_loss_sum_train", "wasserstein_loss_sum_validation"}
+    assert set(theirs.history) - set(model.history) == absent
+    for name in set(theirs.history) - absent:
+        ours, frame = model.history[name], theirs.history[name]
+        assert ours.index.tolist() == frame.index.tolist()
+        assert ours.index.dtype == frame.index.dtype
+        assert (ours.index.name, list(ours.columns)) == (frame.index.name, list(frame.columns))
+
+
+def test_validation_loss_is_the_objectives_with_the_kl_weight_of_the_epoch():
+    penalties = [MMD(3.0), Wasserstein(5.0)]
+    model = make_model(penalties=penalties, elbo=pyro.infer.TraceMeanField_ELBO)
+    plan = {"n_epochs_kl_warmup": 4, "min_kl_weight": 0.3}
+    train(model, 1, train_size=0.5, shuffle_set_split=False, plan_kwargs=plan)
+    vae = model.module
+    vae.objective.kl_weight = 0.3
+    batch = model._data(None).cells(model.validation_indices)  # one mini-batch
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = vae.objective.loss(vae.model, vae.guide, batch)
+    assert column(model, "validation_loss")[0] == pytest.approx(expected, rel=1e-5)
+    assert abs(column(model, "elbo_validation")[0] - expected) > 1
 
 
 def test_held_out_elbo_is_what_model_and_guide_say():
@@ -446,6 +493,12 @@ def test_parameters_with_a_prior_weigh_the_same_in_training_and_held_out():
     # KL(N(2, 1) || N(0, 1)) = 2, shared by 40 training cells, of which a pair has two.
     np.testing.assert_allclose(column(model, "kl_shift_train"), 2 * 2 / 40, rtol=1e-5)
     np.testing.assert_allclose(column(model, "kl_shift_validation"), 2 * 2 / 40, rtol=1e-5)
+    for part in ("train", "validation"):
+        np.testing.assert_allclose(column(model, f"kl_global_{part}"), 2.0, rtol=1e-5)
+        local = column(model, f"kl_z_{part}") + column(model, f"kl_s_{part}")
+        np.testing.assert_allclose(column(model, f"kl_local_{part}"), local)
+        total = column(model, f"reconstruction_loss_{part}") + local + 2.0 * 2 / 40
+        np.testing.assert_allclose(column(model, f"elbo_{part}"), total)
 
 
 def test_training_tells_the_objective_how_many_cells_there_are():
@@ -481,6 +534,7 @@ def test_training_fits():
 def test_early_stopping_puts_back_the_best_weights():
     model = make_model(make_adata(40, 40))
     # A step this long jumps about, so the last epoch is not the best one.
+    warmup = 10  # a quarter of 40 epochs
     result = train(
         model,
         40,
@@ -494,11 +548,11 @@ def test_early_stopping_puts_back_the_best_weights():
     elbo = column(model, "elbo_validation")
     assert result.stopped_early
     assert result.n_epochs == len(elbo) < 40
-    assert np.argmin(elbo) == len(elbo) - 4  # three checks without improvement
+    assert np.argmin(elbo[warmup:]) + warmup == len(elbo) - 4  # three checks without improvement
     split = _split_of_seed(model, seed=3, train_size=0.5)
     found = evaluate(model.module, model._data(None), split.validation, 8, "cpu")
     elbo_now = found["reconstruction_loss"] + found["kl_z"] + found["kl_s"]
-    assert elbo_now == elbo.min()
+    assert elbo_now == elbo[warmup:].min()
     assert not model.module.training
 
 
@@ -521,6 +575,7 @@ def test_early_stopping_counts_checks_not_epochs():
         early_stopping_patience=2,
         early_stopping_min_delta=1e9,
         check_val_every_n_epoch=3,
+        plan_kwargs={"n_epochs_kl_warmup": 0},
     )
     # The first check is the best there can be; two more do not improve by so much.
     assert (result.stopped_early, result.n_epochs) == (True, 9)
@@ -547,8 +602,67 @@ def test_early_stopping_can_watch_a_training_quantity_without_held_out_cells():
         early_stopping_monitor="elbo_train",
         early_stopping_patience=1,
         early_stopping_min_delta=1e9,
+        plan_kwargs={"n_epochs_kl_warmup": 0},
     )
     assert (result.stopped_early, result.n_epochs) == (True, 2)
+
+
+@pytest.fixture
+def stoppings(monkeypatch):
+    """Record what early stopping looked at."""
+    made: list[tuple[EarlyStopping, dict[str, float]]] = []
+    original = EarlyStopping.update
+
+    def update(self: EarlyStopping, values: dict[str, float], module: torch.nn.Module) -> bool:
+        made.append((self, dict(values)))
+        return original(self, values, module)
+
+    monkeypatch.setattr(EarlyStopping, "update", update)
+    return made
+
+
+def test_early_stopping_looks_from_the_end_of_the_warm_up_on(stoppings):
+    """The loss of an epoch with a low KL weight is low: no reason to go back to it."""
+    model = make_model(wasserstein_penalty=50.0)
+    result = train(
+        model,
+        20,
+        early_stopping=True,
+        early_stopping_monitor="train_loss",
+        early_stopping_patience=6,
+        plan_kwargs={"n_epochs_kl_warmup": 5, "lr": 1e-4},
+        batch_size=8,
+        seed=0,
+    )
+    assert {values["kl_weight"] for _, values in stoppings} == {1.0}
+    assert len(stoppings) == result.n_epochs - 5
+    loss = column(model, "train_loss")
+    assert loss[:5].min() < loss[5:].min() == stoppings[-1][0].best
+
+
+def test_patience_is_not_used_up_in_the_warm_up():
+    result = train(
+        make_model(),
+        20,
+        early_stopping=True,
+        early_stopping_patience=2,
+        early_stopping_min_delta=1e9,
+        plan_kwargs={"n_epochs_kl_warmup": 5},
+    )
+    # The sixth epoch is the first to be looked at, and the best there can be.
+    assert (result.stopped_early, result.n_epochs) == (True, 8)
+
+
+@pytest.mark.parametrize(
+    "plan", [{"n_epochs_kl_warmup": 400}, {"n_steps_kl_warmup": 10**6}, {"n_epochs_kl_warmup": 6}]
+)
+def test_early_stopping_of_a_run_that_is_all_warm_up_is_refused(plan):
+    model = make_model()
+    with pytest.raises(ValueError, match="does not end before the last of 6 epochs"):
+        train(model, 6, early_stopping=True, plan_kwargs=plan)
+    assert not model.history
+    train(model, 6, early_stopping=True, plan_kwargs={"n_epochs_kl_warmup": 5})
+    train(model, 6, early_stopping=True, plan_kwargs=plan | {"min_kl_weight": 1})
 
 
 @pytest.mark.parametrize(
@@ -780,7 +894,8 @@ def test_ctrl_c_at_once(monkeypatch):
 def test_ctrl_c_with_early_stopping_puts_back_the_best_weights(monkeypatch):
     model = make_model()
     interrupt_at_step(monkeypatch, 5)
-    train(model, 50, early_stopping=True, train_size=0.5, plan_kwargs={"lr": 0.5}, seed=0)
+    plan = {"lr": 0.5, "n_epochs_kl_warmup": 0}
+    train(model, 50, early_stopping=True, train_size=0.5, plan_kwargs=plan, seed=0)
     split = _split_of_seed(model, seed=0, train_size=0.5)
     found = evaluate(model.module, model._data(None), split.validation, 128, "cpu")
     elbo_now = found["reconstruction_loss"] + found["kl_z"] + found["kl_s"]

@@ -131,7 +131,9 @@ class TrainingMethods(ModelBase):
             Cells of each population in a step, at most; ``None``: 128.
         early_stopping
             Stop when `early_stopping_monitor` has not improved by `early_stopping_min_delta` for
-            `early_stopping_patience` checks, and put back the best weights.
+            `early_stopping_patience` checks, and put back the best weights. It looks from the end
+            of the KL warm-up on: before, the KL divergences and the penalties weigh less than they
+            are to, and an epoch could seem best for the lack of a penalty.
         datasplitter_kwargs
             ``{"external_indexing": [train, validation, test]}``: the split itself, as indices of
             cells (of both populations; the latter two may be left out). Nothing else is taken.
@@ -222,9 +224,14 @@ class TrainingMethods(ModelBase):
     def history(self) -> dict[str, pd.DataFrame]:
         """Losses by epoch: ``{name: frame with one column, indexed by epoch}``.
 
-        ``elbo_train``, ``elbo_validation``, ``reconstruction_loss_*``, ``kl_local_*``, ``kl_z_*``,
-        ``kl_s_*`` and penalties: negative ELBO and its parts per background/target pair, without
-        the KL weight; ``train_loss_epoch`` with it; ``kl_weight`` at the end of the epoch.
+        As in scvi-tools: ``elbo_train``, ``elbo_validation``, ``reconstruction_loss_*``,
+        ``kl_local_*`` and ``kl_global_*`` (of what all cells share; 0 for most models): negative
+        ELBO and its parts per background/target pair, without the KL weight; ``train_loss`` (also
+        as ``train_loss_epoch``) and ``validation_loss`` with it, and with penalties; ``kl_weight``
+        at the end of the epoch. Beside these ``kl_z_*``, ``kl_s_*``, each penalty's value by its
+        name (``wasserstein_*``: the mean over background cells, where scvi-tools has
+        ``wasserstein_loss_sum_*``, a sum that grows with the mini-batch), and with several
+        treatments ``elbo_<condition>_validation``.
         """
         return self._history.frames()
 

@@ -1,5 +1,10 @@
 """Simulated counts with known truth."""
 
-from pyro_contrastive.testing.simulation import SimulationSettings, simulate
+from pyro_contrastive.testing.simulation import (
+    SimulationSettings,
+    TreatmentSettings,
+    simulate,
+    simulate_treatment,
+)
 
-__all__ = ["SimulationSettings", "simulate"]
+__all__ = ["SimulationSettings", "TreatmentSettings", "simulate", "simulate_treatment"]

@@ -93,3 +93,123 @@ def simulate(settings: SimulationSettings | None = None, *, seed: int = 0) -> An
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     unnormalised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return unnormalised / unnormalised.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class TreatmentSettings:
+    """A simulated treatment of several cell types.
+
+    Parameters
+    ----------
+    n_background, n_target
+        Number of cells of each population.
+    n_genes
+        Number of genes.
+    n_types
+        Number of cell types.
+    type_shift
+        How much more frequent, in treated cells, the last type is than the first: the log of the
+        ratio. 0: as in untreated cells, where all types are equally frequent.
+    mean_total, log_total_sd
+        Typical total count of an untreated cell, and standard deviation of its logarithm.
+    treated_depth
+        Typical total of a treated cell, divided by that of an untreated one.
+    share_markers, marker_sd
+        Share of the genes in which a type differs from the average cell, and the standard
+        deviation of the log2 fold changes.
+    share_affected
+        Share of the genes that the treatment changes.
+    smallest_lfc, largest_lfc
+        Range of the size of the log2 fold changes the treatment makes, half of them down.
+    response_sd
+        Standard deviation, between treated cells, of how strongly a cell responds; the mean is 1.
+    inverse_dispersion
+        Smallest and largest inverse dispersion of a gene.
+    """
+
+    n_background: int = 500
+    n_target: int = 500
+    n_genes: int = 500
+    n_types: int = 4
+    type_shift: float = 0.0
+    mean_total: float = 1000.0
+    log_total_sd: float = 0.4
+    treated_depth: float = 1.0
+    share_markers: float = 0.1
+    marker_sd: float = 1.5
+    share_affected: float = 0.2
+    smallest_lfc: float = 0.4
+    largest_lfc: float = 2.0
+    response_sd: float = 0.2
+    inverse_dispersion: tuple[float, float] = (1.0, 10.0)
+
+
+def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int = 0) -> AnnData:
+    r"""Draw counts of cell types with and without a treatment that changes some genes.
+
+    Every cell has the expression profile of its type. A treatment changes a known set A of genes
+    and keeps the sum of their expression, so that all other genes stay exactly as they are:
+
+    .. math:: \rho_{ng} = \rho_{t(n) g} \cdot
+        \begin{cases} 2^{r_n b_g} \, m_n & g \in A,\ n \text{ treated} \\ 1 & \text{otherwise}
+        \end{cases}, \qquad x_{ng} \sim \mathrm{NB}(l_n \rho_{ng}, \theta_g)
+
+    with :math:`m_n` such that :math:`\sum_{g \in A} \rho_{ng}` is that of the untreated cell. Not a
+    latent variable model: types are discrete, and :math:`\log r_n` is normal.
+
+    Parameters
+    ----------
+    settings
+        Sizes; default :class:`TreatmentSettings`.
+    seed
+        Of all draws.
+
+    Returns
+    -------
+    Counts as CSR float32, ``obs["condition"]`` "control" or "treated", ``obs["cell_type"]``, and
+    the truth: ``var["lfc"]``, the log2 fold change of normalised expression that the treatment
+    makes, mean over treated cells, exactly 0 for genes it leaves alone; and ``layers["scale"]``
+    (rho).
+    """
+    given = settings or TreatmentSettings()
+    rng = np.random.default_rng(seed)
+    n_cells, n_genes = given.n_background + given.n_target, given.n_genes
+    treated = np.arange(n_cells) >= given.n_background
+    shifted = np.exp(given.type_shift * np.linspace(0, 1, given.n_types))
+    cell_type = np.where(
+        treated,
+        rng.choice(given.n_types, n_cells, p=shifted / shifted.sum()),
+        rng.integers(given.n_types, size=n_cells),
+    )
+    is_marker = rng.random((given.n_types, n_genes)) < given.share_markers
+    markers = np.log(2) * rng.normal(0, given.marker_sd, is_marker.shape) * is_marker
+    profiles = _softmax(rng.normal(0, 1.2, n_genes) + markers)  # [types, genes]
+
+    affected = rng.permutation(n_genes)[: round(given.share_affected * n_genes)]
+    size = rng.uniform(given.smallest_lfc, given.largest_lfc, len(affected))
+    effect = size * np.where(np.arange(len(affected)) % 2, 1, -1)  # [affected genes]
+    log_response = rng.normal(0, given.response_sd, n_cells) - given.response_sd**2 / 2
+    response = np.exp(log_response) * treated
+    scale = profiles[cell_type]  # [cells, genes]
+    before = scale[:, affected]
+    after = before * 2.0 ** (response[:, None] * effect)
+    after *= before.sum(1, keepdims=True) / after.sum(1, keepdims=True)
+    scale[:, affected] = after
+    lfc = np.zeros(n_genes)
+    lfc[affected] = np.log2(after[treated] / before[treated]).mean(0)
+
+    library = given.mean_total * np.exp(rng.normal(0, given.log_total_sd, n_cells))
+    library[treated] *= given.treated_depth
+    theta = np.exp(rng.uniform(*np.log(given.inverse_dispersion), n_genes))
+    counts = rng.poisson(rng.gamma(theta, library[:, None] * scale / theta))
+    obs = pd.DataFrame(
+        {
+            "condition": np.where(treated, "treated", "control"),
+            "cell_type": [f"type {t}" for t in cell_type],
+        },
+        index=np.arange(n_cells).astype(str),
+    )
+    adata = AnnData(csr_matrix(counts.astype(np.float32)), obs=obs)
+    adata.var["lfc"] = lfc
+    adata.layers["scale"] = scale.astype(np.float32)
+    return adata

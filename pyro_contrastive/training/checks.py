@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.torch_tools import evaluating, seeded
@@ -71,6 +72,18 @@ def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
                     "penalty."
                 )
                 raise ValueError(msg)
+
+
+@contextmanager
+def unchanged_on_error(buffers: list[Tensor]) -> Iterator[None]:
+    """Put the buffers back on an error: batch norm averages whatever it sees, NaN included."""
+    before = [b.clone() for b in buffers]
+    try:
+        yield
+    except NonFiniteLossError:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        raise
 
 
 def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonFiniteLossError:

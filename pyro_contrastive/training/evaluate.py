@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.objective import is_local, site_losses
 from pyro_contrastive.torch_tools import evaluating, seeded
@@ -112,8 +113,49 @@ def _site_terms(vae: ContrastiveVAE, traces: Traces, weights: Tensor) -> dict[st
     return terms
 
 
-def named(means: Mapping[str, float], part: str) -> dict[str, float]:
-    """Add the sums scvi-tools reports, and the part of the data to every name."""
-    kl = sum(value for name, value in means.items() if name.startswith("kl_"))
-    totals = {"elbo": means["reconstruction_loss"] + kl, "kl_local": kl}
+def global_sites(vae: ContrastiveVAE, batch: CellBatch) -> frozenset[str]:
+    """Names of the latent sites that are shared by all cells (parameters with a prior)."""
+    with evaluating(vae), seeded(0), pyro.validation_enabled(False):
+        traces = next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {})))
+    nodes = traces[0].nodes
+    latents = (name for name in _site_losses(traces) if not nodes[name]["is_observed"])
+    return frozenset(name for name in latents if not is_local(nodes[name]))
+
+
+def named(
+    means: Mapping[str, float], part: str, global_: Collection[str] = (), n_pairs: float = 1.0
+) -> dict[str, float]:
+    """Add the sums scvi-tools reports, and the part of the data to every name.
+
+    Parameters
+    ----------
+    means
+        What :func:`evaluate` returns.
+    part
+        ``"train"`` or ``"validation"``.
+    global_, n_pairs
+        Names of the sites shared by all cells, and among how many pairs of cells their KL is: in
+        `means` it is a pair's share, as in the ELBO; ``kl_global`` is the whole of it.
+    """
+    shared = {f"kl_{site}" for site in global_}
+    kl = {name: value for name, value in means.items() if name.startswith("kl_")}
+    kl_global = sum(value for name, value in kl.items() if name in shared)
+    totals = {
+        "elbo": means["reconstruction_loss"] + sum(kl.values()),
+        "kl_local": sum(value for name, value in kl.items() if name not in shared),
+        "kl_global": kl_global * n_pairs,
+    }
     return {f"{name}_{part}": value for name, value in (totals | dict(means)).items()}
+
+
+def loss_of(vae: ContrastiveVAE, means: Mapping[str, float]) -> float:
+    """Loss whose parts are `means`: with the KL weight as it stands, and the penalties."""
+    annealed = {f"kl_{site}" for site in vae.objective.annealed}
+    annealed |= {penalty.name for penalty in vae.penalties if penalty.annealed}
+    weights = {penalty.name: penalty.weight for penalty in vae.penalties}
+    kl_weight = float(vae.objective.kl_weight)
+    return sum(
+        value * weights.get(name, 1.0) * (kl_weight if name in annealed else 1.0)
+        for name, value in means.items()
+        if not name.startswith("elbo_")  # of one condition: sums of what is here already
+    )

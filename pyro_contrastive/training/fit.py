@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +17,13 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.torch_tools import own_params
 from pyro_contrastive.training.checks import (
-    NonFiniteLossError,
     check_programs,
     explain_gradient,
     explain_non_finite,
     no_nan_warnings,
+    unchanged_on_error,
 )
-from pyro_contrastive.training.evaluate import evaluate, named
+from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
 from pyro_contrastive.training.history import EarlyStopping, History
 from pyro_contrastive.training.plan import TrainingPlan
 from pyro_contrastive.training.progress import EpochBar
@@ -97,27 +96,38 @@ class _Run:
         self.loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
         self.scheduler = plan.make_scheduler(self.optimizer.optimizer)
         self.step = 0
+        self.global_sites: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
 
-    def check(self, early_stopping: EarlyStopping | None) -> None:
+    def check(self, early_stopping: EarlyStopping | None, check_every: int) -> None:
         """Find out before training what would only show in its midst.
 
         Raises
         ------
         ValueError
-            If early stopping watches a quantity that training does not record.
+            If early stopping watches a quantity that training does not record, or would never
+            look, because the KL warm-up does not end before the last check.
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
         check_programs(self.vae, self.cells(first))
+        self.global_sites = global_sites(self.vae, self.cells(first))
         if early_stopping is None and self.scheduler is None:
             return
         pair = Population(self.split.train.background[:1], self.split.train.target[:1])
         means = evaluate(self.vae, self.data, pair, 1, self.fabric.device)
-        recorded = {"train_loss_epoch", "kl_weight", *named(means, "train")}
+        recorded = {"train_loss", "train_loss_epoch", "kl_weight", *named(means, "train")}
         if self.can_validate:
-            recorded |= set(named(means, "validation"))
+            recorded |= {"validation_loss", *named(means, "validation")}
         if early_stopping is not None:
             early_stopping.check(recorded)
+            last = self.max_epochs // check_every * check_every - 1
+            if self.max_epochs > 1 and not self.has_full_weight(last):
+                msg = (
+                    "Early stopping looks at epochs after the KL warm-up, which does not end before"
+                    f" the last of {self.max_epochs} epochs: it would never look. Shorten the "
+                    "warm-up (plan_kwargs: n_epochs_kl_warmup, n_steps_kl_warmup)."
+                )
+                raise ValueError(msg)
         metric = self.plan.lr_scheduler_metric
         if self.scheduler is not None and metric not in recorded:
             msg = f"lr_scheduler_metric={metric!r} is not recorded; there are {sorted(recorded)}."
@@ -132,6 +142,12 @@ class _Run:
         """Let the schedule look at the values of an epoch."""
         if self.scheduler is not None and self.plan.lr_scheduler_metric in values:
             self.scheduler.step(values[self.plan.lr_scheduler_metric])
+
+    def has_full_weight(self, epoch: int) -> bool:
+        """Tell whether the KL warm-up is over before this epoch of the run, counted from 0."""
+        steps_per_epoch = self.batches.steps_per_epoch
+        weight = self.plan.kl_weight(epoch * steps_per_epoch, steps_per_epoch, self.max_epochs)
+        return weight >= self.plan.max_kl_weight
 
     @property
     def can_validate(self) -> bool:
@@ -153,7 +169,12 @@ class _Run:
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")
         kl_weight = float(self.vae.objective.kl_weight)
-        return {"train_loss_epoch": loss, "kl_weight": kl_weight} | named(means, "train")
+        losses = {"train_loss": loss, "train_loss_epoch": loss, "kl_weight": kl_weight}
+        return losses | self.named(means, "train")
+
+    def named(self, means: Mapping[str, float], part: str) -> dict[str, float]:
+        """Give the parts of the negative ELBO the names they have in the history."""
+        return named(means, part, self.global_sites, len(self.split.train) / 2)
 
     def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
         """Take one gradient step, unless the loss or its gradient is not finite."""
@@ -162,7 +183,7 @@ class _Run:
             self.step, self.batches.steps_per_epoch, self.max_epochs
         )
         self.optimizer.zero_grad()
-        with _unchanged_on_error(list(self.vae.buffers())):
+        with unchanged_on_error(list(self.vae.buffers())):
             loss = self.loss(batch)
             if not torch.isfinite(loss):
                 raise explain_non_finite(self.vae, batch, when)
@@ -179,19 +200,7 @@ class _Run:
             return {}
         held_out = self.split.validation
         means = evaluate(self.vae, self.data, held_out, self.batch_size, self.fabric.device)
-        return named(means, "validation")
-
-
-@contextmanager
-def _unchanged_on_error(buffers: list[Tensor]) -> Iterator[None]:
-    """Put the buffers back on an error: batch norm averages whatever it sees, NaN included."""
-    before = [b.clone() for b in buffers]
-    try:
-        yield
-    except NonFiniteLossError:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-        raise
+        return {"validation_loss": loss_of(self.vae, means)} | self.named(means, "validation")
 
 
 def _check_positive(**numbers: int) -> None:
@@ -236,7 +245,9 @@ def fit(
     rng
         Source of the order of the cells; latent noise and dropout come from torch.
     early_stopping
-        When to stop; ``None``: after `max_epochs`.
+        When to stop; ``None``: after `max_epochs`. It looks at epochs after the KL warm-up only: in
+        its midst the loss is not yet the one to be compared, nor do penalties, which the ELBO does
+        not count, have the weight they are to have.
     check_val_every_n_epoch
         How often to evaluate the held-out cells; ``None``: never.
     progress_bar
@@ -245,7 +256,8 @@ def fit(
     Raises
     ------
     ValueError
-        If a number is out of range, or early stopping watches a quantity that is not recorded.
+        If a number is out of range, or early stopping watches a quantity that is not recorded, or
+        never looks.
     NonFiniteLossError
         If the loss becomes NaN or infinite; says at which site.
     """
@@ -263,7 +275,7 @@ def fit(
         fabric=fabric,
         rng=rng,
     )
-    run.check(early_stopping)
+    run.check(early_stopping, check_val_every_n_epoch or max_epochs)
     stopped = interrupted = False
     n_before = history.n_epochs
     try:
@@ -279,7 +291,7 @@ def fit(
                 run.lower_learning_rate(values)
                 history.add_epoch(values)
                 bar.advance(values)
-                if early_stopping is not None and is_check:
+                if early_stopping is not None and is_check and run.has_full_weight(epoch):
                     stopped = early_stopping.update(values, vae)
                 if stopped:
                     break

@@ -1,0 +1,225 @@
+"""What the benchmarks share: reading counts, fitting scvi-tools' model and ours, printing."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pyro_contrastive import ContrastiveVI
+from pyro_contrastive.report.demo import DEMO_SETTINGS
+
+REFERENCE = "scvi-tools"
+PACKAGES = ("pyro-contrastive", "pyro-ppl", "torch", "scvi-tools", "scanpy")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How to fit our model.
+
+    Parameters
+    ----------
+    model, train
+        Keyword arguments of ``ContrastiveVI`` and of ``train``.
+    """
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+OURS = {
+    "ours": Configuration(),
+    # The objective and the warm-up of scvi-tools: what is left is the mini-batches and the seed.
+    "ours, as scvi-tools": Configuration(train={"plan_kwargs": {"n_epochs_kl_warmup": 400}}),
+    "ours, demo penalties": Configuration(
+        model={key: DEMO_SETTINGS.model[key] for key in ("wasserstein_penalty", "penalties")},
+        train={"max_epochs": DEMO_SETTINGS.train["max_epochs"]},
+    ),
+}
+
+
+def parser(description: str, **data: Any) -> argparse.ArgumentParser:
+    """Make a command line with the arguments that all benchmarks take."""
+    made = argparse.ArgumentParser(description=description.strip().splitlines()[0])
+    if data:
+        made.add_argument("data", **data)
+    made.add_argument("--epochs", type=int, default=None, help="default: scvi-tools' rule")
+    made.add_argument("--seeds", type=int, default=1)
+    made.add_argument("--threads", type=int, default=1)
+    return made
+
+
+def start(options: argparse.Namespace) -> None:
+    """Set the number of threads, silence what others warn of, say what is run and on what."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    installed = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"{installed}\n{platform.machine()}, {torch.get_num_threads()} threads\n{vars(options)}")
+
+
+def read_counts(path: str, n_top_genes: int = 2000, flavor: str = "seurat") -> ad.AnnData:
+    """Read raw counts, keep the variable genes, and the cells with counts in them.
+
+    Parameters
+    ----------
+    path
+        An h5ad file.
+    n_top_genes
+        Genes to keep.
+    flavor
+        Of scanpy's selection: "seurat" on log-normalised counts or "seurat_v3" on the counts.
+    """
+    import scanpy as sc
+
+    adata = ad.read_h5ad(path)
+    if adata.n_vars > n_top_genes:
+        ranked = adata.copy()
+        if flavor != "seurat_v3":
+            sc.pp.normalize_total(ranked, target_sum=1e4)
+            sc.pp.log1p(ranked)
+        threads = torch.get_num_threads()
+        sc.pp.highly_variable_genes(ranked, n_top_genes=n_top_genes, flavor=flavor)
+        torch.set_num_threads(threads)  # the loess of seurat_v3 takes all cores, and keeps them
+        adata = adata[:, ranked.var["highly_variable"].to_numpy()]
+    return adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
+
+
+def fit_ours(
+    adata: ad.AnnData,
+    condition_key: str,
+    background: str,
+    *,
+    batch_key: str | None = None,
+    configuration: Configuration | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+) -> tuple[ContrastiveVI, float]:
+    """Fit our model, `epochs` rather than the configuration's. Return it and the seconds."""
+    import pyro
+
+    configuration = configuration or Configuration()
+    pyro.set_rng_seed(seed)
+    ContrastiveVI.setup_anndata(
+        adata, batch_key=batch_key, condition_key=condition_key, background=background
+    )
+    model = ContrastiveVI(adata, **configuration.model)
+    given = {"max_epochs": epochs} if epochs else {}
+    begun = time.perf_counter()
+    model.train(seed=seed, enable_progress_bar=False, **(configuration.train | given))
+    return model, time.perf_counter() - begun
+
+
+def fit_reference(
+    adata: ad.AnnData,
+    is_target: NDArray[np.bool_],
+    *,
+    batch_key: str | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    **train_kwargs: Any,
+) -> tuple[Any, float]:
+    """Fit scvi-tools' model with its defaults. Return it and the seconds."""
+    import scvi
+
+    scvi.settings.seed = seed
+    scvi.settings.verbosity = 30
+    scvi.external.ContrastiveVI.setup_anndata(adata, batch_key=batch_key)
+    model = scvi.external.ContrastiveVI(adata)
+    begun = time.perf_counter()
+    model.train(
+        background_indices=np.flatnonzero(~is_target).tolist(),
+        target_indices=np.flatnonzero(is_target).tolist(),
+        max_epochs=epochs,
+        enable_progress_bar=False,
+        logger=False,
+        **train_kwargs,
+    )
+    return model, time.perf_counter() - begun
+
+
+def fit_all(
+    adata: ad.AnnData,
+    condition_key: str,
+    background: str,
+    options: argparse.Namespace,
+    *,
+    batch_key: str | None = None,
+    ours: Mapping[str, Configuration] = OURS,
+) -> Iterator[tuple[str, int, Any]]:
+    """Fit scvi-tools' model and ours, for every seed; yield name, seed and model one by one."""
+    is_target = (adata.obs[condition_key].astype(str) != background).to_numpy()
+    given = {"batch_key": batch_key, "epochs": options.epochs}
+    for seed in range(options.seeds):
+        model, seconds = fit_reference(adata, is_target, seed=seed, **given)
+        print(f"seed {seed}  {REFERENCE}: {seconds:.0f} s", flush=True)
+        yield REFERENCE, seed, model
+        for name, configuration in ours.items():
+            model, seconds = fit_ours(
+                adata, condition_key, background, configuration=configuration, seed=seed, **given
+            )
+            print(f"seed {seed}  {name}: {seconds:.0f} s", flush=True)
+            yield name, seed, model
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, one row per setting; settings in order of arrival."""
+    table = pd.DataFrame(rows).groupby(list(by), sort=False)
+    return table.mean().drop(columns="seed").join(table.std().drop(columns="seed"), rsuffix=" sd")
+
+
+def less_reference(means: pd.DataFrame) -> pd.DataFrame:
+    """Return the means less those of scvi-tools; the model is the last level of the index."""
+    columns = [name for name in means if not name.endswith(" sd")]
+    others = [level for level in means.index.names if level != "model"]
+    reference = means[columns].xs(REFERENCE, level="model")
+    less = (
+        means[columns]
+        .groupby(others, sort=False, group_keys=False)
+        .apply(lambda group: group - reference.loc[group.name])
+    )
+    return less.drop(index=REFERENCE, level="model")
+
+
+def reference_differential(
+    model: Any, is_target: NDArray[np.bool_], *, seed: int, **kwargs: Any
+) -> pd.DataFrame:
+    """Compare target with background cells by scvi-tools' model.
+
+    Without `target_idx` it would decode background cells with the salient latent too.
+    """
+    import scvi
+
+    scvi.settings.seed = seed
+    return model.differential_expression(
+        idx1=is_target,
+        idx2=~is_target,
+        target_idx=np.flatnonzero(is_target),
+        silent=True,
+        **kwargs,
+    )
+
+
+def our_differential(
+    model: ContrastiveVI, is_target: NDArray[np.bool_], *, seed: int, **kwargs: Any
+) -> pd.DataFrame:
+    """Compare target with background cells by our model."""
+    return model.differential_expression(
+        idx1=is_target, idx2=~is_target, silent=True, seed=seed, **kwargs
+    )
+
+
+def show(title: str, table: pd.DataFrame, digits: int = 3) -> None:
+    """Print a table under a title."""
+    text = table.to_string(float_format=lambda value: f"{value:.{digits}f}")
+    print(f"\n{title}\n{text}", flush=True)

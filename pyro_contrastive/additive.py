@@ -1,0 +1,88 @@
+"""Additive Poisson counts from non-negative loadings: the likelihood of linear factor models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import Distribution
+from torch import Tensor, nn
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.likelihoods import SCALE, Likelihood
+
+
+class Loadings(nn.Module):
+    """A linear map without bias whose weights are positive.
+
+    Parameters
+    ----------
+    n_factors
+        Width of the input.
+    n_genes
+        Width of the output. Factors of 1 make outputs that sum to 1, to begin with.
+    """
+
+    def __init__(self, n_factors: int, n_genes: int) -> None:
+        super().__init__()
+        typical = -math.log(n_genes) - math.log(n_factors)
+        self.log_weight = nn.Parameter(typical + 0.5 * torch.randn(n_genes, n_factors))
+
+    def forward(self, factors: Tensor) -> Tensor:
+        """Map ``[..., n_factors]`` to ``[..., n_genes]``."""
+        return nn.functional.linear(factors, self.log_weight.exp())
+
+
+class AdditivePoisson(Likelihood):
+    r"""Poisson counts whose mean adds up non-negative factors, each a set of genes.
+
+    .. math:: x_{ng} \sim \mathrm{Poisson}\Bigl(l_n \bigl[\textstyle\sum_k z_{nk} S_{kg} +
+        \sum_k s_{nk} W_{kg}\bigr]\Bigr), \quad S, W > 0
+
+    as in the contrastive latent variable model for counts (CPLVM: Jones, Townes, Li & Engelhardt,
+    Annals of Applied Statistics 2022). It wants positive latents and a decoder without hidden
+    layers: ``background_prior=dist.Gamma(...)`` or ``dist.LogNormal(...)``, likewise
+    `salient_prior`, and ``n_layers_decoder=0``. Batches and covariates add factors of their own.
+    Normalised expression is the sum in brackets, which is not held to a total of 1.
+    """
+
+    heads: tuple[str, ...] = (SCALE,)
+
+    def build(self, n_hidden: int, n_genes: int, n_batch: int = 1) -> None:
+        """Make the loadings, ``[genes, factors]``."""
+        super().build(n_hidden, n_genes, n_batch)
+        self.layers = nn.ModuleDict({SCALE: Loadings(n_hidden, n_genes)})
+
+    def decode(
+        self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Add up the factors, ``[..., cells, genes]``.
+
+        Raises
+        ------
+        ValueError
+            If a factor is negative.
+        """
+        if hidden.min() < 0:
+            msg = (
+                "AdditivePoisson adds up non-negative factors, and was given a negative one. Use "
+                "positive priors for both latents, e.g. background_prior=dist.Gamma(1., 1.), and "
+                "no continuous covariates that may be negative."
+            )
+            raise ValueError(msg)
+        scale = self.layers[SCALE](hidden)
+        # A mean of 0 would make a single count infinitely unlikely.
+        return {SCALE: scale.clamp(min=torch.finfo(scale.dtype).tiny)}
+
+    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+        """Return the Poisson distribution of the counts."""
+        return dist.Poisson(library * heads[SCALE]).to_event(1)
+
+    @property
+    def loadings(self) -> Tensor:
+        """Loadings of the factors, z first, then s, then covariates: ``[genes, factors]``."""
+        layer = cast(Loadings, self.layers[SCALE])
+        return layer.log_weight.exp()

@@ -1,0 +1,151 @@
+"""Salient priors for several treatments: a space for each, and perturbations that may fail."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_contrastive.cells import BACKGROUND, CellBatch
+from pyro_contrastive.learned_priors import check_at_least
+from pyro_contrastive.priors import Prior
+
+
+class PrivateSalient(Prior):
+    r"""A salient space of its own for every treatment, after multiGroupVI.
+
+    .. math:: s_n = (0, \ldots, t_n, \ldots, 0), \quad t_n \sim N(0, I)
+
+    with :math:`t_n` in the block of the cell's treatment (Weinberger, Lopez, Hütter & Regev, MLCB
+    2022). The blocks of other treatments are exactly 0 in the decoder and tell nothing in the
+    guide: what two treatments share cannot be said in one place, and is pushed into z.
+
+    Parameters
+    ----------
+    n_conditions
+        Number of conditions, the background included.
+    n_latent
+        Dimension of s, all blocks together: a multiple of the number of treatments.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+
+    def __init__(self, n_conditions: int, n_latent: int) -> None:
+        super().__init__()
+        check_at_least(2, "PrivateSalient", n_conditions=n_conditions)
+        check_at_least(1, "PrivateSalient", n_latent=n_latent)
+        n_treatments = n_conditions - 1
+        if n_latent % n_treatments:
+            msg = (
+                f"PrivateSalient: n_latent={n_latent} must be a multiple of the number of "
+                f"treatments, {n_treatments}, so that each gets a block of the same size."
+            )
+            raise ValueError(msg)
+        self.n_conditions = n_conditions
+        self.n_latent = n_latent
+        owner = torch.arange(n_latent) // (n_latent // n_treatments)
+        self.register_buffer("owner", owner + BACKGROUND + 1)
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return the standard normal of all blocks: event ``[n_latent]``."""
+        like = self.get_buffer("owner")
+        dtype = torch.get_default_dtype() if batch.x is None else batch.x.dtype
+        zeros = torch.zeros(self.n_latent, dtype=dtype, device=like.device)
+        return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
+
+    def used(self, batch: CellBatch) -> Tensor:
+        """Tell which dimensions are the block of the cell's treatment; all for background cells.
+
+        (Background cells have no salient latent at all. What the encoder makes of them is looked
+        at by penalties, in every block.)
+        """
+        condition = batch.condition.unsqueeze(-1)
+        return (condition == self.get_buffer("owner")) | (condition == BACKGROUND)
+
+
+class EscapingPerturbation(Prior):
+    r"""A mean per treatment, which some of its cells escape, after contrastiveVI+.
+
+    .. math:: s_n \sim \pi_c N(m_c, I) + (1 - \pi_c) N(0, \tau^2 I), \quad c = c(n)
+
+    contrastiveVI+ (Weinberger, Conrad, Lin & Lee 2024) has, for perturbation screens, a prior mean
+    per perturbation and a binary variable per cell: whether the perturbation took effect at all.
+    Here that variable is summed out, and a cell that escaped has its s within :math:`\tau` of 0
+    rather than exactly there. Means (from 0.1 times standard normal draws) and shares :math:`\pi`
+    (from 0.75) are learned. No closed-form KL divergence: the draw's log q - log p is used.
+
+    Parameters
+    ----------
+    n_conditions
+        Number of conditions, the background included.
+    n_latent
+        Dimension of s.
+    escape_scale
+        :math:`\tau`, between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive or `escape_scale` is outside its range.
+    """
+
+    def __init__(self, n_conditions: int, n_latent: int, escape_scale: float = 0.1) -> None:
+        super().__init__()
+        check_at_least(1, "EscapingPerturbation", n_conditions=n_conditions, n_latent=n_latent)
+        if not 0 < escape_scale < 1:
+            msg = f"EscapingPerturbation: escape_scale must lie in (0, 1), not {escape_scale}."
+            raise ValueError(msg)
+        self.n_conditions = n_conditions
+        self.n_latent = n_latent
+        self.escape_scale = escape_scale
+        self.means = nn.Parameter(0.1 * torch.randn(n_conditions, n_latent))
+        self.logits = nn.Parameter(torch.full((n_conditions,), 3.0).log())
+
+    def forward(self, batch: CellBatch) -> dist.Distribution:
+        """Return the mixture of every cell: batch shape ``[cells]``, event ``[n_latent]``."""
+        return self._mixture(batch.condition.long())
+
+    @property
+    def shares(self) -> Tensor:
+        """Share of the cells of each condition on which it acts, ``[n_conditions]``.
+
+        That of the background, which has no salient latent, means nothing.
+        """
+        return self.logits.sigmoid()
+
+    @torch.no_grad()
+    def escape_probability(self, s: Tensor, condition: Tensor) -> Tensor:
+        """Probability that each cell escaped its perturbation, given its salient latent.
+
+        Average it over posterior draws of s.
+
+        Parameters
+        ----------
+        s
+            Salient latents, ``[..., cells, n_latent]``.
+        condition
+            Condition codes, ``[cells]``.
+
+        Returns
+        -------
+        ``[..., cells]``.
+        """
+        mixture = self._mixture(condition.long())
+        joint = mixture.component_distribution.log_prob(s.unsqueeze(-2))  # [..., cells, 2]
+        joint = joint + mixture.mixture_distribution.logits
+        return joint.softmax(-1)[..., 1]
+
+    def _mixture(self, condition: Tensor) -> dist.MixtureSameFamily:
+        acted = self.means[condition]  # [cells, latents]
+        means = torch.stack([acted, torch.zeros_like(acted)], dim=-2)
+        scales = torch.stack(
+            [torch.ones_like(acted), torch.full_like(acted, self.escape_scale)], dim=-2
+        )
+        logits = self.logits[condition]
+        log_weights = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=log_weights), dist.Normal(means, scales).to_event(1)
+        )

@@ -1,0 +1,231 @@
+"""Priors for several treatments, and the additive likelihood."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+from helpers import make_batch, make_vae
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_contrastive import (
+    AdditivePoisson,
+    CellBatch,
+    ContrastiveVI,
+    EscapingPerturbation,
+    PrivateSalient,
+    SparseSalient,
+    Wasserstein,
+)
+from pyro_contrastive.components import component_from_spec
+from pyro_contrastive.testing import SimulationSettings, simulate
+
+THREE = torch.tensor([0, 1, 2, 1])
+
+
+def of_three(batch: CellBatch) -> CellBatch:
+    """Give the cells two treatments."""
+    condition = torch.where(batch.is_target, torch.arange(len(batch)) % 2 + 1, 0)
+    return CellBatch(condition=condition, x=batch.x)
+
+
+def test_every_treatment_has_a_block() -> None:
+    prior = PrivateSalient(3, 4)
+    used = prior.used(CellBatch(condition=THREE))
+    assert used.int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_other_blocks_are_zero_and_cost_nothing(elbo) -> None:
+    vae = make_vae(salient_prior=PrivateSalient(3, 2), elbo=elbo).eval()
+    batch = of_three(make_batch())
+    guide = poutine.trace(vae.guide).get_trace(batch)
+    model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(batch)
+    used = vae.model.used_salient(guide.nodes["s"]["value"], batch)
+    first, second = batch.condition == 1, batch.condition == 2
+    assert (used[first, 0] != 0).all()
+    assert not used[first, 1].any()
+    assert not used[second, 0].any()
+    assert (used[second, 1] != 0).all()
+    assert not used[batch.condition == 0].any()
+    # The other block's draw does not reach the counts.
+    moved = guide.copy()
+    moved.nodes["s"] = dict(guide.nodes["s"])
+    shift = torch.where(first.unsqueeze(-1), torch.tensor([0.0, 9.0]), torch.zeros(2))
+    moved.nodes["s"]["value"] = guide.nodes["s"]["value"] + shift
+    again = poutine.trace(poutine.replay(vae.model, trace=moved)).get_trace(batch)
+    assert torch.equal(again.nodes["scale"]["value"], model.nodes["scale"]["value"])
+    # The KL divergence is that of the own block alone.
+    mean, variance = vae.guide.encode(batch)["s"]
+    kl = 0.5 * (mean**2 + variance - 1 - variance.log())
+    assert not kl[first, 1].any()
+    assert not kl[second, 0].any()
+    assert (kl[first, 0] > 0).all()
+
+
+def test_penalties_look_at_every_block_of_background_cells() -> None:
+    vae = make_vae(salient_prior=PrivateSalient(3, 2)).eval()
+    batch = of_three(make_batch())
+    guide = poutine.trace(vae.guide).get_trace(batch)
+    pinned = Wasserstein.per_cell(guide)[~batch.is_target]
+    mean, variance = vae.guide.s_encoder(torch.log1p(batch.x), torch.zeros(len(batch), 0))
+    expected = (mean**2 + variance).sum(-1)[~batch.is_target]
+    assert torch.allclose(pinned, expected)
+
+
+def test_blocks_must_be_of_one_size() -> None:
+    with pytest.raises(ValueError, match="multiple of the number of treatments, 3"):
+        PrivateSalient(4, 10)
+
+
+def test_the_escaping_mixture_by_hand() -> None:
+    prior = EscapingPerturbation(3, 2, escape_scale=0.2)
+    with torch.no_grad():
+        prior.means.copy_(torch.tensor([[0.0, 0.0], [2.0, -1.0], [0.5, 0.5]]))
+        prior.logits.copy_(torch.tensor([0.0, 1.0, -2.0]))
+    s = torch.tensor([[0.1, 0.0], [1.5, -1.0], [0.1, -0.1], [0.05, 0.02]])
+    acted, escaped = [], []
+    for value, c in zip(s.numpy(), THREE, strict=True):
+        share = scipy.special.expit(prior.logits[c].item())
+        mean = prior.means[c].detach().numpy()
+        acted.append(np.log(share) + scipy.stats.norm.logpdf(value, mean, 1).sum())
+        escaped.append(np.log1p(-share) + scipy.stats.norm.logpdf(value, 0, 0.2).sum())
+    density = prior(CellBatch(condition=THREE)).log_prob(s)
+    np.testing.assert_allclose(density.detach(), np.logaddexp(acted, escaped), rtol=1e-5)
+    probability = prior.escape_probability(s.expand(3, 4, 2), THREE)
+    expected = np.exp(escaped - np.logaddexp(acted, escaped))
+    np.testing.assert_allclose(probability, np.tile(expected, (3, 1)), rtol=1e-5)
+    assert prior.shares[1].item() == pytest.approx(scipy.special.expit(1.0))
+
+
+@pytest.mark.parametrize("prior", [PrivateSalient(3, 4), EscapingPerturbation(3, 4, 0.3)])
+def test_they_are_written_down_and_made_again(prior) -> None:
+    again = component_from_spec(prior.spec(), "salient_prior")
+    assert again.arguments() == prior.arguments()
+
+
+def additive_vae(**more):
+    return make_vae(
+        likelihood=AdditivePoisson(),
+        background_prior=dist.Gamma(1.0, 1.0),
+        salient_prior=dist.LogNormal(-1.0, 1.0),
+        n_layers_decoder=0,
+        **more,
+    )
+
+
+def test_additive_counts_by_hand() -> None:
+    vae, batch = additive_vae(n_batch=2).eval(), make_batch(n_batch=2)
+    trace = poutine.trace(vae.model).get_trace(batch)
+    loadings = vae.model.likelihood.loadings  # z, s, batches
+    s = torch.where(batch.is_target.unsqueeze(-1), trace.nodes["s"]["value"], 0.0)
+    factors = torch.cat([trace.nodes["z"]["value"], s, torch.eye(2)[batch.batch_codes]], dim=1)
+    mean = batch.x.sum(1, keepdim=True) * (factors @ loadings.T)
+    expected = scipy.stats.poisson.logpmf(batch.x, mean.detach()).sum(1)
+    trace.compute_log_prob()
+    np.testing.assert_allclose(trace.nodes["x"]["log_prob"].detach(), expected, rtol=1e-4)
+
+
+def test_additive_counts_want_positive_latents() -> None:
+    vae = make_vae(likelihood=AdditivePoisson(), n_layers_decoder=0)
+    with pytest.raises(ValueError, match="Use positive priors"):
+        vae.objective(vae.model, vae.guide)(make_batch())
+
+
+@pytest.mark.slow
+def test_additive_factors_are_found() -> None:
+    # Two gene programmes shared by all cells, a third one in target cells only.
+    rng = np.random.default_rng(0)
+    programmes = np.repeat(np.eye(3), 10, axis=1)[:, :30] / 10
+    z = rng.gamma(1.0, 1.0, (600, 2)) + 0.05
+    s = rng.gamma(1.0, 1.0, 600) * (np.arange(600) >= 300)
+    rate = 300 * (z @ programmes[:2] + s[:, None] * programmes[2])
+    batch = CellBatch(
+        condition=torch.arange(600).ge(300).long(),
+        x=torch.as_tensor(rng.poisson(rate), dtype=torch.float32),
+        library=torch.full((600, 1), 300.0),
+    )
+    pyro.set_rng_seed(0)
+    vae = additive_vae(n_input=30, n_hidden=32, n_background_latent=2, n_salient_latent=1)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), vae.objective)
+    for _ in range(800):
+        svi.step(batch)
+    loadings = vae.model.likelihood.loadings.detach().numpy()
+    salient = loadings[:, 2] / loadings[:, 2].sum()
+    assert salient[20:].sum() > 0.9
+    vae.eval()
+    found = poutine.trace(vae.guide).get_trace(batch).nodes["s"]["fn"].mean[300:, 0]
+    assert scipy.stats.spearmanr(found.detach(), s[300:]).statistic > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_true", [1, 2, 3])
+def test_the_sparse_prior_leaves_the_true_number_of_dimensions(n_true) -> None:
+    settings = SimulationSettings(
+        n_background=1000, n_target=1000, n_genes=200, n_salient_latent=n_true
+    )
+    adata = simulate(settings, seed=0)
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    pyro.set_rng_seed(0)
+    prior = SparseSalient(6)
+    model = ContrastiveVI(
+        adata,
+        n_hidden=64,
+        n_background_latent=5,
+        n_salient_latent=6,
+        n_layers_decoder=0,
+        salient_prior=prior,
+        elbo=TraceMeanField_ELBO,
+    )
+    model.train(
+        max_epochs=150, enable_progress_bar=False, seed=0, plan_kwargs={"lr": 5e-3, "eps": 1e-8}
+    )
+    treated = torch.as_tensor(adata.X[1000:].toarray())
+    cells = CellBatch(condition=torch.ones(1000, dtype=torch.long), x=treated)
+    moments = model.module.guide.encode(cells)["s"]
+    assert len(prior.active(*moments)) == n_true
+
+
+@pytest.mark.slow
+def test_means_per_treatment_and_escapers_are_found() -> None:
+    # Two treatments, of which a third of the cells escape; the effect is on two sets of genes.
+    rng = np.random.default_rng(1)
+    n = 900
+    condition = np.repeat([0, 1, 2], n // 3)
+    acted = (condition > 0) & (rng.random(n) < 2 / 3)
+    log_scale = rng.normal(0, 0.3, 40) + 0.3 * rng.normal(size=(n, 1)) * rng.normal(size=40)
+    log_scale[:, :8] += 1.5 * (acted & (condition == 1))[:, None]
+    log_scale[:, 8:16] += 1.5 * (acted & (condition == 2))[:, None]
+    scale = scipy.special.softmax(log_scale, axis=1)
+    batch = CellBatch(
+        condition=torch.as_tensor(condition),
+        x=torch.as_tensor(rng.poisson(400 * scale), dtype=torch.float32),
+    )
+    pyro.set_rng_seed(0)
+    prior = EscapingPerturbation(3, 3)
+    vae = make_vae(
+        n_input=40,
+        n_hidden=32,
+        n_salient_latent=3,
+        salient_prior=prior,
+        penalties=[Wasserstein(1.0)],
+    )
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.005}), vae.objective)
+    for _ in range(1000):
+        svi.step(batch)
+    vae.eval()
+    with torch.no_grad():
+        s = torch.stack(
+            [poutine.trace(vae.guide).get_trace(batch).nodes["s"]["value"] for _ in range(20)]
+        )
+    escaped = prior.escape_probability(s, batch.condition).mean(0).numpy()
+    target = condition > 0
+    right = (escaped[target] < 0.5) == acted[target]
+    assert right.mean() > 0.9
+    assert prior.shares[1:].tolist() == pytest.approx([2 / 3, 2 / 3], abs=0.12)
+    assert (prior.means[1] - prior.means[2]).norm() > 1.0
