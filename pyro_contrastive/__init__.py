@@ -3,7 +3,9 @@
 from pyro_contrastive._settings import settings
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
+from pyro_contrastive.count_likelihoods import Bernoulli, Poisson, ZeroInflatedPoisson
 from pyro_contrastive.flow_prior import NormalizingFlowPrior
+from pyro_contrastive.gaussian import Gaussian
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.learned_priors import (
     MixtureOfGaussians,
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HSIC",
     "MMD",
+    "Bernoulli",
     "CellBatch",
     "ContrastiveELBO",
     "ContrastiveGuide",
@@ -36,6 +39,7 @@ __all__ = [
     "ContrastiveVAE",
     "ContrastiveVI",
     "FixedPrior",
+    "Gaussian",
     "Likelihood",
     "LogNormalLibrary",
     "MixtureOfGaussians",
@@ -43,6 +47,7 @@ __all__ = [
     "NormalizingFlowPrior",
     "Penalty",
     "PerConditionNormal",
+    "Poisson",
     "Prior",
     "ShrinkMeans",
     "SparseSalient",
@@ -50,5 +55,6 @@ __all__ = [
     "VampPrior",
     "Wasserstein",
     "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
     "settings",
 ]
