@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import Distribution, TorchDistribution, constraints
+from pyro.distributions import Distribution, constraints
 from torch import Size, Tensor
 
 from pyro_contrastive.distributions import CountDistribution
@@ -16,6 +17,7 @@ from pyro_contrastive.likelihoods import SCALE, Likelihood
 __all__ = ["Bernoulli", "Poisson", "ZeroInflatedPoisson"]
 
 DROPOUT = "dropout"
+LOG_2 = math.log(2)
 
 
 def _rate(heads: dict[str, Tensor], library: Tensor) -> Tensor:
@@ -41,20 +43,42 @@ class _ExactPoisson(dist.Poisson):
         return exact.log_prob(value.double()).to(self.rate.dtype)
 
 
-class _ExactZeroInflatedPoisson(dist.ZeroInflatedDistribution):
-    """Zero-inflated Poisson with a log-density in double precision: see `_ExactPoisson`."""
+class _ExactZeroInflatedPoisson(CountDistribution):
+    """Zero-inflated Poisson by rate and logits, with the log-density of `_ExactPoisson`."""
+
+    arg_constraints: ClassVar = {"rate": constraints.nonnegative, "zi_logits": constraints.real}
+    zi_logits: Tensor
+
+    def __init__(self, rate: Tensor, zi_logits: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__({"rate": rate, "zi_logits": zi_logits}, validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count, of shape `batch_shape`."""
+        return (torch.sigmoid(-self.zi_logits) * self.rate).expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, of shape `batch_shape`."""
+        return self.mean * (1 + self.rate * torch.sigmoid(self.zi_logits))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Natural log-probability of counts, in the dtype of the rate."""
         if self._validate_args:
             self._validate_sample(value)
-        rate = self.base_dist.rate
         exact = dist.ZeroInflatedDistribution(
-            dist.Poisson(rate.double(), is_sparse=True, validate_args=False),
-            gate_logits=self.gate_logits.double(),
+            dist.Poisson(self.rate.double(), is_sparse=True, validate_args=False),
+            gate_logits=self.zi_logits.double(),
             validate_args=False,
         )
-        return exact.log_prob(value.double()).to(rate.dtype)
+        return exact.log_prob(value.double()).to(self.rate.dtype)
+
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        """Draw counts, without gradient."""
+        shape = self._extended_shape(Size(sample_shape))
+        with torch.no_grad():
+            kept = torch.bernoulli(torch.sigmoid(-self.zi_logits).expand(shape))
+            return torch.poisson(self.rate.expand(shape)) * kept
 
 
 class _SeenPoisson(CountDistribution):
@@ -84,7 +108,12 @@ class _SeenPoisson(CountDistribution):
         """Natural log-probability of zeros and ones, in the dtype of the rate."""
         if self._validate_args:
             self._validate_sample(value)
-        return torch.where(value > 0, torch.log(-torch.expm1(-self.rate)), -self.rate)
+        # log(1 - exp(-m)) from whichever of its forms does not cancel (Maechler, "Accurately
+        # computing log(1 - exp(-|a|))", 2012); the clamps keep the other's gradient finite.
+        few = torch.log(-torch.expm1(-self.rate.clamp(max=LOG_2)))
+        many = torch.log1p(-torch.exp(-self.rate.clamp(min=LOG_2)))
+        seen = torch.where(self.rate > LOG_2, many, few)
+        return torch.where(value > 0, seen, -self.rate)
 
     def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draw zeros and ones, without gradient."""
@@ -120,8 +149,7 @@ class ZeroInflatedPoisson(Likelihood):
 
     def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
         """Return the zero-inflated Poisson with mean library x scale before dropout."""
-        counts: TorchDistribution = _ExactPoisson(_rate(heads, library))
-        return _ExactZeroInflatedPoisson(counts, gate_logits=heads[DROPOUT]).to_event(1)
+        return _ExactZeroInflatedPoisson(_rate(heads, library), heads[DROPOUT]).to_event(1)
 
 
 class Bernoulli(Likelihood):
