@@ -31,6 +31,7 @@ from pyro_contrastive.penalties import (
     Wasserstein,
 )
 from pyro_contrastive.perturbation_priors import EscapingPerturbation, PrivateSalient
+from pyro_contrastive.family import presets
 from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
 from pyro_contrastive.sparse_prior import SparseSalient
 from pyro_contrastive.vae import ContrastiveVAE
@@ -72,5 +73,6 @@ __all__ = [
     "Wasserstein",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
+    "presets",
     "settings",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
@@ -20,6 +20,7 @@ from pyro_contrastive.methods.likelihood import LikelihoodMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
 from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.priors import PriorLike
 
 
@@ -211,6 +212,37 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             condition_key=condition_key,
             background=background,
         )
+
+    @classmethod
+    def from_preset(
+        cls,
+        adata: AnnData,
+        preset: str,
+        n_background_latent: int = 10,
+        n_salient_latent: int = 10,
+        **changes: Any,
+    ) -> Self:
+        """Make the model as a published member of the family has it.
+
+        Parameters
+        ----------
+        adata
+            Registered with :meth:`setup_anndata`.
+        preset
+            A row of :func:`pyro_contrastive.presets`, e.g. ``"MM-cVAE"``, in any case.
+        n_background_latent, n_salient_latent
+            Dimensions of the latents; in multiGroupVI the latter is that of every treatment.
+        **changes
+            Any argument of the constructor, instead of the preset's.
+
+        Raises
+        ------
+        ValueError
+            If there is no such preset, or as in the constructor.
+        """
+        conditions = Setup.of(adata).conditions
+        sizes = Sizes(max(len(conditions), 2), n_background_latent, n_salient_latent)
+        return cls(adata, **(preset_arguments(preset, sizes) | changes))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}: {v}" for k, v in self.settings.items() if k != "elbo_kwargs")
