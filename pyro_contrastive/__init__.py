@@ -5,6 +5,7 @@ from pyro_contrastive.additive import AdditivePoisson
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
 from pyro_contrastive.count_likelihoods import Bernoulli, Poisson, ZeroInflatedPoisson
+from pyro_contrastive.family import presets
 from pyro_contrastive.flow_prior import NormalizingFlowPrior
 from pyro_contrastive.gaussian import Gaussian
 from pyro_contrastive.guide import ContrastiveGuide
@@ -31,7 +32,6 @@ from pyro_contrastive.penalties import (
     Wasserstein,
 )
 from pyro_contrastive.perturbation_priors import EscapingPerturbation, PrivateSalient
-from pyro_contrastive.family import presets
 from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
 from pyro_contrastive.sparse_prior import SparseSalient
 from pyro_contrastive.vae import ContrastiveVAE

@@ -11,6 +11,7 @@ from pyro.infer import Trace_ELBO
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.dispersion import Posterior
+from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
@@ -20,7 +21,6 @@ from pyro_contrastive.methods.likelihood import LikelihoodMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
 from pyro_contrastive.penalties import Penalty
-from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.priors import PriorLike
 
 
