@@ -143,6 +143,11 @@ class ZeroInflatedPoisson(Likelihood):
 
     With probability :math:`\mathrm{sigmoid}(\pi_{ng})` a count is a structural zero, else it is
     drawn as in :class:`Poisson`. The head ``"dropout"`` gives the logits :math:`\pi`.
+
+    The observed library size is what structural zeros left of the counts, so that means before
+    zero inflation, which sum to it, come out too small; and a Poisson has no dispersion to make up
+    for it. Where such zeros are many, make the library size latent
+    (``use_observed_lib_size=False``).
     """
 
     heads: tuple[str, ...] = (SCALE, DROPOUT)
