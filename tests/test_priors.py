@@ -120,8 +120,9 @@ def test_likelihoods_cannot_be_shared_between_models() -> None:
 def test_likelihoods_decode_to_distributions_of_counts(likelihood) -> None:
     made = likelihood()
     made.build(n_hidden=4, n_genes=6)
-    heads = made.decode(torch.randn(2, 3, 4))
-    assert set(heads) == set(likelihood.heads)
+    cells = CellBatch(condition=torch.zeros(3).long())
+    heads = made.decode(torch.randn(2, 3, 4), cells, {})
+    assert set(heads) == {*likelihood.heads, "inverse_dispersion"}
     assert torch.allclose(heads["scale"].sum(-1), torch.ones(2, 3))
     counts = made(heads, torch.full((3, 1), 20.0))
     assert counts.batch_shape == (2, 3)
@@ -135,7 +136,8 @@ def test_expression_never_underflows_to_zero() -> None:
     with torch.no_grad():
         made.layers["scale"].weight.fill_(0.0)
         made.layers["scale"].bias.copy_(torch.tensor([0.0, -500.0, 0.0]))
-    counts = made(made.decode(torch.zeros(1, 2)), torch.tensor([[100.0]]))
+    heads = made.decode(torch.zeros(1, 2), CellBatch(condition=torch.zeros(1).long()), {})
+    counts = made(heads, torch.tensor([[100.0]]))
     assert counts.log_prob(torch.ones(1, 3)).isfinite().all()
 
 
