@@ -109,8 +109,9 @@ class _SeenPoisson(CountDistribution):
         if self._validate_args:
             self._validate_sample(value)
         # log(1 - exp(-m)) from whichever of its forms does not cancel (Maechler, "Accurately
-        # computing log(1 - exp(-|a|))", 2012); the clamps keep the other's gradient finite.
-        few = torch.log(-torch.expm1(-self.rate.clamp(max=LOG_2)))
+        # computing log(1 - exp(-|a|))", 2012); the clamp keeps the gradient finite where
+        # the other is used.
+        few = torch.log(-torch.expm1(-self.rate))
         many = torch.log1p(-torch.exp(-self.rate.clamp(min=LOG_2)))
         seen = torch.where(self.rate > LOG_2, many, few)
         return torch.where(value > 0, seen, -self.rate)
