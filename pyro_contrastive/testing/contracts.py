@@ -193,7 +193,8 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
                 for method in ("loss", "differentiable_loss"):
                     pyro.set_rng_seed(1)
                     vae.model.eval(), vae.guide.eval()
-                    value = getattr(vae.objective, method)(vae.model, vae.guide, batch)
+                    with torch.set_grad_enabled(method != "loss"):
+                        value = getattr(vae.objective, method)(vae.model, vae.guide, batch)
                     values.append(torch.as_tensor(value))
                 torch.autograd.backward(values[1])
             except ContractError:
@@ -250,7 +251,7 @@ def check_moves(component: Component, compute: Any, moved: Any) -> None:
         with pyro.validation_enabled(False):
             result = compute(*moved("meta"))
     except (RuntimeError, NotImplementedError) as error:
-        if "same device" in str(error):
+        if "same device" in str(error) or "expected device" in str(error):
             what = f"it mixes devices once the model is moved ({str(error).splitlines()[0]})."
             raise ContractError(f"{type(component).__name__}: {what} {mend}") from error
         return

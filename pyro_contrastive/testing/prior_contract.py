@@ -102,10 +102,7 @@ def _prior_of(vae: ContrastiveVAE, site: Site) -> Prior:
 def _log_prob(vae: ContrastiveVAE, batch: CellBatch, site: Site) -> Tensor:
     """Log-density of every cell at a point that is in any support, ``[cells]``."""
     d = _prior_of(vae, site)(batch)
-    like = batch.library if batch.x is None else batch.x
-    assert like is not None
-    point = like.new_full((len(batch), d.event_shape[-1]), 0.7)
-    log_prob: Tensor = d.log_prob(point)
+    log_prob: Tensor = d.log_prob(torch.full_like(d.sample(), 0.7))
     return log_prob
 
 
