@@ -1,5 +1,9 @@
-"""Simulated counts with known truth."""
+"""For tests: simulated counts with known truth, and contracts of what one may write oneself."""
 
+from pyro_contrastive.testing.contracts import ContractError
+from pyro_contrastive.testing.likelihood_contract import check_likelihood
+from pyro_contrastive.testing.penalty_contract import check_penalty
+from pyro_contrastive.testing.prior_contract import check_prior
 from pyro_contrastive.testing.simulation import (
     SimulationSettings,
     TreatmentSettings,
@@ -7,4 +11,13 @@ from pyro_contrastive.testing.simulation import (
     simulate_treatment,
 )
 
-__all__ = ["SimulationSettings", "TreatmentSettings", "simulate", "simulate_treatment"]
+__all__ = [
+    "ContractError",
+    "SimulationSettings",
+    "TreatmentSettings",
+    "check_likelihood",
+    "check_penalty",
+    "check_prior",
+    "simulate",
+    "simulate_treatment",
+]
