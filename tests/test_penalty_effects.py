@@ -22,7 +22,7 @@ from pyro_contrastive import (
 )
 
 pytestmark = pytest.mark.slow
-N_CELLS, N_GENES = 500, 100  # cells of each population
+N_CELLS, N_GENES, N_EPOCHS = 500, 100, 120  # cells of each population
 
 
 def counts(correlation: float, shift: float) -> ad.AnnData:
@@ -48,7 +48,7 @@ def latents(adata: ad.AnnData, *penalties: Penalty) -> tuple[np.ndarray, np.ndar
         adata, n_background_latent=2, n_salient_latent=2, n_hidden=64, penalties=penalties
     )
     model.train(
-        max_epochs=150,
+        max_epochs=N_EPOCHS,
         seed=0,
         enable_progress_bar=False,
         check_val_every_n_epoch=None,
@@ -81,7 +81,7 @@ def test_dependence_of_z_and_s_is_taken_out(dependent, penalty) -> None:
     assert without > 0.25
     assert gaussian_information(z[N_CELLS:], s[N_CELLS:]) < 0.2 * without
     recorded = model.history[f"{penalty.name}_train"].to_numpy().ravel()
-    assert len(recorded) == 150
+    assert len(recorded) == N_EPOCHS
     assert abs(recorded[-10:].mean()) < 0.1
 
 
