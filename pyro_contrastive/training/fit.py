@@ -95,6 +95,8 @@ class _Run:
         self.batches = PairedBatches(split.train, batch_size, rng)
         self.loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
         self.scheduler = plan.make_scheduler(self.optimizer.optimizer)
+        self.buffers = list(vae.buffers())  # walking through all modules takes its time
+        self.parameters = list(vae.parameters())
         self.step = 0
         self.global_sites: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
@@ -135,7 +137,7 @@ class _Run:
 
     def cells(self, indices: Indices) -> CellBatch:
         """Return cells where the module is, and in its dtype."""
-        dtype = next(self.vae.parameters()).dtype
+        dtype = self.parameters[0].dtype
         return self.data.cells(indices, self.fabric.device, dtype)
 
     def lower_learning_rate(self, values: Mapping[str, float]) -> None:
@@ -183,12 +185,12 @@ class _Run:
             self.step, self.batches.steps_per_epoch, self.max_epochs
         )
         self.optimizer.zero_grad()
-        with unchanged_on_error(list(self.vae.buffers())):
+        with unchanged_on_error(self.buffers):
             loss = self.loss(batch)
             if not torch.isfinite(loss):
                 raise explain_non_finite(self.vae, batch, when)
             self.fabric.backward(loss)
-            gradients = [p.grad.sum() for p in self.vae.parameters() if p.grad is not None]
+            gradients = [p.grad.sum() for p in self.parameters if p.grad is not None]
             if not torch.isfinite(torch.stack(gradients).sum()):
                 raise explain_gradient(self.vae, when)
         self.optimizer.step()
