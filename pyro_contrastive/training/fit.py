@@ -95,6 +95,8 @@ class _Run:
         self.batches = PairedBatches(split.train, batch_size, rng)
         self.loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
         self.scheduler = plan.make_scheduler(self.optimizer.optimizer)
+        n_steps = max_epochs * self.batches.steps_per_epoch
+        self.cycle = plan.make_cycle(self.optimizer.optimizer, n_steps)
         self.buffers = list(vae.buffers())  # walking through all modules takes its time
         self.parameters = list(vae.parameters())
         self.step = 0
@@ -194,6 +196,8 @@ class _Run:
             if not torch.isfinite(torch.stack(gradients).sum()):
                 raise explain_gradient(self.vae, when)
         self.optimizer.step()
+        if self.cycle is not None:
+            self.cycle.step()
         return {"loss": loss.detach()} | objective.terms
 
     def validate(self) -> dict[str, float]:

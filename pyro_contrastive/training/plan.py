@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from pyro_contrastive.objective import kl_weight_at
 
@@ -32,6 +32,9 @@ class TrainingPlan:
         ``"Adam"``, ``"AdamW"`` or ``"Custom"``, which takes `optimizer_creator`.
     optimizer_creator
         Function of the parameters that returns an optimiser.
+    one_cycle
+        Let the learning rate rise from lr / 25 to `lr` over the first third of the run, and fall to
+        nearly nothing over the rest (Smith & Topin 2018, "Super-convergence"), step by step.
     reduce_lr_on_plateau
         Multiply the learning rate by `lr_factor` when `lr_scheduler_metric` has not fallen by
         `lr_threshold` for `lr_patience` epochs, down to `lr_min`.
@@ -58,6 +61,7 @@ class TrainingPlan:
     max_kl_weight: float = 1.0
     optimizer: str = "Adam"
     optimizer_creator: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
+    one_cycle: bool = False
     reduce_lr_on_plateau: bool = False
     lr_factor: float = 0.6
     lr_patience: int = 30
@@ -69,6 +73,9 @@ class TrainingPlan:
         """Refuse numbers out of range."""
         if not self.lr > 0:
             msg = f"lr must be positive, not {self.lr}."
+            raise ValueError(msg)
+        if self.one_cycle and self.reduce_lr_on_plateau:
+            msg = "one_cycle and reduce_lr_on_plateau both set the learning rate; choose one."
             raise ValueError(msg)
         if self.optimizer not in {"Adam", "AdamW", "Custom"}:
             msg = f"optimizer must be 'Adam', 'AdamW' or 'Custom', not {self.optimizer!r}."
@@ -128,6 +135,14 @@ class TrainingPlan:
             threshold=self.lr_threshold,
             threshold_mode="abs",
             min_lr=self.lr_min,
+        )
+
+    def make_cycle(self, optimizer: torch.optim.Optimizer, n_steps: int) -> OneCycleLR | None:
+        """Make what changes the learning rate over a run of `n_steps`, to be stepped every step."""
+        if not self.one_cycle:
+            return None
+        return OneCycleLR(
+            optimizer, self.lr, total_steps=n_steps + 1, pct_start=1 / 3, cycle_momentum=False
         )
 
     def kl_weight(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:
