@@ -4,7 +4,10 @@ from pyro_contrastive._settings import settings
 from pyro_contrastive.additive import AdditivePoisson
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
+from pyro_contrastive.count_likelihoods import Bernoulli, Poisson, ZeroInflatedPoisson
+from pyro_contrastive.family import presets
 from pyro_contrastive.flow_prior import NormalizingFlowPrior
+from pyro_contrastive.gaussian import Gaussian
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.learned_priors import (
     MixtureOfGaussians,
@@ -39,6 +42,7 @@ __all__ = [
     "HSIC",
     "MMD",
     "AdditivePoisson",
+    "Bernoulli",
     "CellBatch",
     "ContrastiveELBO",
     "ContrastiveGuide",
@@ -48,6 +52,7 @@ __all__ = [
     "ContrastiveVI",
     "EscapingPerturbation",
     "FixedPrior",
+    "Gaussian",
     "Likelihood",
     "LogNormalLibrary",
     "MixtureOfGaussians",
@@ -56,6 +61,7 @@ __all__ = [
     "NormalizingFlowPrior",
     "Penalty",
     "PerConditionNormal",
+    "Poisson",
     "Prior",
     "PrivateSalient",
     "SalientClassifier",
@@ -66,5 +72,7 @@ __all__ = [
     "VampPrior",
     "Wasserstein",
     "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
+    "presets",
     "settings",
 ]

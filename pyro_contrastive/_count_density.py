@@ -5,10 +5,13 @@ dispersion), which loses every digit in float32 once ``t`` is large. The densiti
 instead:
 
 * A zero count needs no gamma function. Its log-probability ``A = -t log1p(m / t)`` and the
-  gradient are evaluated at every entry, in the dtype of the parameters.
-* The few non-zero counts are gathered, evaluated in float64 and scattered back. They use
-  the saddle-point form of the density (C. Loader, "Fast and accurate computation of binomial
-  probabilities", 2000), in which no two large numbers are subtracted::
+  gradient are evaluated at every entry, in the dtype of the parameters, by formulas that are short
+  and good as long as the mean is small, which it is where most counts are zero.
+* The few other entries, non-zero counts and zeros where the mean is large, are gathered, evaluated
+  in float64 and scattered back. Small counts are looked up: ``lgamma(x + t) - lgamma(t)`` is then a
+  short sum of logarithms. Others use the saddle-point form of the density (C. Loader, "Fast and
+  accurate computation of binomial probabilities", 2000), in which no two large numbers are
+  subtracted::
 
       log NB(x; m, t) = -D - log(2 pi x (x + t) / t) / 2 + S(x + t) - S(t) - S(x)
       D = x log(x / m) - (x + t) log((x + t) / (m + t))
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Size, Tensor
@@ -38,6 +41,10 @@ _STIRLING_FROM = 10.0
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 # torch's softplus turns into the identity above 20 unless told otherwise, which costs 2e-9.
 _IDENTITY_FROM = 80.0
+# Up to this mean the short formulas for a zero count lose less than 1e-6 in single precision.
+_LARGE_MEAN = 4.0
+# Counts up to this are looked up in tables of every gene.
+_SMALL_COUNT = 15
 
 
 class _Terms(NamedTuple):
@@ -80,8 +87,30 @@ def _odd_polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return total.mul_(x)
 
 
+def _small_mean_terms(m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
+    """Evaluate a zero count at every entry, well as long as ``m <= _LARGE_MEAN``.
+
+    In place, for most of the time is memory traffic. With the mean bounded, so is ``A`` from below,
+    and the probability of a zero cannot underflow.
+    """
+    u = m / t
+    log1p = u.log1p()
+    shrink = (1 + u).reciprocal_()  # t / (t + m)
+    d_t = u.mul_(shrink).sub_(log1p)
+    a, d_m = log1p.mul_(-t), shrink.neg_()
+    if p is None:
+        return _Terms(a, d_m, d_t)
+    q = p.sigmoid().contiguous()  # probability of a structural zero
+    weight = a.exp_()
+    weight.addcmul_(q, weight, value=-1)  # of a zero that is the negative binomial's
+    value = weight + q
+    weight.div_(value)  # probability that a zero is the negative binomial's
+    d_p = torch.add(weight, q, out=q).sub_(1).neg_()
+    return _Terms(value.log_(), d_m.mul_(weight), d_t.mul_(weight), d_p)
+
+
 def _zero_terms(m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
-    """Evaluate a zero count at every entry; in place, for most of the time is memory traffic."""
+    """Evaluate zero counts at any mean."""
     y = m / t
     log1p = y.log1p()
     not_m = (1 + y).reciprocal_()  # t / (t + m)
@@ -116,10 +145,15 @@ def _nonzero_terms(x: Tensor, m: Tensor, t: Tensor, s_t: Tensor, ds_t: Tensor) -
     return _Terms(value, t / m * y, d_t)
 
 
-def _take(tensor: Tensor, shape: Size, flat: Tensor) -> Tensor:
-    """Gather, in float64, the entries of ``tensor`` broadcast to ``shape`` at ``flat``."""
+def _take(tensor: Tensor, shape: Size, flat: Tensor, last: Tensor) -> Tensor:
+    """Gather, in float64, the entries of ``tensor`` broadcast to ``shape`` at ``flat``.
+
+    ``last`` are the positions along the last axis.
+    """
     if tensor.shape == shape:
         return tensor.reshape(-1).index_select(0, flat).double()
+    if tensor.numel() == tensor.shape[-1:].numel() > 1:
+        return tensor.reshape(-1).double().index_select(0, last)
     index, stride, block = torch.zeros_like(flat), 1, 1
     for size, full in zip(reversed(tensor.shape), reversed(shape), strict=False):
         if size > 1:
@@ -128,25 +162,92 @@ def _take(tensor: Tensor, shape: Size, flat: Tensor) -> Tensor:
     return tensor.reshape(-1).index_select(0, index).double()
 
 
+class _SmallCounts(NamedTuple):
+    """``lgamma(k + t) - lgamma(t) - lgamma(k + 1)`` and its derivative, ``[counts, genes]``.
+
+    For k up to `_SMALL_COUNT` these are short sums, which all cells share.
+    """
+
+    value: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, t: Tensor) -> Self:
+        k = torch.arange(_SMALL_COUNT, dtype=t.dtype, device=t.device).unsqueeze(-1)
+        shifted = t + k
+        none = torch.zeros_like(t).unsqueeze(0)
+        value = torch.cat([none, (shifted / (k + 1)).log_()]).cumsum(0)
+        return cls(value, torch.cat([none, shifted.reciprocal_()]).cumsum(0))
+
+    def terms(self, x: Tensor, m: Tensor, t: Tensor, at: Tensor) -> _Terms:
+        """Evaluate counts of 0 to `_SMALL_COUNT` in float64; ``at`` are positions in the tables.
+
+        With counts as small as these, what float64 loses by cancellation does not matter.
+        """
+        u = m / t
+        log1p, grown = u.log1p(), 1 + u
+        value = self.value.view(-1).index_select(0, at)
+        value.addcmul_(x, u.div_(grown).log_()).addcmul_(t, log1p, value=-1)
+        excess = x - m
+        d_t = self.slope.view(-1).index_select(0, at).sub_(log1p).sub_(excess / (t + m))
+        return _Terms(value, excess.div_(grown.mul_(m)), d_t)
+
+
+def _nonzero_where(x: Tensor, m: Tensor, t: Tensor, where: Tensor, into: _Terms) -> None:
+    """Evaluate the non-zero counts at these places by the general formula, and put them there."""
+    x, m, t = x[where], m[where], t[where]
+    found = _nonzero_terms(x, m, t, _stirling_remainder(t), _stirling_slope(t))
+    for target, source in zip(into, found, strict=True):
+        if target is not None and source is not None:
+            target.index_copy_(0, where, source)
+
+
+def _special_terms(
+    x: Tensor, m: Tensor, t: Tensor, p: Tensor | None, gene: Tensor, per_gene: Tensor | None
+) -> _Terms:
+    """Evaluate gathered entries in float64, zero and non-zero counts.
+
+    ``per_gene`` is the inverse dispersion of every gene, if cells share it, and ``gene`` says which
+    gene an entry is of.
+    """
+    if per_gene is not None and per_gene.numel() * _SMALL_COUNT < 2 * x.numel():
+        count = x.clamp(0, _SMALL_COUNT).nan_to_num_().long()
+        tables = _SmallCounts.of(per_gene)
+        terms = tables.terms(x, m, t, count * per_gene.numel() + gene)
+        others = (count != x).nonzero().squeeze(-1)
+        if others.numel():
+            _nonzero_where(x, m, t, others, terms)
+    else:
+        terms = _nonzero_terms(x, m, t, _stirling_remainder(t), _stirling_slope(t))
+    if p is not None:
+        not_inflated = terms.value - softplus(p, 1, _IDENTITY_FROM)
+        terms = terms._replace(value=not_inflated, d_logits=-p.sigmoid())
+    zero = (x == 0).nonzero().squeeze(-1)
+    if zero.numel():
+        found = _zero_terms(m[zero], t[zero], None if p is None else p[zero])
+        for target, source in zip(terms, found, strict=True):
+            if target is not None and source is not None:
+                target.index_copy_(0, zero, source)
+    return terms
+
+
 def _terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
     """Log-probability and gradient at every entry of ``value``, which has the full shape."""
     shape = value.shape
+    mean = m.expand(shape).contiguous()
     # Results take the memory layout of the mean, and are written to by flat position below.
-    dense = _zero_terms(m.expand(shape).contiguous(), t, None if p is None else p.expand(shape))
+    dense = _small_mean_terms(mean, t, None if p is None else p.expand(shape))
     # NaN and (unvalidated) negative counts count as non-zero, to come out as NaN.
-    flat = (value != 0).reshape(-1).nonzero().squeeze(-1)  # [non-zeros]
-    x, rate, inverse_dispersion = (_take(a, shape, flat) for a in (value, m, t))
-    stirling = _stirling_remainder, _stirling_slope
-    if t.numel() < flat.numel():  # once per gene, not once per count
-        s_t, ds_t = (_take(of(t.double()), shape, flat) for of in stirling)
-    else:
-        s_t, ds_t = (of(inverse_dispersion) for of in stirling)
-    sparse = _nonzero_terms(x, rate, inverse_dispersion, s_t, ds_t)
-    if p is not None:
-        logits = _take(p, shape, flat)
-        not_inflated = sparse.value - softplus(logits, 1, _IDENTITY_FROM)
-        sparse = sparse._replace(value=not_inflated, d_logits=-logits.sigmoid())
-    for target, source in zip(dense, sparse, strict=True):
+    special = (value != 0).logical_or_(mean > _LARGE_MEAN)
+    n_last = shape[-1] if shape else 1
+    row, last = special.reshape(-1, max(n_last, 1)).nonzero().unbind(1)
+    flat = row * n_last + last  # [special entries]
+    x, rate, inverse_dispersion = (_take(a, shape, flat, last) for a in (value, mean, t))
+    shared = shape and t.numel() == t.shape[-1:].numel() == n_last
+    per_gene = t.reshape(-1).double() if shared else None
+    logits = None if p is None else _take(p, shape, flat, last)
+    found = _special_terms(x, rate, inverse_dispersion, logits, last, per_gene)
+    for target, source in zip(dense, found, strict=True):
         if target is not None and source is not None:
             # An infinite slope, at a mean of zero, would turn a masked entry into 0 * inf.
             finite = source.clamp(max=torch.finfo(target.dtype).max)

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import cast
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.likelihoods import SCALE, Likelihood
+from pyro_contrastive.count_likelihoods import Poisson
+from pyro_contrastive.likelihoods import SCALE
 
 
 class Loadings(nn.Module):
@@ -36,7 +35,7 @@ class Loadings(nn.Module):
         return nn.functional.linear(factors, self.log_weight.exp())
 
 
-class AdditivePoisson(Likelihood):
+class AdditivePoisson(Poisson):
     r"""Poisson counts whose mean adds up non-negative factors, each a set of genes.
 
     .. math:: x_{ng} \sim \mathrm{Poisson}\Bigl(l_n \bigl[\textstyle\sum_k z_{nk} S_{kg} +
@@ -48,8 +47,6 @@ class AdditivePoisson(Likelihood):
     `salient_prior`, and ``n_layers_decoder=0``. Batches and covariates add factors of their own.
     Normalised expression is the sum in brackets, which is not held to a total of 1.
     """
-
-    heads: tuple[str, ...] = (SCALE,)
 
     def build(self, n_hidden: int, n_genes: int, n_batch: int = 1) -> None:
         """Make the loadings, ``[genes, factors]``."""
@@ -76,10 +73,6 @@ class AdditivePoisson(Likelihood):
         scale = self.layers[SCALE](hidden)
         # A mean of 0 would make a single count infinitely unlikely.
         return {SCALE: scale.clamp(min=torch.finfo(scale.dtype).tiny)}
-
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
-        """Return the Poisson distribution of the counts."""
-        return dist.Poisson(library * heads[SCALE]).to_event(1)
 
     @property
     def loadings(self) -> Tensor:

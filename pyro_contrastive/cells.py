@@ -9,8 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pyro_contrastive.sparse_rows import SparseRows
+
 BACKGROUND = 0
 """The condition code of background (control) cells; treatments are 1, 2, ..., K."""
+TENSORS = ("condition", "x", "batch", "categorical", "continuous", "library")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,9 @@ class CellBatch:
     library
         Observed library size (total counts, or a size factor on that scale), shape ``[cells, 1]``,
         natural scale. Default: the row sums of `x`. Only used when the library size is observed.
+    rows
+        The counts once more, as sparse rows: the encoders are faster by them. It is up to whoever
+        gives them that they agree with `x`; they are optional.
 
     Raises
     ------
@@ -52,6 +58,7 @@ class CellBatch:
     categorical: Tensor | None = None
     continuous: Tensor | None = None
     library: Tensor | None = None
+    rows: SparseRows | None = None
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest, and check that the fields agree."""
@@ -60,7 +67,7 @@ class CellBatch:
             object.__setattr__(self, "batch", torch.zeros_like(self.condition))
         if self.library is None and self.x is not None:
             object.__setattr__(self, "library", self.x.sum(-1, keepdim=True))
-        for name in (f.name for f in fields(self)):
+        for name in TENSORS:
             n_dim = 1 if name in {"condition", "batch"} else 2
             value = getattr(self, name)
             if value is not None and (value.ndim != n_dim or value.shape[0] != n_cells):
@@ -119,11 +126,11 @@ class CellBatch:
             If a field is present in some of them and missing in others.
         """
         joined: dict[str, Any] = {}
-        for f in fields(cls):
-            parts = [getattr(b, f.name) for b in batches]
+        for name in TENSORS:
+            parts = [getattr(b, name) for b in batches]
             present = [p for p in parts if p is not None]
             if present and len(present) != len(parts):
-                msg = f"CellBatch.cat: `{f.name}` is missing in some of the batches to be joined."
+                msg = f"CellBatch.cat: `{name}` is missing in some of the batches to be joined."
                 raise ValueError(msg)
-            joined[f.name] = torch.cat(present) if present else None
+            joined[name] = torch.cat(present) if present else None
         return cls(**joined)

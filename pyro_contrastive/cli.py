@@ -30,6 +30,17 @@ class Embedding(StrEnum):
     pca = "pca"
 
 
+class LikelihoodName(StrEnum):
+    """What the data are taken to be."""
+
+    zinb = "zinb"
+    nb = "nb"
+    poisson = "poisson"
+    zip = "zip"
+    bernoulli = "bernoulli"
+    gaussian = "gaussian"
+
+
 OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Epochs at most.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
@@ -91,7 +102,9 @@ def demo(
 
 @app.command()
 def fit(
-    counts: Annotated[Path, typer.Argument(help="Raw counts as an .h5ad file.")],
+    counts: Annotated[
+        Path, typer.Argument(help="Raw counts (or what --likelihood takes) as an .h5ad file.")
+    ],
     condition_key: Annotated[str, typer.Option(help="Column of obs with the condition.")],
     background: Annotated[str, typer.Option(help="Its value for untreated (background) cells.")],
     out: OutOption,
@@ -100,6 +113,13 @@ def fit(
     ] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of batches to correct for.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the counts; X if not given.")] = None,
+    likelihood: Annotated[
+        LikelihoodName,
+        typer.Option(
+            help="Distribution of the data: of counts, of zeros and ones (bernoulli), or of "
+            "log-normalised values (gaussian)."
+        ),
+    ] = LikelihoodName.zinb,
     n_background_latent: Annotated[int, typer.Option(min=1, help="Background latents.")] = 10,
     n_salient_latent: Annotated[int, typer.Option(min=1, help="Salient latents.")] = 10,
     max_epochs: EpochsOption = None,
@@ -115,7 +135,11 @@ def fit(
             prepare_folder,
             read_counts,
         )
-        from pyro_contrastive.report.study import FitSettings, Study  # noqa: PLC0415
+        from pyro_contrastive.report.study import (  # noqa: PLC0415
+            FitSettings,
+            Study,
+            named_likelihood,
+        )
 
         study = Study(
             name=f"{counts.stem}_latents",
@@ -134,9 +158,14 @@ def fit(
         folder = prepare_folder(out, overwrite=overwrite)
         from pyro_contrastive.report.pipeline import register, run_study  # noqa: PLC0415
 
-        register(cells, study)
+        distribution = named_likelihood(likelihood.value)
+        register(cells, study, distribution)
     settings = FitSettings(
-        model={"n_background_latent": n_background_latent, "n_salient_latent": n_salient_latent},
+        model={
+            "n_background_latent": n_background_latent,
+            "n_salient_latent": n_salient_latent,
+            "likelihood": distribution,
+        },
         train={"max_epochs": max_epochs, "train_size": 0.9, "early_stopping": True},
     )
     run_study(cells, folder, study, settings, method=embedding.value, seed=seed)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.dispersion import Posterior
-from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.family import Sizes, preset_arguments
+from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
@@ -61,8 +63,9 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
     Raises
     ------
     ValueError
-        If `adata` is not registered, or its size factors and a latent library size are both asked
-        for.
+        If `adata` is not registered, the likelihood cannot have its data (the error names the
+        first cell and gene, and says what to do), or its size factors are asked for beside a
+        latent library size or a likelihood without any.
 
     Examples
     --------
@@ -118,6 +121,16 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
                 f"up, e.g. {missing[:3]}: it was subset since. Call setup_anndata on it again."
             )
             raise ValueError(msg)
+        likelihood = ZeroInflatedNegativeBinomial() if likelihood is None else likelihood
+        data = setup.extract(adata)
+        check_support(data.counts, setup.with_genes(adata), setup.layer, likelihood)
+        warn_of_counts(data.counts, setup.layer, likelihood)
+        if setup.size_factor_key is not None and not likelihood.uses_library:
+            msg = (
+                f"The setup names a size_factor_key, but {type(likelihood).__name__} has no "
+                "library size; set up the data without it."
+            )
+            raise ValueError(msg)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:
             if setup.size_factor_key is not None:
@@ -126,7 +139,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
                     "use_observed_lib_size=True, or set up the data without it."
                 )
                 raise ValueError(msg)
-            moments = setup.extract(adata).library_moments(setup.n_batch)
+            moments = data.library_moments(setup.n_batch)
             library = dict(zip(("library_log_means", "library_log_vars"), moments, strict=True))
         components = {
             "likelihood": likelihood,
@@ -154,12 +167,15 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
     ) -> None:
         """Say what is what in `adata`; checks it, and leaves a record in ``adata.uns``.
 
+        The data may be any finite numbers; a warning says if they are no raw counts, which most
+        likelihoods need. Whether they suit the likelihood is checked when the model is made.
+
         Parameters
         ----------
         adata
             Cells by genes, in memory.
         layer
-            Layer with the raw counts; default ``adata.X``.
+            Layer with the raw counts, or other data for the likelihood; default ``adata.X``.
         batch_key
             Column of ``adata.obs`` with the batch of each cell: told to encoders and decoder.
         labels_key
@@ -181,8 +197,9 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         KeyError
             If a column or layer does not exist.
         ValueError
-            If the counts are not raw counts (the error names the cell and the gene), a column has
-            missing values, gene names repeat, or `background` is not one of the conditions.
+            If a value of the data is missing or infinite (the error names the cell and the gene),
+            a column has missing values, gene names repeat, or `background` is not one of the
+            conditions.
         """
         Setup.register(
             adata,
@@ -195,6 +212,37 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             condition_key=condition_key,
             background=background,
         )
+
+    @classmethod
+    def from_preset(
+        cls,
+        adata: AnnData,
+        preset: str,
+        n_background_latent: int = 10,
+        n_salient_latent: int = 10,
+        **changes: Any,
+    ) -> Self:
+        """Make the model as a published member of the family has it.
+
+        Parameters
+        ----------
+        adata
+            Registered with :meth:`setup_anndata`.
+        preset
+            A row of :func:`pyro_contrastive.presets`, e.g. ``"MM-cVAE"``, in any case.
+        n_background_latent, n_salient_latent
+            Dimensions of the latents; in multiGroupVI the latter is that of every treatment.
+        **changes
+            Any argument of the constructor, instead of the preset's.
+
+        Raises
+        ------
+        ValueError
+            If there is no such preset, or as in the constructor.
+        """
+        conditions = Setup.of(adata).conditions
+        sizes = Sizes(max(len(conditions), 2), n_background_latent, n_salient_latent)
+        return cls(adata, **(preset_arguments(preset, sizes) | changes))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}: {v}" for k, v in self.settings.items() if k != "elbo_kwargs")

@@ -43,8 +43,8 @@ def _as_tensors(*args: Tensor | float) -> list[Tensor]:
     ]
 
 
-class _CountDistribution(TorchDistribution):
-    """What both distributions share; parameters are the keys of ``arg_constraints``."""
+class CountDistribution(TorchDistribution):
+    """What distributions of counts share; parameters are the keys of ``arg_constraints``."""
 
     support: ClassVar = constraints.nonnegative_integer
     has_rsample: ClassVar = False
@@ -116,7 +116,7 @@ class _CountDistribution(TorchDistribution):
             return counts.masked_fill(dropped.bool(), 0)
 
 
-class NegativeBinomial(_CountDistribution):
+class NegativeBinomial(CountDistribution):
     """Negative binomial distribution with a mean and an inverse dispersion.
 
     With mean ``m`` and inverse dispersion ``t``, a count ``x`` has the log-probability::
@@ -168,7 +168,7 @@ class NegativeBinomial(_CountDistribution):
         return self.mean * (1 + self.rate / self.inverse_dispersion)
 
 
-class ZeroInflatedNegativeBinomial(_CountDistribution):
+class ZeroInflatedNegativeBinomial(CountDistribution):
     """Negative binomial distribution with additional, structural zeros.
 
     A count is zero outright with probability ``pi = sigmoid(p)`` and otherwise follows the

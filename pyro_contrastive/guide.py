@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.dispersion import DispersionPosterior
-from pyro_contrastive.likelihoods import INVERSE_DISPERSION
+from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.networks import Covariates, Encoder
 from pyro_contrastive.pyro_names import NamedPyroModule
@@ -78,6 +78,8 @@ class ContrastiveGuide(NamedPyroModule):
     ) -> None:
         super().__init__()
         self.encoder_input = encoder_input
+        default = getattr(encoder_input, "__func__", encoder_input)
+        self.takes_logs = default in {torch.log1p, Likelihood.encoder_input}
         self.positive = frozenset(positive)
         self.used_salient = used_salient
         self.dispersion_posterior = dispersion_posterior
@@ -115,14 +117,23 @@ class ContrastiveGuide(NamedPyroModule):
         if batch.x is None:
             msg = "The guide needs observed counts: this CellBatch was made without `x`."
             raise ValueError(msg)
-        x = self.encoder_input(batch.x)  # [cells, genes]
-        covariates = self.covariates(batch, like=x)
-        moments = {
-            "z": self.z_encoder(x, covariates),
-            "s": self._where_used(self.s_encoder(x, covariates), batch),
-        }
+        encoders = {"z": self.z_encoder, "s": self.s_encoder}
         if self.library_encoder is not None:
-            moments["library"] = self.library_encoder(x, covariates)
+            encoders["library"] = self.library_encoder
+        covariates = self.covariates(batch, like=batch.x)
+        if batch.rows is not None and self.takes_logs:
+            # All encoders see the same: one pass over the counts, the non-zero ones of them.
+            weights = [encoder.input_weight for encoder in encoders.values()]
+            products = batch.rows.log1p().linear(torch.cat(weights))
+            parts = torch.split(products, [len(weight) for weight in weights], dim=-1)
+            moments = {
+                name: encoder.of_product(part, covariates)
+                for (name, encoder), part in zip(encoders.items(), parts, strict=True)
+            }
+        else:
+            x = self.encoder_input(batch.x)  # [cells, genes]
+            moments = {name: encoder(x, covariates) for name, encoder in encoders.items()}
+        moments["s"] = self._where_used(moments["s"], batch)
         return moments
 
     def _where_used(self, moments: Moments, batch: CellBatch) -> Moments:

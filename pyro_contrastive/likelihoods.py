@@ -1,4 +1,4 @@
-"""Likelihoods: modules that own their decoder heads and turn them into a distribution of counts."""
+"""Likelihoods: modules that own their decoder heads and turn them into a distribution of x."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+import pyro.distributions as dist
 import torch
-from pyro.distributions import Distribution
+from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
@@ -23,6 +24,8 @@ INVERSE_DISPERSION = "inverse_dispersion"
 """Name of the inverse dispersion, among the heads and as a site where it has a prior."""
 LOG_INVERSE_DISPERSION = "log_inverse_dispersion"
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
+ROOM = 2.0**40
+"""Smallest scale over the smallest normal float: x / scale, in gradients, must not overflow."""
 
 
 class Likelihood(Component):
@@ -37,22 +40,34 @@ class Likelihood(Component):
         Names of the linear heads on the decoder's last hidden layer, each giving ``[..., cells,
         genes]``. The head called ``"scale"`` goes through a softmax over genes, and is what the
         library calls normalised expression; every other one arrives as it leaves its linear layer.
+    support
+        What a single entry of the data may be, a constraint of torch; default counts. Data that
+        break it are refused before anything is computed.
+    uses_library
+        Whether the library size has a part in it (default). If not, the library size cannot be
+        latent, and methods that scale by it refuse to.
+    pseudocount
+        What fold changes add to expression where the user says nothing, in its units. ``None``
+        (default): what suits expression that sums to 1 over genes.
 
     Examples
     --------
     >>> import pyro.distributions as dist
-    >>> class Poisson(Likelihood):
+    >>> class MyPoisson(Likelihood):
     ...     heads = ("scale",)
     ...
     ...     def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
-    ...         return dist.Poisson(library * heads["scale"]).to_event(1)
+    ...         return dist.Poisson(library * heads["scale"], is_sparse=True).to_event(1)
     """
 
     heads: tuple[str, ...]
+    support: constraints.Constraint = constraints.nonnegative_integer
+    uses_library: bool = True
+    pseudocount: float | None = None
 
     @abstractmethod
     def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
-        """Return the distribution of the counts, event shape ``[genes]``.
+        """Return the distribution of the data, event shape ``[genes]``.
 
         Parameters
         ----------
@@ -105,8 +120,9 @@ class Likelihood(Component):
         out = {name: layer(hidden) for name, layer in self.layers.items()}
         if SCALE in out:
             scale = out[SCALE].softmax(dim=-1)
-            # Underflow to 0 would make a single count of that gene infinitely unlikely.
-            out[SCALE] = scale.clamp(min=torch.finfo(scale.dtype).tiny)
+            # Underflow to 0 would make a single count of that gene infinitely unlikely, and a
+            # scale just above 0 would make its gradient infinite.
+            out[SCALE] = scale.clamp(min=torch.finfo(scale.dtype).tiny * ROOM)
         return out
 
     def expression(self, heads: dict[str, Tensor]) -> Tensor | None:
@@ -126,7 +142,21 @@ class Likelihood(Component):
         return None if expression is None else library * expression
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Turn data ``[cells, genes]`` into what the encoders see: by default ``log(1 + x)``."""
+        """Turn data ``[cells, genes]`` into what the encoders see: by default ``log(1 + x)``.
+
+        Raises
+        ------
+        ValueError
+            If that does not exist, while Pyro's validation is on (as it is by default).
+        """
+        if dist.is_validation_enabled() and (x <= -1).any():
+            msg = (
+                f"The data hold negative numbers, down to {float(x.min()):g}: the encoders of a "
+                f"model with {type(self).__name__} see log(1 + x), which does not exist there. "
+                "Counts are never negative; for other data take a likelihood such as Gaussian(), "
+                "or override Likelihood.encoder_input."
+            )
+            raise ValueError(msg)
         return torch.log1p(x)
 
 

@@ -35,8 +35,9 @@ class ContrastiveModel(NamedPyroModule):
             x_n ~ likelihood(scale_n, ..., l_n)
 
     Sites: ``z``, ``s``, ``library`` (deterministic when observed), ``x``; deterministic ``scale``
-    (normalised expression rho, on the simplex over genes) and ``rate`` (l * rho), for likelihoods
-    with a scale head. One plate, ``cells``. Each factor is a method to be overridden: `z_dist`,
+    (normalised expression; rho, on the simplex over genes, for likelihoods with a scale head) and
+    ``rate`` (l * rho), for likelihoods that have them; ``library`` is 1 where the likelihood has no
+    use for it. One plate, ``cells``. Each factor is a method to be overridden: `z_dist`,
     `s_dist`, `library_dist`, `x_dist`.
 
     Parameters
@@ -60,6 +61,13 @@ class ContrastiveModel(NamedPyroModule):
     n_hidden, n_layers
         Width and number of the decoder's hidden layers; with none, the heads are linear in the
         latents.
+
+        Width and number of the decoder's hidden layers.
+
+    Raises
+    ------
+    ValueError
+        If the library size is to be latent and the likelihood has no use for one.
     """
 
     def __init__(
@@ -77,6 +85,12 @@ class ContrastiveModel(NamedPyroModule):
         n_layers: int,
     ) -> None:
         super().__init__()
+        if library_prior is not None and not likelihood.uses_library:
+            msg = (
+                f"{type(likelihood).__name__} has no library size that could be latent: use "
+                "use_observed_lib_size=True, and no library_prior."
+            )
+            raise ValueError(msg)
         self.covariates = covariates
         self.decoder = Body(n_latent, covariates.n_out, n_hidden, n_layers, dropout_rate=0.0)
         likelihood.build(self.decoder.n_out, n_input, covariates.n_batch)
@@ -116,7 +130,8 @@ class ContrastiveModel(NamedPyroModule):
         s = self.used_salient(s, batch)
         library: Tensor
         if self.library_prior is None:
-            library = pyro.deterministic("library", batch.observed_library(), event_dim=1)
+            library = self.observed_library(batch, like=z)
+            library = pyro.deterministic("library", library, event_dim=1)
         else:
             library = pyro.sample("library", self.library_dist(batch))
         return z, s, library
@@ -129,6 +144,20 @@ class ContrastiveModel(NamedPyroModule):
         s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)
         used = self.salient_prior.used(batch)
         return s if used is None else torch.where(used, s, 0.0)
+
+    def observed_library(self, batch: CellBatch, like: Tensor) -> Tensor:
+        """Return the observed library size, ``[cells, 1]``; 1 if the likelihood has no use for it.
+
+        Parameters
+        ----------
+        batch
+            The cells.
+        like
+            Whose dtype and device to use.
+        """
+        if not self.likelihood.uses_library:
+            return like.new_ones((len(batch), 1))
+        return batch.observed_library()
 
     def z_dist(self, batch: CellBatch) -> Distribution:
         """p(z): event shape ``[n_background_latent]``."""

@@ -8,6 +8,7 @@ and dropout, with the covariates concatenated to the input of every block.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
@@ -41,6 +42,7 @@ class Block(nn.Module):
 
     def __init__(self, n_in: int, n_covariates: int, n_out: int, dropout_rate: float) -> None:
         super().__init__()
+        self.n_in = n_in
         self.linear = nn.Linear(n_in + n_covariates, n_out)
         self.norm = CellwiseBatchNorm(n_out, momentum=0.01, eps=0.001)
         self.dropout = nn.Dropout(dropout_rate)
@@ -50,7 +52,15 @@ class Block(nn.Module):
         if covariates.shape[-1]:
             covariates = covariates.expand(*h.shape[:-1], covariates.shape[-1])
             h = torch.cat([h, covariates], dim=-1)
-        return self.dropout(F.relu(self.norm(self.linear(h))))
+        return self._activate(self.linear(h))
+
+    def of_product(self, product: Tensor, covariates: Tensor) -> Tensor:
+        """Finish what has been begun: `product` is the input times its weights, without bias."""
+        weights = self.linear.weight[:, self.n_in :]
+        return self._activate(product + F.linear(covariates, weights, self.linear.bias))
+
+    def _activate(self, h: Tensor) -> Tensor:
+        return self.dropout(F.relu(self.norm(h)))
 
 
 class Body(nn.Module):
@@ -124,7 +134,23 @@ class Encoder(nn.Module):
 
     def forward(self, log_counts: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance, each ``[cells, n_output]``, for ``[cells, genes]`` inputs."""
-        h = self.body(log_counts, covariates)  # [cells, hidden]
+        return self._moments(self.body(log_counts, covariates))
+
+    @property
+    def input_weight(self) -> Tensor:
+        """Weights of the first layer on the counts, ``[hidden, genes]``."""
+        first = cast(Block, self.body.blocks[0])
+        return first.linear.weight[:, : first.n_in]
+
+    def of_product(self, product: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same from the input times :attr:`input_weight`, ``[cells, hidden]``."""
+        first, *others = self.body.blocks
+        h = cast(Block, first).of_product(product, covariates)
+        for block in others:
+            h = block(h, covariates)
+        return self._moments(h)
+
+    def _moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean(h), self.log_variance(h).exp() + self.min_variance
 
 

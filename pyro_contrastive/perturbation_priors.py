@@ -71,9 +71,9 @@ class EscapingPerturbation(Prior):
 
     .. math:: s_n \sim \pi_c N(m_c, I) + (1 - \pi_c) N(0, \tau^2 I), \quad c = c(n)
 
-    contrastiveVI+ (Weinberger, Conrad, Lin & Lee 2024) has, for perturbation screens, a prior mean
-    per perturbation and a binary variable per cell: whether the perturbation took effect at all.
-    Here that variable is summed out, and a cell that escaped has its s within :math:`\tau` of 0
+    contrastiveVI+ (Weinberger, Conrad & Ashuach, arXiv 2411.08072, 2024) has a prior mean per
+    perturbation, and a binary variable per cell: whether the perturbation took effect at all. Here
+    that variable is summed out, and a cell that escaped has its s within :math:`\tau` of 0
     rather than exactly there. Means (from 0.1 times standard normal draws) and shares :math:`\pi`
     (from 0.75) are learned. No closed-form KL divergence: the draw's log q - log p is used.
 

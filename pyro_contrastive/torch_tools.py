@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from torch import nn
+
+# From glibc's malloc.h; the largest threshold it adapts to by itself is 32 MiB.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST, _ADAPTED = 2**31 - 1, 32 * 2**20
 
 
 @contextmanager
@@ -39,6 +46,37 @@ def own_params() -> Iterator[None]:
     """
     with pyro.get_param_store().scope():
         yield
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Keep freed memory in the process inside, to be used again by the next step.
+
+    A step allocates some hundred megabytes in pieces of a few. The C library hands such pieces
+    back to the system when they are freed, and the system fills them with zeros, page by page, when
+    they are asked for again: a quarter of the time of a step. Only glibc is told (on Linux). Inside
+    it keeps all it frees; after, its limits are the largest that it would set by itself.
+    """
+    mallopt, trim = _glibc()
+    if mallopt is None or trim is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _LARGEST)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, _ADAPTED)
+        mallopt(_TRIM_THRESHOLD, 2 * _ADAPTED)
+        trim(0)
+
+
+def _glibc() -> tuple[Any, Any]:
+    """Return glibc's functions for its limits and for giving memory back, or None."""
+    if not sys.platform.startswith("linux"):
+        return None, None
+    library = ctypes.CDLL(None)
+    return getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
 
 
 @contextmanager

@@ -62,8 +62,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replace registration and fit by stand-ins that note what they were given."""
     noted: dict[str, Any] = {}
 
-    def register(cells: ad.AnnData, study: Study) -> None:
-        noted["study"] = study
+    def register(cells: ad.AnnData, study: Study, likelihood: Any = None) -> None:
+        noted.update(study=study, likelihood=likelihood)
 
     def fit_model(cells: ad.AnnData, settings: FitSettings, *, seed: int) -> tuple[StandIn, float]:
         noted.update(settings=settings, seed=seed)
@@ -114,6 +114,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
         "--embedding": "pca",
         "--n-salient-latent": "4",
         "--n-background-latent": "6",
+        "--likelihood": "nb",
     }
     result = run(app, fit_arguments(counts, out, **options))
     assert result.exit_code == 0, result.output
@@ -121,7 +122,15 @@ def test_fit_writes_a_page_and_passes_every_option_on(
     study, settings = calls["study"], calls["settings"]
     assert (study.condition_key, study.background) == ("arm", "ctrl")
     assert (study.label_key, study.batch_key, study.layer) == ("kind", "same", "raw")
-    assert settings.model == {"n_background_latent": 6, "n_salient_latent": 4}
+    likelihood = settings.model["likelihood"]
+    assert settings.model == {
+        "n_background_latent": 6,
+        "n_salient_latent": 4,
+        "likelihood": likelihood,
+    }
+    assert isinstance(likelihood, pyro_contrastive.NegativeBinomial)
+    assert calls["likelihood"] is likelihood
+    assert "NegativeBinomial(dispersion=&#39;gene&#39;)" in (out / "index.html").read_text()
     assert settings.train["max_epochs"] == 7
     assert calls["seed"] == 3
     assert "index.html" in result.output
@@ -169,11 +178,47 @@ def test_missing_and_unreadable_files_are_one_line(tmp_path: Path) -> None:
 def test_what_registration_refuses_is_one_line(
     counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(cells: ad.AnnData, study: Study) -> None:
+    def refuse(cells: ad.AnnData, study: Study, likelihood: Any) -> None:
         raise ValueError("counts must be\nintegers")
 
     monkeypatch.setattr(pipeline, "register", refuse)
     assert_mistake(run(app, fit_arguments(counts, tmp_path / "o")), "counts must be integers")
+
+
+LIKELIHOODS = {
+    "zinb": pyro_contrastive.ZeroInflatedNegativeBinomial,
+    "poisson": pyro_contrastive.Poisson,
+    "zip": pyro_contrastive.ZeroInflatedPoisson,
+    "bernoulli": pyro_contrastive.Bernoulli,
+    "gaussian": pyro_contrastive.Gaussian,
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods_by_name(
+    name: str, counts: Path, tmp_path: Path, calls: dict[str, Any]
+) -> None:
+    options = {"--likelihood": name, "--embedding": "pca"}
+    assert run(app, fit_arguments(counts, tmp_path / "o", **options)).exit_code == 0
+    assert type(calls["likelihood"]) is LIKELIHOODS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "hints"),
+    [
+        ("bernoulli", ["binary data", "Bernoulli", "above 1"]),
+        ("zinb", ["raw counts", "ZeroInflatedNegativeBinomial", "40 not integers"]),
+    ],
+)
+def test_data_the_likelihood_cannot_have_are_one_line(
+    name: str, hints: list[str], counts: Path, tmp_path: Path
+) -> None:
+    data = ad.read_h5ad(counts)
+    if name == "zinb":
+        data.X[:, 0] = 0.5
+        data.write_h5ad(counts)
+    arguments = fit_arguments(counts, tmp_path / "out", **{"--likelihood": name})
+    assert_mistake(run(app, arguments), *hints)
 
 
 def test_faults_of_the_fit_are_not_dressed_up_as_mistakes(

@@ -11,8 +11,10 @@ from pyro_contrastive import (
     HSIC,
     MMD,
     AdditivePoisson,
+    Bernoulli,
     EscapingPerturbation,
     FixedPrior,
+    Gaussian,
     Likelihood,
     LogNormalLibrary,
     MixtureOfGaussians,
@@ -21,6 +23,7 @@ from pyro_contrastive import (
     NormalizingFlowPrior,
     Penalty,
     PerConditionNormal,
+    Poisson,
     Prior,
     PrivateSalient,
     SalientClassifier,
@@ -31,6 +34,7 @@ from pyro_contrastive import (
     VampPrior,
     Wasserstein,
     ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
 )
 from pyro_contrastive.testing import check_likelihood, check_penalty, check_prior
 
@@ -54,6 +58,11 @@ LIKELIHOODS = [
     (NegativeBinomial, ("gene-batch",), {}),
     (NegativeBinomial, ("gene-cell",), {}),
     (ZeroInflatedNegativeBinomial, (), {}),
+    (Poisson, (), {}),
+    (ZeroInflatedPoisson, (), {}),
+    (Bernoulli, (), {}),
+    (Gaussian, (), {}),
+    (Gaussian, (False,), {}),
     (
         AdditivePoisson,
         (),

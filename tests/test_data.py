@@ -83,17 +83,9 @@ def test_a_view_of_registered_data_keeps_the_registration(adata):
 # What is refused
 
 
-def test_normalised_values_name_cell_and_gene(adata):
-    adata.X = sp.csr_matrix(np.log1p(adata.X.toarray()))
-    rows, columns = np.nonzero(adata.X.toarray() % 1)
-    cell, gene = adata.obs_names[rows[0]], adata.var_names[columns[0]]
-    with pytest.raises(ValueError, match=rf"cell '{cell}', gene '{gene}'.*layer=\"counts\""):
-        register(adata)
-
-
-@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, 0.5])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("stored", ["csr", "csc", "dense"])
-def test_values_that_are_no_counts_are_named(adata, stored, value):
+def test_values_that_are_not_finite_are_named(adata, stored, value):
     counts = np.ones(adata.shape, dtype=np.float32)
     counts[7, 4] = value
     adata.X = STORED[stored](sp.csr_matrix(counts))
@@ -238,8 +230,8 @@ def test_only_uns_changes_and_the_record_survives_a_file(adata, tmp_path):
 
 
 def test_a_failed_registration_leaves_no_record(adata):
-    adata.layers["counts"][0, 0] = -1
-    with pytest.raises(ValueError, match="raw counts"):
+    adata.layers["counts"][0, 0] = np.nan
+    with pytest.raises(ValueError, match="finite"):
         register(adata, layer="counts")
     assert "_pyro_contrastive" not in adata.uns
 

@@ -337,6 +337,21 @@ def test_response_finds_the_gene_that_responds() -> None:
     assert len(response_table(data, is_target, n_top=2)) == 2
 
 
+def test_response_of_values_that_are_no_counts_is_a_difference() -> None:
+    values = np.array([[0.5, 0.0, 3.0], [1.5, 0.0, 3.5], [4.0, 0.25, 3.0], [2.0, 0.0, 3.5]])
+    is_target = np.array([False, False, True, True])
+    data = ad.AnnData(values, var=pd.DataFrame(index=["up", "new", "flat"]))
+    table = response_table(data, is_target, genes=["up", "new"])
+    assert table.columns.tolist()[:3] == [
+        "mean value, background",
+        "mean value, target",
+        "difference",
+    ]
+    assert table.to_numpy().tolist() == [[1, 3, 2, 100, 100], [0, 0.125, 0.125, 0, 50]]
+    # 2 over sqrt((.25 + 1) / 2); .125 over sqrt(.0156 / 2); 0.
+    assert response_table(data, is_target).index.tolist() == ["up", "new", "flat"]
+
+
 def test_response_names_absent_genes() -> None:
     data = counts_of(COUNTS.astype(np.float32))
     with pytest.raises(ValueError, match="not in the data: X1, X2"):

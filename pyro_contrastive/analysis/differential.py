@@ -17,6 +17,7 @@ from pyro_contrastive.analysis.expression import Decoding, expression
 from pyro_contrastive.analysis.groups_of_cells import GroupPair
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import Matrix
+from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.torch_tools import numpy_rng
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -64,9 +65,17 @@ def differential_expression(
     Raises
     ------
     ValueError
-        If there are fewer draws than batches, the likelihood has no normalised expression, or a
-        function in the settings returns arrays of the wrong shape.
+        If there are fewer draws than batches, the likelihood has no normalised expression or does
+        not use a `threshold_counts` that is set, or a function in the settings returns arrays of
+        the wrong shape.
     """
+    usual = DifferentialSettings.threshold_counts
+    if vae.model.likelihood.pseudocount is not None and settings.threshold_counts != usual:
+        msg = (
+            f"threshold_counts={settings.threshold_counts} has no effect with "
+            f"{type(vae.model.likelihood).__name__}, which has a pseudocount of its own."
+        )
+        raise ValueError(msg)
     rng = numpy_rng()
     tables = []
     for pair in track(pairs, "Differential expression", disable=silent):
@@ -74,7 +83,9 @@ def differential_expression(
             draw_scales(vae, data, cells, codes, settings, batch_size=batch_size, rng=rng)
             for cells, codes in zip((pair.cells1, pair.cells2), batches, strict=True)
         )
-        columns = compare_draws(draws1, draws2, data.counts, pair, settings, batches, rng)
+        columns = compare_draws(
+            draws1, draws2, data.counts, pair, settings, batches, rng, vae.model.likelihood
+        )
         tables.append(_table(columns, pair, genes, settings))
     return pd.concat(tables)
 
@@ -172,6 +183,7 @@ def compare_draws(
     settings: DifferentialSettings,
     batches: BatchCodes,
     rng: np.random.Generator,
+    likelihood: Likelihood,
 ) -> dict[str, Any]:
     """Return the columns of one comparison, in scvi-tools' order."""
     counts1, counts2 = (
@@ -181,7 +193,7 @@ def compare_draws(
     details: dict[str, Any] = {}
     if settings.mode == "change":
         raw_means = (counts1["raw_mean"], counts2["raw_mean"])
-        p, details = _test_change(x, y, raw_means, settings, rng)
+        p, details = _test_change(x, y, raw_means, settings, rng, likelihood.pseudocount)
         columns: dict[str, Any] = {"proba_de": p, "proba_not_de": 1 - p}
     else:
         p = (x > y).mean(axis=0)
@@ -191,6 +203,10 @@ def compare_draws(
     columns["scale2"] = draws2.mean(axis=0, dtype=np.float64)
     columns |= details
     if settings.all_stats:
+        if not likelihood.uses_library:
+            # Data without a library size are no counts, to be scaled to 10,000.
+            for counts_of in (counts1, counts2):
+                del counts_of["raw_normalized_mean"]
         for name in counts1:
             columns |= {f"{name}1": counts1[name], f"{name}2": counts2[name]}
     return columns
@@ -202,9 +218,10 @@ def _test_change(
     raw_means: Sequence[Vector],
     settings: DifferentialSettings,
     rng: np.random.Generator,
+    usual_pseudocount: float | None,
 ) -> tuple[Vector, dict[str, Any]]:
     """Return the probability of a change per gene, and the columns that describe the change."""
-    pseudocount = settings.pseudocounts
+    pseudocount = usual_pseudocount if settings.pseudocounts is None else settings.pseudocounts
     if pseudocount is None:
         pseudocount = statistics.estimate_pseudocount(
             (draws1, draws2), raw_means, settings.threshold_counts
@@ -214,7 +231,9 @@ def _test_change(
     _check_shape(change, draws1, "change_fn")
     up, down, delta = _directions(change, settings, rng)
     p = statistics.probability_of_change(up, down, settings.test_mode)
-    reported = change_fn(draws1, draws2, REPORTED_PSEUDOCOUNT * pseudocount)
+    # Not where the likelihood says what to add: its expression comes down to 0 itself.
+    smaller = REPORTED_PSEUDOCOUNT if usual_pseudocount is None else 1.0
+    reported = change_fn(draws1, draws2, smaller * pseudocount)
     described = statistics.describe(reported, settings.cred_interval_lvls)
     columns = {f"lfc_{name}": value for name, value in described.items()}
     return p, {"pseudocounts": pseudocount, "delta": delta} | columns

@@ -51,7 +51,8 @@ class DifferentialSettings:
     use_permutation, m_permutation
         Compare `m_permutation` random pairs of draws, not the i-th draw with the i-th.
     pseudocounts
-        Added to expression before the logarithm; ``None``: estimated, with `threshold_counts`.
+        Added to expression before the logarithm; ``None``: that of the likelihood, if it has one
+        (`Gaussian`: 1), else estimated, with `threshold_counts`.
     threshold_counts
         Mean count below which a gene is taken for not expressed.
     test_mode

@@ -129,7 +129,8 @@ def decode(
         if decoding.site not in nodes:
             msg = (
                 f"{type(vae.model.likelihood).__name__} has no {decoding.site!r}: normalised "
-                "expression has no meaning for this likelihood."
+                "expression has no meaning for this likelihood. One of your own can say what it "
+                "is: override Likelihood.expression."
             )
             raise ValueError(msg)
         value = nodes[decoding.site]["value"][..., decoding.genes]

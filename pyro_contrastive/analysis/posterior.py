@@ -72,7 +72,15 @@ def library_size(
         Mean of the log-normal posterior, or one draw; an observed library size is what it is.
     batch_size
         Cells at a time.
+
+    Raises
+    ------
+    ValueError
+        If the likelihood has no library size.
     """
+    if not vae.model.likelihood.uses_library:
+        msg = f"{type(vae.model.likelihood).__name__} has no library size."
+        raise ValueError(msg)
     parts = []
     with evaluating(vae), seeded(0 if give_mean else None):
         for batch in chunks(vae, data, indices, batch_size):

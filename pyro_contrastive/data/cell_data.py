@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.counts import Matrix, row_sums
+from pyro_contrastive.sparse_rows import SparseRows
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class CellData:
             categorical=tensor(self.categorical),
             continuous=tensor(self.continuous, dtype),
             library=None if size_factor is None else size_factor.unsqueeze(-1),
+            rows=None if isinstance(rows, np.ndarray) else SparseRows.of(rows, device, dtype),
         )
 
     def with_codes(self, condition: NDArray[np.int64]) -> CellData:

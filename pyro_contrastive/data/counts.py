@@ -1,4 +1,4 @@
-"""Reading a count matrix out of an AnnData, and refusing what is not counts."""
+"""Reading a matrix of counts (or other data) out of an AnnData, and checks of what it holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Matrix: TypeAlias = sp.csr_matrix | NDArray[np.float32]
 
 
 def read_counts(adata: AnnData, layer: str | None) -> Matrix:
-    """Return the counts as CSR (if sparse) or dense float32, checked.
+    """Return the data as CSR (if sparse) or dense float32; all of them are finite.
 
     Parameters
     ----------
@@ -27,11 +27,11 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
     KeyError
         If the layer does not exist; the error lists the layers there are.
     ValueError
-        If there are no cells or genes, the data are on disk only, or a value is negative, not an
-        integer or not finite: the error names the first such cell and gene.
+        If there are no cells or genes, the data are on disk only, or a value is missing or
+        infinite: the error names the first such cell and gene.
     """
     check_in_memory(adata)
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    where = place(layer)
     if layer is not None and layer not in adata.layers:
         msg = f"{where} does not exist; the layers are {sorted(adata.layers)}."
         raise KeyError(msg)
@@ -39,13 +39,24 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
     if matrix is None:
         msg = f"{where} is empty; name the layer with the raw counts: {sorted(adata.layers)}."
         raise ValueError(msg)
+    counts: Matrix
     if sp.issparse(matrix):
         counts = sp.csr_matrix(matrix, dtype=np.float32)
-        _check_values(counts.data, where, adata, counts)
-        return counts
-    dense = np.ascontiguousarray(matrix, dtype=np.float32)
-    _check_values(dense, where, adata, dense)
-    return dense
+    else:
+        counts = np.ascontiguousarray(matrix, dtype=np.float32)
+    bad = ~np.isfinite(stored_values(counts))
+    if bad.any():
+        msg = (
+            f"{where} must hold finite numbers, but {int(bad.sum())} of its values are missing or "
+            f"infinite: the first is {first_of(bad, counts, adata)}."
+        )
+        raise ValueError(msg)
+    return counts
+
+
+def place(layer: str | None) -> str:
+    """Say where the data are, for messages."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def check_in_memory(adata: AnnData) -> None:
@@ -72,20 +83,32 @@ def row_sums(counts: Matrix) -> NDArray[np.float64]:
     return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def _check_values(values: NDArray[np.float32], where: str, adata: AnnData, counts: Matrix) -> None:
-    bad = ~(np.isfinite(values) & (values >= 0) & (values == np.floor(values)))
-    if not bad.any():
-        return
-    first = int(np.flatnonzero(bad)[0])
-    if not isinstance(counts, np.ndarray):
+def stored_values(counts: Matrix) -> NDArray[np.float32]:
+    """Return the values of a dense matrix, ``[cells, genes]``, or the stored ones of a sparse."""
+    return counts if isinstance(counts, np.ndarray) else counts.data
+
+
+def first_of(chosen: NDArray[np.bool_], counts: Matrix, adata: AnnData) -> str:
+    """Describe the first of the chosen values: its value, its cell and its gene.
+
+    Parameters
+    ----------
+    chosen
+        Which ones, shape of :func:`stored_values`; at least one.
+    counts, adata
+        The matrix, and the names of its cells and genes.
+    """
+    first = int(np.flatnonzero(chosen)[0])
+    if isinstance(counts, np.ndarray):
+        row, column = divmod(first, counts.shape[1])
+    else:
         row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
         column = int(counts.indices[first])
-    else:
-        row, column = divmod(first, counts.shape[1])
-    msg = (
-        f"{where} must hold raw counts (integers from 0 up), but {int(bad.sum())} of its values "
-        f"are not: the first is {values.ravel()[first]:g}, cell {adata.obs_names[row]!r}, gene "
-        f"{adata.var_names[column]!r}. If these are normalised values, name the layer with the "
-        'raw counts: setup_anndata(adata, layer="counts").'
-    )
-    raise ValueError(msg)
+    value = stored_values(counts).ravel()[first]
+    return f"{value:g}, cell {adata.obs_names[row]!r}, gene {adata.var_names[column]!r}"
+
+
+def not_counts(counts: Matrix) -> NDArray[np.bool_]:
+    """Say which values are no counts (integers from 0 up), shape of :func:`stored_values`."""
+    values = stored_values(counts)
+    return (values < 0) | (values != np.floor(values))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import check_in_memory, read_counts, row_sums
+from pyro_contrastive.data.support import warn_of_other_data
 
 UNS_KEY = "_pyro_contrastive"
 """Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
@@ -48,8 +49,9 @@ class Setup:
         KeyError
             If a key is not a column of ``adata.obs``; the error lists the columns.
         ValueError
-            If the counts are not counts, a column has missing values, gene names repeat, or the
-            background is not one of the conditions.
+            If a value of the data is missing or infinite, a column has missing values, gene names
+            repeat, or the background is not one of the conditions. Data that are no counts are
+            warned of: whether they will do depends on the likelihood.
         """
         for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
             if isinstance(keys.get(name), str):
@@ -69,6 +71,7 @@ class Setup:
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
         data = setup.extract(adata)  # checks everything, before any work is lost
+        warn_of_other_data(data.counts, adata, setup.layer)
         if data.size_factor is not None:
             # Expression sums to 1 over genes, so a library size must be on the scale of counts;
             # size factors usually have mean 1.

@@ -18,6 +18,7 @@ from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.data.support import check_support
 from pyro_contrastive.training.history import History
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -110,6 +111,13 @@ class ModelBase:
             raise ValueError(msg)
         return chosen
 
+    def _extract(self, adata: AnnData, *, with_condition: bool = False) -> CellData:
+        """Read cells, and refuse data that the likelihood gives no probability."""
+        data = self.setup.extract(adata, with_condition=with_condition)
+        adata = self.setup.with_genes(adata)
+        check_support(data.counts, adata, self.setup.layer, self.module.model.likelihood)
+        return data
+
     def _data(
         self, adata: AnnData | None, needed: NDArray[np.int64] | slice = slice(None)
     ) -> CellData:
@@ -129,7 +137,7 @@ class ModelBase:
             If a condition that is needed is none of those registered; the error lists these.
         """
         chosen = self._adata(adata)
-        data = self.setup.extract(chosen, with_condition=False)
+        data = self._extract(chosen)
         codes = self._condition_codes(chosen, data)
         if codes is None:
             return data
@@ -143,7 +151,10 @@ class ModelBase:
         if codes is not None or self._conditions is None or not adata.obs_names.is_unique:
             return codes
         known = self._conditions.reindex(adata.obs_names)
-        same = known["total"].to_numpy() == row_sums(data.counts)
+        totals = row_sums(data.counts)
+        # Sums of numbers that are no counts depend, in their last digits, on how they are stored.
+        rounding = np.where(totals == np.floor(totals), 0.0, 1e-5 * np.abs(totals))
+        same = np.abs(known["total"].to_numpy() - totals) <= rounding
         return np.where(same, known["code"], -1).astype(np.int64)
 
     def _cells(

@@ -21,6 +21,8 @@ from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expre
 from pyro_contrastive.torch_tools import evaluating, seeded
 
 SalientSource = Literal["aggregate_posterior", "prior"]
+PSEUDOCOUNT = 1e-5
+"""Added to expression that sums to 1 over genes, before it is compared."""
 
 
 class CounterfactualMethods(DecodingHelpers):
@@ -114,7 +116,7 @@ class CounterfactualMethods(DecodingHelpers):
         *,
         transform_covariates: Covariates = None,
         interval: float = 0.95,
-        pseudocount: float = 1e-5,
+        pseudocount: float | None = None,
         seed: int | None = None,
         silent: bool = False,
     ) -> dict[str, pd.DataFrame]:
@@ -133,7 +135,8 @@ class CounterfactualMethods(DecodingHelpers):
             Posterior probability between ``lower`` and ``upper``; takes at least
             2 / (1 - `interval`) draws.
         pseudocount
-            Added to both sides, on the scale where expression sums to 1 over genes.
+            Added to both sides; default that of the likelihood (`Gaussian`: 1), or else 1e-5, on
+            the scale where expression sums to 1 over genes.
 
         Returns
         -------
@@ -151,6 +154,8 @@ class CounterfactualMethods(DecodingHelpers):
         if n_samples < fewest:
             msg = f"An interval of {interval} takes at least n_samples={fewest}, not {n_samples}."
             raise ValueError(msg)
+        if pseudocount is None:
+            pseudocount = self.module.model.likelihood.pseudocount or PSEUDOCOUNT
         chosen, data, cells = self._cells(adata, indices)
         decoding = self._decoding(gene_list, transform_batch, 1.0, n_samples, True, batch_size)
         decoding = self._with_covariates(decoding, transform_covariates)
@@ -164,7 +169,7 @@ class CounterfactualMethods(DecodingHelpers):
     def _donors(self, code: int, condition: str | int, given: AnnData) -> expression.Donors:
         """Return the cells of a treatment, of the model's own data if it has any."""
         adata = given if self.adata is None else self.adata
-        data = self.setup.extract(adata, with_condition=False)
+        data = self._extract(adata)
         codes = self._condition_codes(adata, data)
         found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
         if self.train_indices is not None:

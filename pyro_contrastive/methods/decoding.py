@@ -42,6 +42,13 @@ class DecodingHelpers(ModelBase):
         if isinstance(library_size, str) and library_size != "latent":
             msg = f"library_size must be a number or 'latent', not {library_size!r}."
             raise ValueError(msg)
+        likelihood = self.module.model.likelihood
+        if library_size != 1.0 and not likelihood.uses_library:
+            msg = (
+                f"library_size={library_size!r} has no meaning with {type(likelihood).__name__}: "
+                "its expression has a unit of its own, and is no share of a total. Leave it at 1."
+            )
+            raise ValueError(msg)
         return Decoding(
             site="rate" if library_size == "latent" else "scale",
             genes=genes,

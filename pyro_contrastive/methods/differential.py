@@ -67,7 +67,8 @@ class DifferentialMethods(ModelBase):
         batch_size
             Cells decoded at a time; default 1,024.
         all_stats
-            Add means and proportions of the raw counts.
+            Add means and proportions of the raw counts (``raw_normalized_mean`` only where the
+            likelihood has a library size).
         batch_correction
             Decode both groups under the same batches, rather than each cell under its own.
         batchid1, batchid2

@@ -50,7 +50,7 @@ class ExpressionMethods(DecodingHelpers):
             Which genes; returned in the model's order, as in scvi-tools. Default all.
         library_size
             Multiplies the expression, which sums to 1 over genes; ``"latent"``: the cell's own
-            library size.
+            library size. Refused where the likelihood has none (`Gaussian`).
         n_samples
             Posterior draws per cell.
         n_samples_overall

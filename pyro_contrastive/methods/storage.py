@@ -196,7 +196,7 @@ class StorageMethods(ModelBase):
             model._conditions = pd.DataFrame(**saved.conditions)
         model.adata = adata
         if adata is not None:
-            model.setup.extract(adata, with_condition=False)  # says what differs, now
+            model._extract(adata)  # says what differs, now
         return model
 
 

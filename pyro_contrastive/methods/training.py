@@ -172,7 +172,7 @@ class TrainingMethods(ModelBase):
         plan = TrainingPlan.from_kwargs(plan_kwargs)
         fabric = one_device(accelerator, devices)
         adata = self._adata(None)
-        data = self.setup.extract(adata)
+        data = self._extract(adata, with_condition=True)
         cells = populations(data.condition, background_indices, target_indices, len(data))
         if background_indices is not None and data.condition is not None:
             _check_agreement(data.condition, *cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,19 +13,26 @@ import pandas as pd
 import torch
 
 from pyro_contrastive.analysis.separation import score_latents
+from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.report.figures import Method, draw_figures
 from pyro_contrastive.report.html import ReportTable, write_report
-from pyro_contrastive.report.study import FitSettings, FittedModel, Study
+from pyro_contrastive.report.study import FitSettings, FittedModel, Study, flat_settings
 from pyro_contrastive.report.summary import print_summary
 from pyro_contrastive.report.tables import cell_counts, response_table
 
-__all__ = ["fit_model", "register", "run_study", "training_facts", "write_results"]
+__all__ = [
+    "fit_model",
+    "register",
+    "run_study",
+    "training_facts",
+    "write_results",
+]
 
 _MOST_NEIGHBORS = 50
 _RESPONSE_GENES = 8
 
 
-def register(adata: ad.AnnData, study: Study) -> None:
+def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = None) -> None:
     """Tell the model where condition, batches and counts are.
 
     Parameters
@@ -33,22 +41,32 @@ def register(adata: ad.AnnData, study: Study) -> None:
         Raw counts [cells, genes]; the registration is noted in it.
     study
         What is compared with what.
+    likelihood
+        What the data are to be a draw of; default: checked when the model is made.
 
     Raises
     ------
     ValueError
-        If the counts or columns do not suit the model.
+        If the data or columns do not suit the model.
     """
-    # The slow import: whoever only writes a page need not wait for it.
+    # The slow imports: whoever only writes a page need not wait for them.
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415
+    from pyro_contrastive.data import Setup  # noqa: PLC0415
+    from pyro_contrastive.data.support import check_support  # noqa: PLC0415
 
-    ContrastiveVI.setup_anndata(
-        adata,
-        layer=study.layer,
-        batch_key=study.batch_key,
-        condition_key=study.condition_key,
-        background=study.background,
-    )
+    with warnings.catch_warnings():
+        if likelihood is not None:  # which says what it takes, below
+            warnings.filterwarnings("ignore", ".* does not hold raw counts", UserWarning)
+        ContrastiveVI.setup_anndata(
+            adata,
+            layer=study.layer,
+            batch_key=study.batch_key,
+            condition_key=study.condition_key,
+            background=study.background,
+        )
+    if likelihood is not None:
+        data = Setup.of(adata).extract(adata)
+        check_support(data.counts, adata, study.layer, likelihood)
 
 
 def fit_model(
@@ -193,7 +211,7 @@ def write_results(
         scores=scores,
         latent_figures=figures.latents,
         training=training_facts(model.history, seconds),
-        settings=_flat(settings, seed=seed, n_neighbors=n_neighbors),
+        settings=flat_settings(settings, seed=seed, n_neighbors=n_neighbors),
         training_figures=figures.training,
         score_figures=figures.scores,
         tables=[_response(adata, condition, study)],
@@ -242,19 +260,10 @@ def _response(adata: ad.AnnData, condition: pd.Series, study: Study) -> ReportTa
         table=response_table(
             adata, is_target, genes=study.genes, n_top=_RESPONSE_GENES, layer=study.layer
         ),
-        reading=f"{chosen}, in the raw counts and without any model. If these rows show little "
-        "difference between the two groups of cells, a salient latent that shows much should not "
-        "be believed.",
+        reading=f"{chosen}, in the data as they are and without any model. If these rows show "
+        "little difference between the two groups of cells, a salient latent that shows much "
+        "should not be believed.",
     )
-
-
-def _flat(settings: FitSettings, **more: object) -> dict[str, object]:
-    """All settings in one level, named as in the call they belong to."""
-    flat: dict[str, object] = {f"model: {name}": value for name, value in settings.model.items()}
-    flat |= {f"train: {name}": value for name, value in settings.train.items()}
-    flat["seed"] = more["seed"]
-    flat["scores: n_neighbors"] = more["n_neighbors"]
-    return flat
 
 
 def _file_list(name: str) -> dict[str, str]:

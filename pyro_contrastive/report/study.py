@@ -9,7 +9,16 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["FitSettings", "FittedModel", "Study"]
+from pyro_contrastive.components import Component
+from pyro_contrastive.count_likelihoods import Bernoulli, Poisson, ZeroInflatedPoisson
+from pyro_contrastive.gaussian import Gaussian
+from pyro_contrastive.likelihoods import (
+    Likelihood,
+    NegativeBinomial,
+    ZeroInflatedNegativeBinomial,
+)
+
+__all__ = ["FitSettings", "FittedModel", "Study", "flat_settings", "named_likelihood"]
 
 Kind = Literal["background", "salient"]
 
@@ -79,3 +88,40 @@ class FittedModel(Protocol):
 
     def save(self, dir_path: str, *, overwrite: bool = False) -> None:
         """Write the model into a folder."""
+
+
+def named_likelihood(name: str) -> Likelihood:
+    """Make the likelihood of a short name.
+
+    Parameters
+    ----------
+    name
+        "zinb", "nb", "poisson", "zip", "bernoulli" or "gaussian".
+    """
+    named: dict[str, type[Likelihood]] = {
+        "zinb": ZeroInflatedNegativeBinomial,
+        "nb": NegativeBinomial,
+        "poisson": Poisson,
+        "zip": ZeroInflatedPoisson,
+        "bernoulli": Bernoulli,
+        "gaussian": Gaussian,
+    }
+    return named[name]()
+
+
+def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
+    """All settings in one level, named as in the call they belong to."""
+    flat: dict[str, object] = {
+        f"model: {name}": _in_short(value) for name, value in settings.model.items()
+    }
+    flat |= {f"train: {name}": value for name, value in settings.train.items()}
+    flat["seed"] = more["seed"]
+    flat["scores: n_neighbors"] = more["n_neighbors"]
+    return flat
+
+
+def _in_short(value: object) -> object:
+    """Write a component as the call that makes it, rather than with all its layers."""
+    if not isinstance(value, Component):
+        return value
+    return f"{type(value).__name__}({value.extra_repr()})"

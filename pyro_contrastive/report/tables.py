@@ -11,6 +11,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from pyro_contrastive.data.counts import not_counts
+
 __all__ = ["cell_counts", "response_table"]
 
 _SCALE = 10_000.0
@@ -57,12 +59,14 @@ def response_table(
     Parameters
     ----------
     adata
-        Raw counts [cells, genes].
+        Raw counts [cells, genes]; or log-normalised or other values, which are compared as they
+        are.
     is_target
         Whether a cell is a target cell [cells].
     genes
-        Genes to list. Default: the ones whose ``log1p`` counts per 10,000 differ most between the
-        two groups, as a difference of means over its standard error.
+        Genes to list. Default: the ones whose ``log1p`` counts per 10,000 (or values, if they are
+        no counts) differ most between the two groups, as a difference of means over its standard
+        error.
     n_top
         How many genes to list when `genes` is None. Default 8.
     layer
@@ -72,7 +76,8 @@ def response_table(
     -------
     pandas.DataFrame
         One row per gene: mean count in either group, their ratio (infinite for a gene not seen in
-        the background), and the percentage of cells with at least one count in either group.
+        the background), and the percentage of cells with at least one count in either group. Of
+        values that are no counts: means, their difference, and the percentages that are above 0.
 
     Raises
     ------
@@ -81,8 +86,10 @@ def response_table(
     """
     stored = adata.X if layer is None else adata.layers[layer]
     counts = sparse.csr_matrix(stored)  # [cells, genes]
+    are_counts = not not_counts(counts).any()
     if genes is None:
-        strongest = np.argsort(-np.abs(_difference(counts, is_target)), kind="stable")[:n_top]
+        difference = _difference(_logs(counts) if are_counts else counts, is_target)
+        strongest = np.argsort(-np.abs(difference), kind="stable")[:n_top]
     else:
         strongest = adata.var_names.get_indexer(list(genes))
         if (strongest < 0).any():
@@ -90,13 +97,16 @@ def response_table(
             raise ValueError(f"not in the data: {', '.join(absent)}")
     chosen = counts[:, strongest].toarray()  # [cells, genes listed]
     background, target = chosen[~is_target], chosen[is_target]
+    means = background.mean(axis=0), target.mean(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = target.mean(axis=0) / background.mean(axis=0)
+        compared = {"ratio": means[1] / means[0]} if are_counts else {}
+    compared = compared or {"difference": means[1] - means[0]}
+    what = "count" if are_counts else "value"
     return pd.DataFrame(
         {
-            "mean count, background": background.mean(axis=0),
-            "mean count, target": target.mean(axis=0),
-            "ratio": ratio,
+            f"mean {what}, background": means[0],
+            f"mean {what}, target": means[1],
+            **compared,
             "% of background cells": 100 * (background > 0).mean(axis=0),
             "% of target cells": 100 * (target > 0).mean(axis=0),
         },
@@ -104,13 +114,18 @@ def response_table(
     )
 
 
-def _difference(counts: sparse.csr_matrix, is_target: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Difference of mean log counts over its standard error, by gene; 0 for a constant gene."""
+def _logs(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Logarithm of 1 + counts per 10,000."""
     depth = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     scaled = sparse.csr_matrix(sparse.diags(_SCALE / np.maximum(depth, 1.0)) @ counts)
     scaled.data = np.log1p(scaled.data)
-    mean_target, error_target = _moments(scaled[is_target])
-    mean_background, error_background = _moments(scaled[~is_target])
+    return scaled
+
+
+def _difference(values: sparse.csr_matrix, is_target: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Difference of means over its standard error, by gene; 0 for a constant gene."""
+    mean_target, error_target = _moments(values[is_target])
+    mean_background, error_background = _moments(values[~is_target])
     error = np.sqrt(error_target + error_background)  # [genes]
     difference = mean_target - mean_background
     return np.divide(difference, error, out=np.zeros_like(error), where=error > 0)

@@ -200,8 +200,8 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
 
     library = given.mean_total * np.exp(rng.normal(0, given.log_total_sd, n_cells))
     library[treated] *= given.treated_depth
-    smallest, largest = np.log(given.inverse_dispersion)
-    theta = np.exp(rng.uniform(float(smallest), float(largest), n_genes))
+    low, high = np.log(given.inverse_dispersion)
+    theta = np.exp(rng.uniform(low, high, n_genes))
     counts = rng.poisson(rng.gamma(theta, library[:, None] * scale / theta))
     obs = pd.DataFrame(
         {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.torch_tools import own_params
+from pyro_contrastive.torch_tools import own_params, reused_memory
 from pyro_contrastive.training.checks import (
     check_programs,
     explain_gradient,
@@ -283,6 +283,7 @@ def fit(
             EpochBar(max_epochs, show=progress_bar) as bar,
             pyro.validation_enabled(False),
             no_nan_warnings(),
+            reused_memory(),
             own_params(),
         ):
             for epoch in range(max_epochs):

@@ -1,0 +1,188 @@
+"""Poisson counts, with or without zero inflation, and counts of which only the zeros are seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import Distribution, constraints
+from torch import Size, Tensor
+
+from pyro_contrastive.distributions import CountDistribution
+from pyro_contrastive.likelihoods import SCALE, Likelihood
+
+__all__ = ["Bernoulli", "Poisson", "ZeroInflatedPoisson"]
+
+DROPOUT = "dropout"
+LOG_2 = math.log(2)
+
+
+def _rate(heads: dict[str, Tensor], library: Tensor) -> Tensor:
+    """Library x scale, above 0 also in a cell without counts: log(0) has no gradient."""
+    rate = library * heads[SCALE]
+    return rate.clamp(min=torch.finfo(rate.dtype).tiny)
+
+
+class _ExactPoisson(dist.Poisson):
+    """Poisson with a log-density in double precision.
+
+    Its terms are of the size of x log x, and cancel to a few nats: in single precision the
+    log-density of a count of 100,000 would be off by 0.1.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Natural log-probability of counts, in the dtype of the rate."""
+        if self._validate_args:
+            self._validate_sample(value)
+        # Sparse: log and gamma functions where there are counts only, which also is what gives
+        # the gradient at rate 0.
+        exact = dist.Poisson(self.rate.double(), is_sparse=True, validate_args=False)
+        return exact.log_prob(value.double()).to(self.rate.dtype)
+
+
+class _ExactZeroInflatedPoisson(CountDistribution):
+    """Zero-inflated Poisson by rate and logits, with the log-density of `_ExactPoisson`."""
+
+    arg_constraints: ClassVar = {"rate": constraints.nonnegative, "zi_logits": constraints.real}
+    zi_logits: Tensor
+
+    def __init__(self, rate: Tensor, zi_logits: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__({"rate": rate, "zi_logits": zi_logits}, validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected count, of shape `batch_shape`."""
+        return (torch.sigmoid(-self.zi_logits) * self.rate).expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, of shape `batch_shape`."""
+        return self.mean * (1 + self.rate * torch.sigmoid(self.zi_logits))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Natural log-probability of counts, in the dtype of the rate."""
+        if self._validate_args:
+            self._validate_sample(value)
+        exact = dist.ZeroInflatedDistribution(
+            dist.Poisson(self.rate.double(), is_sparse=True, validate_args=False),
+            gate_logits=self.zi_logits.double(),
+            validate_args=False,
+        )
+        return exact.log_prob(value.double()).to(self.rate.dtype)
+
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        """Draw counts, without gradient."""
+        shape = self._extended_shape(Size(sample_shape))
+        with torch.no_grad():
+            kept = torch.bernoulli(torch.sigmoid(-self.zi_logits).expand(shape))
+            return torch.poisson(self.rate.expand(shape)) * kept
+
+
+class _SeenPoisson(CountDistribution):
+    """Whether a Poisson count with this rate is above 0: 1 with probability 1 - exp(-rate).
+
+    A Bernoulli distribution by its complementary log-log. From a probability or a logit in single
+    precision, log-probabilities next to 0 are lost to rounding.
+    """
+
+    support: ClassVar = constraints.boolean
+    arg_constraints: ClassVar = {"rate": constraints.positive}
+
+    def __init__(self, rate: Tensor, validate_args: bool | None = None) -> None:
+        super().__init__({"rate": rate}, validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """Probability of a 1, of shape `batch_shape`."""
+        return -torch.expm1(-self.rate).expand(self.batch_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, of shape `batch_shape`."""
+        return self.mean * torch.exp(-self.rate)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Natural log-probability of zeros and ones, in the dtype of the rate."""
+        if self._validate_args:
+            self._validate_sample(value)
+        # log(1 - exp(-m)) from whichever of its forms does not cancel (Maechler, "Accurately
+        # computing log(1 - exp(-|a|))", 2012); the clamp keeps the gradient finite where
+        # the other is used.
+        few = torch.log(-torch.expm1(-self.rate))
+        many = torch.log1p(-torch.exp(-self.rate.clamp(min=LOG_2)))
+        seen = torch.where(self.rate > LOG_2, many, few)
+        return torch.where(value > 0, seen, -self.rate)
+
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        """Draw zeros and ones, without gradient."""
+        shape = self._extended_shape(Size(sample_shape))
+        with torch.no_grad():
+            return torch.bernoulli(self.mean.expand(shape))
+
+
+class Poisson(Likelihood):
+    r"""Poisson counts.
+
+    .. math:: x_{ng} \sim \mathrm{Poisson}(l_n \rho_{ng})
+
+    For counts without overdispersion beyond what the latents explain; a gene's variance is its
+    mean. Not to be mixed up with the distribution ``pyro.distributions.Poisson``.
+    """
+
+    heads: tuple[str, ...] = (SCALE,)
+
+    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+        """Return the Poisson with mean library x scale."""
+        return _ExactPoisson(_rate(heads, library)).to_event(1)
+
+
+class ZeroInflatedPoisson(Likelihood):
+    r"""Zero-inflated Poisson counts.
+
+    With probability :math:`\mathrm{sigmoid}(\pi_{ng})` a count is a structural zero, else it is
+    drawn as in :class:`Poisson`. The head ``"dropout"`` gives the logits :math:`\pi`.
+
+    The observed library size is what structural zeros left of the counts, so that means before
+    zero inflation, which sum to it, come out too small; and a Poisson has no dispersion to make up
+    for it. Where such zeros are many, make the library size latent
+    (``use_observed_lib_size=False``).
+    """
+
+    heads: tuple[str, ...] = (SCALE, DROPOUT)
+
+    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+        """Return the zero-inflated Poisson with mean library x scale before dropout."""
+        return _ExactZeroInflatedPoisson(_rate(heads, library), heads[DROPOUT]).to_event(1)
+
+
+class Bernoulli(Likelihood):
+    r"""Zeros and ones, such as chromatin accessibility: Poisson counts seen only as "any".
+
+    .. math:: P(x_{ng} = 1) = 1 - \exp(-l_n \rho_{ng})
+
+    (a complementary log-log link). So scale, library size and rate mean what they mean for counts:
+    the rate is the expected number of fragments, of which the data say whether there was one.
+
+    The observed library size of a cell is its number of ones, which is less than the number of
+    fragments: two in one place count once. Where few features are open (up to about a tenth, as
+    with peaks or bins) it serves. Where many are, no scale on the simplex reaches the observed
+    number of ones, and the library size should be latent, with a prior that allows for more: with
+    a fraction f of n features open, some -n log(1 - f)::
+
+        ContrastiveVI(
+            adata,
+            likelihood=Bernoulli(),
+            use_observed_lib_size=False,
+            library_prior=dist.LogNormal(math.log(-n * math.log(1 - f)), 1.0),
+        )
+    """
+
+    heads: tuple[str, ...] = (SCALE,)
+    support: constraints.Constraint = constraints.boolean
+
+    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+        """Return the distribution of "any fragment", expected number library x scale."""
+        return _SeenPoisson(_rate(heads, library)).to_event(1)

@@ -1,0 +1,124 @@
+"""Whether a likelihood can have the data: said before anything is fitted to them."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch.distributions import constraints
+
+from pyro_contrastive.data.counts import Matrix, first_of, not_counts, place, stored_values
+from pyro_contrastive.likelihoods import Likelihood
+
+COUNTS, BINARY, NONNEGATIVE = (
+    constraints.nonnegative_integer,
+    constraints.boolean,
+    constraints.nonnegative,
+)
+NEEDS = {
+    COUNTS: "raw counts (integers from 0 up)",
+    BINARY: "binary data (0 or 1)",
+    NONNEGATIVE: "numbers from 0 up",
+}
+ADVICE = {
+    COUNTS: (
+        'If there are raw counts, name their layer: setup_anndata(adata, layer="counts"). '
+        "Log-normalised values take another likelihood: ContrastiveVI(adata, "
+        "likelihood=Gaussian())."
+    ),
+    BINARY: (
+        'Make a layer of zeros and ones, adata.layers["binary"] = (adata.X > 0).astype("float32"), '
+        'and name it: setup_anndata(adata, layer="binary").'
+    ),
+    NONNEGATIVE: (
+        "Log-normalised values are never negative; data that are scaled or centred take "
+        "likelihood=Gaussian(log1p=False)."
+    ),
+}
+
+
+def check_support(
+    counts: Matrix, adata: AnnData, layer: str | None, likelihood: Likelihood
+) -> None:
+    """Refuse data that a likelihood gives no probability.
+
+    Parameters
+    ----------
+    counts
+        The data, ``[cells, genes]``.
+    adata, layer
+        Where they are from.
+    likelihood
+        Its `support` says what a value may be. In a sparse matrix the values that are not stored
+        are zeros, which count too.
+
+    Raises
+    ------
+    ValueError
+        If some values may not be: says how many and what is wrong with them, with the first
+        such cell and gene, what the likelihood needs, and what to do.
+    """
+    support = likelihood.support
+    values = stored_values(counts)
+    bad = ~support.check(torch.from_numpy(values)).numpy()
+    n_cells, n_genes = counts.shape
+    n_zeros = n_cells * n_genes - values.size
+    if n_zeros and not bool(support.check(torch.zeros(()))):
+        found = f"{n_zeros} of its values are zeros, which are not stored"
+    elif bad.any():
+        found = f"{_faults(values[bad], support)}: the first is {first_of(bad, counts, adata)}"
+    else:
+        return
+    msg = (
+        f"{place(layer)} must hold {NEEDS.get(support, f'values in {support}')}, which is what "
+        f"{type(likelihood).__name__} is a distribution of; but {found}. {ADVICE.get(support, '')}"
+    )
+    raise ValueError(msg.rstrip())
+
+
+def _faults(values: NDArray[np.float32], support: constraints.Constraint) -> str:
+    """Count what is wrong with values: negative ones, and others."""
+    n_negative = int((values < 0).sum())
+    rest = values[values >= 0]
+    n_fractions = int((rest != np.floor(rest)).sum())
+    counted = {
+        "negative": n_negative,
+        "not integers": n_fractions if support in {COUNTS, BINARY} else 0,
+    }
+    counted["above 1" if support is BINARY else "outside of it"] = values.size - sum(
+        counted.values()
+    )
+    kinds = ", ".join(f"{n} {kind}" for kind, n in counted.items() if n)
+    return f"{values.size} of its values are not ({kinds})"
+
+
+def warn_of_counts(counts: Matrix, layer: str | None, likelihood: Likelihood) -> None:
+    """Warn if a likelihood of real numbers is about to be fitted to what looks like raw counts."""
+    if likelihood.support in {COUNTS, BINARY} or not_counts(counts).any():
+        return
+    warnings.warn(
+        f"{type(likelihood).__name__} is not a distribution of counts, but every value of "
+        f"{place(layer)} is an integer from 0 up, as raw counts are. Normalise them first "
+        "(scanpy.pp.normalize_total, scanpy.pp.log1p), or use a likelihood of counts.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> None:
+    """Warn that the data are no counts, which most likelihoods take."""
+    bad = not_counts(counts)
+    if not bad.any():
+        return
+    warnings.warn(
+        f"{place(layer)} does not hold raw counts (integers from 0 up): {int(bad.sum())} of its "
+        f"values are something else, the first {first_of(bad, counts, adata)}. Gaussian() takes "
+        "log-normalised values, and a Likelihood of your own may take others; the default and all "
+        "other likelihoods refuse them. If these are normalised by mistake, name the layer with "
+        'the raw counts: setup_anndata(adata, layer="counts").',
+        UserWarning,
+        stacklevel=4,
+    )

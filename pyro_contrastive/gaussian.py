@@ -1,0 +1,73 @@
+"""A Gaussian likelihood, for data that are no counts."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import Distribution, constraints
+from torch import Tensor, nn
+
+from pyro_contrastive.likelihoods import Likelihood
+
+MEAN = "mean"
+SMALLEST_SCALE = 0.01
+"""Standard deviation below which no gene gets: that of a constant gene would fall for ever."""
+INITIAL_LOG_SCALE = -1.0
+"""exp(-1) = 0.37, as log-normalised genes vary between cells of a kind."""
+
+
+class Gaussian(Likelihood):
+    r"""Normal data, such as log-normalised counts, with one standard deviation per gene.
+
+    .. math:: x_{ng} \sim \mathrm{Normal}(\mu_{ng},\; \sigma_g)
+
+    There is no library size: normalisation took it out. So it cannot be latent, there is no site
+    ``rate``, and methods that scale by it refuse to. Sampling gives values like the data.
+
+    Parameters
+    ----------
+    log1p
+        The data are log(1 + y), natural logarithm, of expression y in any unit (``scanpy.pp.log1p``
+        of counts per 10,000, say), so at least 0. Normalised expression is then
+        :math:`e^\mu - 1`, or 0 where that is negative, in the unit of y; it does not sum to 1 over
+        genes. Fold changes add a pseudocount of 1 unit to it, so that they are differences of
+        :math:`\mu`. ``False``: any numbers (scaled data, a protein panel), of which there is no
+        normalised expression, so that methods that need it say so. Override :meth:`expression`
+        for another transformation.
+
+    Attributes
+    ----------
+    log_scale
+        Logarithm of :math:`\sigma_g - 0.01`, ``[genes]``.
+    """
+
+    heads: tuple[str, ...] = (MEAN,)
+    uses_library: bool = False
+    log_scale: nn.Parameter
+
+    def __init__(self, log1p: bool = True) -> None:
+        super().__init__()
+        self.log1p = log1p
+        self.support = constraints.nonnegative if log1p else constraints.real
+        self.pseudocount = 1.0 if log1p else None
+
+    def build(self, n_hidden: int, n_genes: int, n_batch: int = 1) -> None:
+        """Make the head and the standard deviations."""
+        super().build(n_hidden, n_genes, n_batch)
+        self.log_scale = nn.Parameter(torch.full((n_genes,), INITIAL_LOG_SCALE))
+
+    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+        """Return the normal distribution of the data; the library size has no part in it."""
+        return dist.Normal(heads[MEAN], self.log_scale.exp() + SMALLEST_SCALE).to_event(1)
+
+    def expression(self, heads: dict[str, Tensor]) -> Tensor | None:
+        """Return exp(mean) - 1, at least 0, in the unit of the data before their logarithm."""
+        return torch.expm1(heads[MEAN]).clamp(min=0) if self.log1p else None
+
+    def rate(self, heads: dict[str, Tensor], library: Tensor) -> Tensor | None:
+        """Return ``None``: without a library size there is no such thing."""
+        return None
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return the data as they are."""
+        return x
