@@ -273,6 +273,10 @@ class LogOfCounts(Poisson):
         return x.log()
 
 
+class OtherSupport(Poisson):
+    support = torch.distributions.constraints.boolean
+
+
 class ExpressionPerCell(Poisson):
     def expression(self, heads):
         return heads["scale"].sum(-1)
@@ -305,6 +309,7 @@ LIKELIHOODS = [
     (UnusedHead, r"no gradient reaches \['layers.dropout.weight'"),
     (KeepsAConstant, "'constant' holds a tensor"),
     (LogOfCounts, "`encoder_input` of data it drew itself is not finite"),
+    (OtherSupport, "it draws data outside the `support` it declares"),
     (ExpressionPerCell, "the site 'scale' has shape .*expected"),
     (WrongMean, "the mean of 20000 draws is"),
     (FixedSize, "the argument 'temperature' is not kept"),

@@ -37,6 +37,9 @@ class TotalCorrelation(Penalty):
     nor the KL weight touches the discriminator, which learns during the warm-up. In evaluation mode
     it does not learn, and the penalty draws no random numbers.
 
+    Weights of a few units did all there was to do in simulations. With 30, in a run of 300 steps,
+    the encoders outran the discriminator, and z and s ended up more dependent than without.
+
     cVAE's own code has a linear discriminator. That one cannot tell the pairs apart: z and s have
     the same marginals in both kinds, and only their product differs. Hence the hidden layers.
 

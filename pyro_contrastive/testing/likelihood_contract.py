@@ -79,9 +79,8 @@ def check_likelihood(
             check_shapes(first, d, n_genes, [(N_CELLS,)])
             draws = check_draws(first, d)
             check_density(first, d, draws)
-        batch = CellBatch(
-            condition=batch.condition, batch=batch.batch, x=draws[0], library=batch.library
-        )
+        x = _data(first, draws[0])
+        batch = CellBatch(batch.condition, x, batch.batch, library=batch.library)
         _check_particles(vae, batch)
         _check_sites(vae, batch)
         _check_cells_are_apart(vae, batch)
@@ -126,6 +125,21 @@ def _check_build(make: Callable[[], Likelihood], built: Likelihood) -> None:
             "`build` made no layers for its heads.",
             "Call super().build(n_hidden, n_genes, n_batch) first when you override it.",
         )
+
+
+def _data(likelihood: Likelihood, draws: Tensor) -> Tensor:
+    """Return draws as data: moved to 0 where a normal stands for data that are never negative."""
+    if likelihood.support.check(draws).all():
+        return draws
+    x = draws.clamp(min=0.0)
+    if not likelihood.support.check(x).all():
+        fail(
+            likelihood,
+            f"it draws data outside the `support` it declares, {likelihood.support}: real data of "
+            "the kind it draws would be refused.",
+            "Set `support` in the class to the constraint of torch that all data satisfy.",
+        )
+    return x
 
 
 def _latents(vae: ContrastiveVAE, batch: CellBatch) -> list[Tensor]:
