@@ -122,7 +122,8 @@ class Likelihood(Component):
             scale = out[SCALE].softmax(dim=-1)
             # Underflow to 0 would make a single count of that gene infinitely unlikely, and a
             # scale just above 0 would make its gradient infinite.
-            out[SCALE] = scale.clamp(min=torch.finfo(scale.dtype).tiny * ROOM)
+            # (Added, not clamped: it changes nothing else, and has a gradient for free.)
+            out[SCALE] = scale + torch.finfo(scale.dtype).tiny * ROOM
         return out
 
     def expression(self, heads: dict[str, Tensor]) -> Tensor | None:

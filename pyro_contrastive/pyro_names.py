@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,6 +13,21 @@ from pyro.nn import PyroModule
 from torch.nn import Module
 
 _instances = count()
+_unregistered: ContextVar[bool] = ContextVar("unregistered", default=False)
+
+
+@contextmanager
+def unregistered() -> Iterator[None]:
+    """Use submodules inside without registering their parameters with Pyro.
+
+    Registering walks through all parameters each time a submodule is used, and only ``SVI`` needs
+    it. Not for modules that are Pyro's own, whose parameters may be sample sites.
+    """
+    token = _unregistered.set(True)
+    try:
+        yield
+    finally:
+        _unregistered.reset(token)
 
 
 class NamedPyroModule(PyroModule):
@@ -27,6 +45,14 @@ class NamedPyroModule(PyroModule):
     @classmethod
     def _fresh_name(cls) -> str:
         return f"{cls.__name__}_{next(_instances)}"
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up a submodule; inside :func:`unregistered` without telling Pyro of it."""
+        if _unregistered.get():
+            module = self.__dict__.get("_modules", {}).get(name)
+            if module is not None and not isinstance(module, PyroModule):
+                return module
+        return super().__getattr__(name)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled instance under a name of its own."""

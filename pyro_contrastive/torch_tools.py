@@ -13,6 +13,8 @@ import pyro
 import torch
 from torch import nn
 
+from pyro_contrastive.pyro_names import unregistered
+
 # From glibc's malloc.h; the largest threshold it adapts to by itself is 32 MiB.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST, _ADAPTED = 2**31 - 1, 32 * 2**20
@@ -44,7 +46,7 @@ def own_params() -> Iterator[None]:
     Whatever is registered there is kept alive, a model and its GPU memory too, until the process
     ends.
     """
-    with pyro.get_param_store().scope():
+    with pyro.get_param_store().scope(), unregistered():
         yield
 
 
