@@ -19,7 +19,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/python.stamp
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/python.stamp
-	$(PIP) --editable ".[dev,scanpy]"
+	$(PIP) --editable ".[dev]"
 	touch $@ $(VENV)/demo.stamp
 
 demo: $(VENV)/demo.stamp

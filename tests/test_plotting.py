@@ -19,7 +19,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from pyro_contrastive.analysis.embedding import embed_2d
-from pyro_contrastive.plotting import _FEW, _MANY, plot_embedding, plot_history, plot_scores
+from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
+from pyro_contrastive.plotting.latents import _FEW, _MANY
 
 SCORES = pd.DataFrame(
     {

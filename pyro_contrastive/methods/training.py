@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,7 @@ class TrainingMethods(ModelBase):
         early_stopping_min_delta: float = 0.0,
         check_val_every_n_epoch: int | None = 1,
         enable_progress_bar: bool = True,
+        schedule: str = "reference",
         seed: int | None = None,
     ) -> FitResult:
         """Fit the model. A second call goes on from the weights there are.
@@ -117,7 +119,8 @@ class TrainingMethods(ModelBase):
             Indices (or boolean masks) of background and target cells. Default: from the condition
             given to :meth:`setup_anndata`.
         max_epochs
-            Passes over the larger population; default 400 up to 20,000 cells, then fewer.
+            Passes over the larger population; default 400 up to 20,000 cells, then fewer (see
+            `schedule`).
         accelerator, devices
             As in Lightning; "auto" takes CUDA when there is one. Exactly one device is used.
         train_size, validation_size
@@ -146,6 +149,14 @@ class TrainingMethods(ModelBase):
             never.
         enable_progress_bar
             Show one.
+        schedule
+            What holds where `max_epochs` and `plan_kwargs` say nothing. ``"reference"``: the
+            settings of scvi-tools, with the KL warm-up over a quarter of the run. ``"fast"``: a
+            learning rate that rises to 0.006 and falls again, Adam with its usual ``eps``, four
+            epochs of KL warm-up, and about 500 steps in all (at least 10 epochs). It reaches a
+            better held-out ELBO many times sooner; alone, it leaves more of what is shared in the
+            salient latent, so use it with penalties:
+            ``ContrastiveVI.from_preset(adata, "separated")``.
         seed
             Seed of the split, the order of the cells and all noise; default: torch's global state
             (``pyro.set_rng_seed``). The same seed gives the same result on a CPU.
@@ -169,7 +180,8 @@ class TrainingMethods(ModelBase):
         if load_sparse_tensor:
             msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
             raise ValueError(msg)
-        plan = TrainingPlan.from_kwargs(plan_kwargs)
+        plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
+        batch_size = 128 if batch_size is None else batch_size
         fabric = one_device(accelerator, devices)
         adata = self._adata(None)
         data = self._extract(adata, with_condition=True)
@@ -178,7 +190,8 @@ class TrainingMethods(ModelBase):
             _check_agreement(data.condition, *cells)
         data = data.with_condition(*cells)
         if max_epochs is None:
-            max_epochs = default_max_epochs(sum(map(len, cells)))
+            steps = math.ceil((train_size or 0.9) * max(map(len, cells)) / max(batch_size, 1))
+            max_epochs = default_max_epochs(sum(map(len, cells)), schedule, max(steps, 1))
         stopping = None
         if early_stopping:
             if check_val_every_n_epoch is None:
@@ -204,7 +217,7 @@ class TrainingMethods(ModelBase):
                 plan,
                 self._history,
                 max_epochs=max_epochs,
-                batch_size=128 if batch_size is None else batch_size,
+                batch_size=batch_size,
                 fabric=fabric,
                 rng=rng,
                 early_stopping=stopping,
