@@ -14,6 +14,7 @@ from pyro_contrastive.dispersion import Posterior
 from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
+from pyro_contrastive.methods.description import DescriptionMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.latents import LatentMethods
@@ -31,6 +32,7 @@ class ContrastiveVI(
     CounterfactualMethods,
     DifferentialMethods,
     LikelihoodMethods,
+    DescriptionMethods,
     StorageMethods,
 ):
     """Contrastive analysis of single-cell counts (Weinberger, Lin & Lee, Nature Methods 2023).
@@ -243,13 +245,3 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         conditions = Setup.of(adata).conditions
         sizes = Sizes(max(len(conditions), 2), n_background_latent, n_salient_latent)
         return cls(adata, **(preset_arguments(preset, sizes) | changes))
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{k}: {v}" for k, v in self.settings.items() if k != "elbo_kwargs")
-        likelihood = type(self.module.model.likelihood).__name__
-        trained = f"trained for {self._history.n_epochs} epochs" if self.is_trained else "untrained"
-        return (
-            f"ContrastiveVI ({trained})\n{settings}\n"
-            f"{len(self.setup.genes)} genes, {self.setup.n_batch} batches, "
-            f"likelihood: {likelihood}, conditions: {', '.join(self.setup.conditions) or 'not set'}"
-        )

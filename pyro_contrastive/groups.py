@@ -37,8 +37,8 @@ class LossOutput:
     kl_local
         ``kl_divergence_z``, ``kl_divergence_s`` and ``kl_divergence_l`` of each pair, unweighted.
     extra_metrics
-        Unweighted penalties of the mini-batch, by name; for the Wasserstein penalty also
-        ``wasserstein_loss_sum``, summed over pairs as scvi-tools reports it.
+        Unweighted penalties of the mini-batch, by name; and ``wasserstein_loss_sum``, summed over
+        pairs, which scvi-tools reports whether or not it is a penalty.
     """
 
     loss: Tensor

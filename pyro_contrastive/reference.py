@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -20,7 +21,7 @@ from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.objective import contrastive_elbo, site_losses
-from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.penalties import Penalty, Wasserstein
 
 
 class ReferenceMethods:
@@ -33,6 +34,41 @@ class ReferenceMethods:
     model: ContrastiveModel
     guide: ContrastiveGuide
     penalties: Sequence[Penalty]
+
+    def forward(
+        self,
+        tensors: dict[str, Group],
+        *,
+        inference_kwargs: dict[str, Any] | None = None,
+        loss_kwargs: dict[str, Any] | None = None,
+        compute_loss: bool = True,
+    ) -> tuple[Groups, Groups] | tuple[Groups, Groups, LossOutput]:
+        """Run `inference`, `generative` and `loss`, one after the other.
+
+        Parameters
+        ----------
+        tensors
+            ``tensors["background"]`` and ``tensors["target"]`` have counts ``"X"``
+            (``[cells, genes]``) and batch codes ``"batch"`` (``[cells, 1]``); and, if the model has
+            further covariates, ``cat_covs`` and ``cont_covs``.
+        inference_kwargs, loss_kwargs
+            For `inference` (``n_samples``) and for `loss` (``kl_weight``).
+        compute_loss
+            Return the loss too.
+
+        Returns
+        -------
+        What `inference`, `generative` and, with `compute_loss`, `loss` return.
+        """
+        background, target = (
+            dict(tensors[g]) | {"x": tensors[g]["X"], "batch_index": tensors[g]["batch"]}
+            for g in groups.GROUPS
+        )
+        inferred = self.inference(background, target, **(inference_kwargs or {}))
+        decoded = self.generative(background | inferred["background"], target | inferred["target"])
+        if not compute_loss:
+            return inferred, decoded
+        return inferred, decoded, self.loss(tensors, inferred, decoded, **(loss_kwargs or {}))
 
     def inference(self, background: Group, target: Group, n_samples: int = 1) -> Groups:
         """Encode both groups of cells and draw their latents from the posterior.
@@ -138,8 +174,8 @@ class ReferenceMethods:
         # A masked site's pair is the target cell's term alone: the background part is 0.
         none = torch.zeros_like(pairs["z"])
         extra = {p.name: objective.terms[p.name] for p in self.penalties}
-        if "wasserstein" in extra:
-            extra["wasserstein_loss_sum"] = extra["wasserstein"] * none.numel()
+        # Reported whether or not it is a penalty, as in scvi-tools.
+        extra["wasserstein_loss_sum"] = Wasserstein(1.0)(*traces, batch) * none.numel()
         return LossOutput(
             loss=loss / objective.num_particles,
             reconstruction_loss={"reconstruction_loss": pairs["x"]},

@@ -128,7 +128,12 @@ def components_of(vae: ContrastiveVAE) -> Components:
 
 
 def write_folder(
-    folder: Path, saved: SavedModel, adata: ad.AnnData | None, *, overwrite: bool
+    folder: Path,
+    saved: SavedModel,
+    adata: ad.AnnData | None,
+    anndata_write_kwargs: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool,
 ) -> None:
     """Write the folder beside its place and move it there when it is complete.
 
@@ -162,7 +167,8 @@ def write_folder(
         # save_file would make a file that only its owner may read.
         (new / WEIGHTS).write_bytes(save(weights))
         if adata is not None:
-            adata.write_h5ad(new / ADATA, compression="gzip")
+            options = {"compression": "gzip"} | dict(anndata_write_kwargs or {})
+            adata.write_h5ad(new / ADATA, **options)
         _move(new, folder, old=Path(temporary) / "old")
 
 
@@ -205,10 +211,7 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
     ValueError
         If a file is damaged, or was written by a later version with another format.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            msg = f"{folder} is not a saved model: it has no {name}."
-            raise FileNotFoundError(msg)
+    _check_files(folder, CONFIG, WEIGHTS)
     config = _read_config(folder / CONFIG)
     try:
         saved = SavedModel(
@@ -225,10 +228,51 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
         msg = f"{folder / WEIGHTS} is damaged: {error}."
         raise ValueError(msg) from error
     except (KeyError, TypeError, AttributeError) as error:
-        msg = f"{folder / CONFIG} is damaged or incomplete ({type(error).__name__}: {error})."
-        raise ValueError(msg) from error
+        raise _incomplete(folder / CONFIG, error) from error
     adata = ad.read_h5ad(folder / ADATA) if (folder / ADATA).is_file() else None
     return saved, adata
+
+
+def read_setup(folder: Path) -> Setup:
+    """Read how the data of a saved model were set up, and nothing else.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`read_folder`.
+    """
+    _check_files(folder, CONFIG)
+    config = _read_config(folder / CONFIG)
+    try:
+        return Setup.from_json(json.dumps(config["setup"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _incomplete(folder / CONFIG, error) from error
+
+
+def _check_files(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            msg = f"{folder} is not a saved model: it has no {name}."
+            raise FileNotFoundError(msg)
+
+
+def _incomplete(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged or incomplete ({type(error).__name__}: {error}).")
+
+
+def refuse_prefix(prefix: str | None) -> None:
+    """Refuse a prefix of the file names: a model has a folder of its own.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    if prefix is not None:
+        msg = (
+            f"prefix={prefix!r}: several models in one folder are not supported; use a folder each."
+        )
+        raise ValueError(msg)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from pyro_contrastive.analysis.differential import differential_expression
 from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
 from pyro_contrastive.analysis.groups_of_cells import Selection, group_pairs, with_targets
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.cells import BACKGROUND
+from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.methods.base import NO_CELLS, ModelBase
 from pyro_contrastive.torch_tools import seeded
 
@@ -124,7 +127,10 @@ class DifferentialMethods(ModelBase):
             self._check_conditions_known(obs.index)
             named = [cells for pair in pairs for cells in (pair.cells1, pair.cells2)]
             needed = np.unique(np.concatenate(named))
-        data = with_targets(self._data(adata, needed), obs, target_idx)
+        data = self._data(adata, needed)
+        if data.condition is None and target_idx is None and not self.is_trained:
+            data = _all_as_targets(data)
+        data = with_targets(data, obs, target_idx)
         n_draws = 2 * len(pairs) * settings.n_samples_overall
         with seeded(seed), progress("Differential expression", n_draws, silent=silent):
             return differential_expression(
@@ -147,3 +153,14 @@ class DifferentialMethods(ModelBase):
                 "trained. Say which cells are target cells: target_idx=."
             )
             raise ValueError(msg)
+
+
+def _all_as_targets(data: CellData) -> CellData:
+    """Take every cell for a target cell, as an untrained model of scvi-tools does."""
+    warnings.warn(
+        "The model is untrained, and knows no background cells: all are decoded with their salient "
+        "latent, and the result means nothing. Train the model first.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return data.with_codes(np.full(len(data), BACKGROUND + 1))

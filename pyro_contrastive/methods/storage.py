@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from pyro_contrastive.saving import (
     components_of,
     elbo_name,
     read_folder,
+    refuse_prefix,
     write_folder,
 )
 from pyro_contrastive.torch_tools import seeded
@@ -62,6 +64,7 @@ class StorageMethods(ModelBase):
         prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
+        **anndata_write_kwargs: Any,
     ) -> None:
         """Save the model as a folder: weights (safetensors), settings and history (JSON).
 
@@ -75,15 +78,19 @@ class StorageMethods(ModelBase):
             Replace a folder that is there.
         save_anndata
             Add the AnnData, as ``adata.h5ad``.
+        **anndata_write_kwargs
+            For ``AnnData.write_h5ad``, with `save_anndata`; by default ``compression="gzip"``.
 
         Raises
         ------
         FileExistsError
             If the folder is there and `overwrite` is not set, or it holds other files too.
         TypeError
-            If ``module.objective`` was replaced by one that cannot be saved.
+            If ``module.objective`` was replaced by one that cannot be saved, or an argument is none
+            of ``AnnData.write_h5ad``.
         """
-        _refuse_prefix(prefix)
+        refuse_prefix(prefix)
+        _check_write_kwargs(anndata_write_kwargs, save_anndata=save_anndata)
         saved = SavedModel(
             setup=self.setup,
             settings=self.settings,
@@ -95,7 +102,7 @@ class StorageMethods(ModelBase):
             conditions=None if self._conditions is None else self._conditions.to_dict("split"),
         )
         adata = self._adata(None) if save_anndata else None
-        write_folder(Path(dir_path), saved, adata, overwrite=overwrite)
+        write_folder(Path(dir_path), saved, adata, anndata_write_kwargs, overwrite=overwrite)
 
     @classmethod
     def load(
@@ -146,7 +153,7 @@ class StorageMethods(ModelBase):
             "dispersion_prior": dispersion_prior,
             "penalties": penalties,
         }
-        _refuse_prefix(prefix)
+        refuse_prefix(prefix)
         target = torch_device(accelerator, device)
         saved, saved_adata = read_folder(Path(dir_path))
         model = cls._from_saved(saved, given, saved_adata if adata is None else adata)
@@ -200,9 +207,13 @@ class StorageMethods(ModelBase):
         return model
 
 
-def _refuse_prefix(prefix: str | None) -> None:
-    if prefix is not None:
-        msg = (
-            f"prefix={prefix!r}: several models in one folder are not supported; use a folder each."
-        )
-        raise ValueError(msg)
+def _check_write_kwargs(given: Mapping[str, Any], *, save_anndata: bool) -> None:
+    """Refuse what would have no effect, before anything is written."""
+    known = inspect.signature(AnnData.write_h5ad).parameters
+    unknown = sorted(set(given) - set(known) | set(given) & {"self", "filename"})
+    if unknown:
+        msg = f"save() got unexpected arguments: {unknown}."
+        raise TypeError(msg)
+    if given and not save_anndata:
+        msg = f"{sorted(given)} are about the AnnData, which save_anndata=True adds."
+        raise TypeError(msg)

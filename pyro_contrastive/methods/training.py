@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -103,6 +103,8 @@ class TrainingMethods(ModelBase):
         early_stopping_monitor: str = "elbo_validation",
         early_stopping_patience: int = 45,
         early_stopping_min_delta: float = 0.0,
+        early_stopping_mode: Literal["min", "max"] = "min",
+        early_stopping_warmup_epochs: int = 0,
         check_val_every_n_epoch: int | None = 1,
         enable_progress_bar: bool = True,
         schedule: str = "reference",
@@ -144,6 +146,11 @@ class TrainingMethods(ModelBase):
             See :class:`~pyro_contrastive.training.TrainingPlan`: ``lr``, ``n_epochs_kl_warmup`` ...
         early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
             See `early_stopping`.
+        early_stopping_mode
+            Whether less (``"min"``) or more (``"max"``) of `early_stopping_monitor` is better.
+        early_stopping_warmup_epochs
+            Early stopping does not look at so many first epochs, if they are more than those of the
+            KL warm-up.
         check_val_every_n_epoch
             How often the held-out ELBO is computed, and early stopping considered; ``None``:
             never.
@@ -198,7 +205,11 @@ class TrainingMethods(ModelBase):
                 check_val_every_n_epoch = 1  # as in scvi-tools
             _check_looks(check_val_every_n_epoch, max_epochs)
             stopping = EarlyStopping(
-                early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
+                early_stopping_monitor,
+                early_stopping_patience,
+                early_stopping_min_delta,
+                mode=early_stopping_mode,
+                warmup_epochs=early_stopping_warmup_epochs,
             )
         with seeded(seed):
             rng = numpy_rng()

@@ -125,6 +125,12 @@ class _Run:
         if early_stopping is not None:
             early_stopping.check(recorded)
             last = self.max_epochs // check_every * check_every - 1
+            if last < early_stopping.warmup_epochs:
+                msg = (
+                    f"early_stopping_warmup_epochs={early_stopping.warmup_epochs} leaves early "
+                    f"stopping none of the {self.max_epochs} epochs to look at."
+                )
+                raise ValueError(msg)
             if self.max_epochs > 1 and not self.has_full_weight(last):
                 msg = (
                     "Early stopping looks at epochs after the KL warm-up, which does not end before"
@@ -152,6 +158,10 @@ class _Run:
         steps_per_epoch = self.batches.steps_per_epoch
         weight = self.plan.kl_weight(epoch * steps_per_epoch, steps_per_epoch, self.max_epochs)
         return weight >= self.plan.max_kl_weight
+
+    def may_stop(self, early_stopping: EarlyStopping, epoch: int) -> bool:
+        """Tell whether early stopping is to look at this epoch of the run, counted from 0."""
+        return epoch >= early_stopping.warmup_epochs and self.has_full_weight(epoch)
 
     @property
     def can_validate(self) -> bool:
@@ -298,7 +308,7 @@ def fit(
                 run.lower_learning_rate(values)
                 history.add_epoch(values)
                 bar.advance(values)
-                if early_stopping is not None and is_check and run.has_full_weight(epoch):
+                if early_stopping is not None and is_check and run.may_stop(early_stopping, epoch):
                     stopped = early_stopping.update(values, vae)
                 if stopped:
                     break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -48,34 +49,55 @@ class History:
 
 
 class EarlyStopping:
-    """Watches one quantity, remembers the weights at its minimum.
+    """Watches one quantity, remembers the weights at its best.
 
     Parameters
     ----------
     monitor
-        Name of the quantity in the history; smaller is better.
+        Name of the quantity in the history.
     patience
         Stop after so many checks without improvement.
     min_delta
-        By how much the quantity must fall to restart the patience. The weights kept are those at
-        the minimum, however small the improvement.
+        By how much the quantity must improve to restart the patience. The weights kept are those
+        at the best value, however small the improvement.
+    mode
+        Whether smaller (``"min"``) or larger (``"max"``) is better.
+    warmup_epochs
+        Do not look at so many epochs of the run, counted from its start.
 
     Raises
     ------
     ValueError
-        If `patience` is less than 1 or `min_delta` negative.
+        If `patience` is less than 1, `min_delta` or `warmup_epochs` negative, or `mode` neither of
+        the two.
     """
 
-    def __init__(self, monitor: str, patience: int, min_delta: float) -> None:
+    def __init__(
+        self,
+        monitor: str,
+        patience: int,
+        min_delta: float,
+        *,
+        mode: Literal["min", "max"] = "min",
+        warmup_epochs: int = 0,
+    ) -> None:
         if patience < 1 or not min_delta >= 0:
             msg = (
                 "Early stopping needs a patience of at least 1 and a min_delta of at least 0, not "
                 f"{patience} and {min_delta}."
             )
             raise ValueError(msg)
+        if mode not in {"min", "max"} or warmup_epochs < 0:
+            msg = (
+                "Early stopping needs the mode 'min' or 'max' and at least 0 warmup_epochs, not "
+                f"{mode!r} and {warmup_epochs}."
+            )
+            raise ValueError(msg)
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
+        self.warmup_epochs = warmup_epochs
+        self._sign = 1.0 if mode == "min" else -1.0
         self.best = float("inf")
         self._to_beat = float("inf")
         self._waited = 0
@@ -103,7 +125,7 @@ class EarlyStopping:
 
     def update(self, values: Mapping[str, float], module: nn.Module) -> bool:
         """Take the values of an epoch; return whether it is time to stop."""
-        value = values[self.monitor]
+        value = self._sign * values[self.monitor]
         if value < self.best:
             self.best = value
             self._weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
