@@ -115,6 +115,26 @@ def test_a_mix_is_decoded_cell_by_cell(adata) -> None:
     assert np.abs(mix.loc["cell14"] - both["salient"].loc["cell14"]).max() > 1e-6
 
 
+def test_every_draw_has_a_library_size_and_latents_of_its_own(adata) -> None:
+    model = make(adata, use_observed_lib_size=False)
+    n = 4000
+    draws = model.get_salient_normalized_expression(
+        indices=[3, 20], library_size="latent", n_samples=n, return_mean=False, seed=0
+    )
+    log_sizes = np.log(draws.sum(-1))  # [draws, cells]
+    moments = model.module.guide.encode(model.setup.extract(adata).cells(np.array([3, 20])))
+    mean, variance = (m.detach().numpy()[:, 0] for m in moments["library"])
+    assert np.abs(log_sizes.mean(0) - mean).max() < 5 * np.sqrt(variance.max() / n)
+    assert log_sizes.var(0) == pytest.approx(variance, rel=5 * np.sqrt(2 / n))
+    shares = draws / draws.sum(-1, keepdims=True)
+    series = [log_sizes[:, 0], log_sizes[:, 1], shares[:, 0, 0], shares[:, 1, 0]]
+    correlations = np.corrcoef(series) - np.eye(4)
+    assert np.abs(correlations).max() < 5 / np.sqrt(n)  # of sizes, of cells, of shares
+    for one in series:  # one draw says nothing of the next
+        assert np.abs(np.corrcoef(one[1:], one[:-1])[0, 1]) < 5 / np.sqrt(n)
+        assert one.std() > 0
+
+
 def test_populations_given_to_train_are_remembered(adata, tmp_path) -> None:
     model = make(adata, condition_key=None)
     model.train(
@@ -313,6 +333,18 @@ def test_each_condition_is_reported(adata) -> None:
     target = last["elbo_validation"] - last["elbo_control_validation"]
     assert drugs[0] <= target + 1e-3
     assert target <= drugs[1] + 1e-3
+    tables = {
+        drug: model.differential_expression(
+            groupby="three", group1=drug, group2="control", n_samples_overall=50, silent=True
+        )
+        for drug in ("drug1", "drug2")
+    }
+    for drug, table in tables.items():
+        cells = adata[adata.obs["three"] == drug]
+        means = pd.Series(np.asarray(cells.X.mean(0)).ravel(), adata.var_names)
+        np.testing.assert_allclose(table["raw_mean1"], means[table.index], rtol=1e-5)
+        scale = table["scale1"] - table["scale2"]
+        assert (scale.abs() > 1e-4).any(), drug
     two = make(adata)
     two.train(max_epochs=1, train_size=0.6, enable_progress_bar=False)
     assert not any("control" in name for name in two.history)
@@ -393,20 +425,27 @@ def test_optimisers_and_schedules(adata) -> None:
     assert moved < 0.7 * freely
 
 
-def test_cells_without_counts_have_finite_results(adata) -> None:
+@pytest.mark.parametrize("observed", [True, False])
+def test_cells_without_counts_have_finite_results(adata, observed) -> None:
     kept = sp.diags((np.arange(26) % 13 > 0).astype(np.float32))  # a cell of each population
     adata.X = (kept @ adata.X).tocsr()
     with pytest.warns(UserWarning, match="2 of 26 cells have no counts"):
-        model = make(adata, use_observed_lib_size=True)
+        model = make(adata, use_observed_lib_size=observed)
     model.train(max_epochs=2, enable_progress_bar=False, train_size=0.8)
+    table = model.differential_expression(groupby="condition", n_samples_overall=50, silent=True)
+    empty = model.differential_expression(idx1=[0, 13], n_samples_overall=50, silent=True)
     results = [
         *model.get_normalized_expression(library_size="latent").values(),
         *model.get_treatment_effect(n_samples=39).values(),
+        model.get_counterfactual_expression("treated"),
+        model.get_latent_representation(representation_kind="background"),
         model.get_latent_representation(),
         model.get_latent_library_size(),
         model.get_elbo(return_mean=False),
+        model.get_reconstruction_error(return_mean=False)["reconstruction_loss"],
         model.get_marginal_ll(n_mc_samples=5, return_mean=False),
         *(frame for frame in model.history.values()),
+        *(frame.select_dtypes("number") for frame in (table, empty)),
     ]
     assert all(np.isfinite(np.asarray(result)).all() for result in results)
 
@@ -424,6 +463,9 @@ def test_differential_expression_by_column_and_by_query(adata) -> None:
     for column in ("proba_de", "lfc_mean", "scale1", "raw_mean2"):
         assert np.array_equal(query[column], table[column]), column
     pd.testing.assert_frame_equal(obs, adata.obs)
+    turned = model.differential_expression(adata[:, ::-1].copy(), groupby="condition", **quick)
+    turned = turned[turned["group1"] == "treated"].loc[table.index]
+    assert turned["raw_mean1"].tolist() == table["raw_mean1"].tolist()
     with pytest.raises(TypeError, match="nonsense"):
         model.differential_expression(groupby="condition", nonsense=1)
 
@@ -431,8 +473,6 @@ def test_differential_expression_by_column_and_by_query(adata) -> None:
 def test_differential_expression_knows_the_populations_train_was_given(adata) -> None:
     model = make(adata, condition_key=None)
     quick = {"silent": True, "n_samples_overall": 200, "seed": 0, "groupby": "three"}
-    with pytest.raises(ValueError, match="target_idx"):
-        model.differential_expression(**quick)
     model.train(
         np.arange(12), np.arange(12, 24), max_epochs=1, enable_progress_bar=False, train_size=0.8
     )

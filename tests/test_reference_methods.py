@@ -113,6 +113,28 @@ def test_the_loss_is_the_objectives_whatever_the_sizes(sizes, n_samples) -> None
     assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("penalty", [0.0, 4.0])
+def test_calling_the_module_runs_the_three_methods(penalty) -> None:
+    vae, batch = make_vae(wasserstein_penalty=penalty, n_batch=2).eval(), make_batch(3, 8, 2)
+    tensors = {g: {"X": t["x"], "batch": t["batch_index"]} for g, t in as_groups(batch, 3).items()}
+    pyro.set_rng_seed(4)
+    inferred, decoded, output = vae(
+        tensors, inference_kwargs={"n_samples": 2}, loss_kwargs={"kl_weight": 0.3}
+    )
+    pyro.set_rng_seed(4)
+    expected = chain(vae, batch, 3, n_samples=2, kl_weight=0.3)
+    for group in ("background", "target"):
+        assert torch.equal(inferred[group]["z"], expected[0][group]["z"])
+        assert torch.equal(decoded[group]["px_rate"], expected[1][group]["px_rate"])
+    assert torch.equal(output.loss, expected[2].loss)
+    assert len(vae(tensors, compute_loss=False)) == 2
+    # Summed over 2 draws of 8 pairs, whether or not it is a penalty.
+    mean, variance = (m.detach() for m in vae.guide.encode(batch)["s"])
+    by_hand = (mean[:3].square() + variance[:3]).sum(-1).mean()
+    found = float(output.extra_metrics["wasserstein_loss_sum"].detach())
+    assert found == pytest.approx(16 * float(by_hand), rel=1e-5)
+
+
 def test_the_loss_does_not_evaluate_the_networks_again() -> None:
     vae, batch = make_vae(), make_batch(5, 5)  # in training mode, with dropout
     groups = as_groups(batch, 5)

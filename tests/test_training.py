@@ -653,6 +653,35 @@ def test_patience_is_not_used_up_in_the_warm_up():
     assert (result.stopped_early, result.n_epochs) == (True, 8)
 
 
+def test_early_stopping_can_wait_longer_than_the_kl_warm_up(stoppings):
+    kwargs: dict[str, Any] = {
+        "early_stopping": True,
+        "early_stopping_patience": 2,
+        "early_stopping_min_delta": 1e9,
+        "plan_kwargs": {"n_epochs_kl_warmup": 1},
+    }
+    waited = train(make_model(), 12, early_stopping_warmup_epochs=5, **kwargs)
+    # The sixth epoch is the first to be looked at, and the best there can be.
+    assert (waited.stopped_early, waited.n_epochs, len(stoppings)) == (True, 8, 3)
+    again = train(make_model(), 12, early_stopping_warmup_epochs=0, **kwargs)
+    assert again.n_epochs == 4
+    with pytest.raises(ValueError, match="leaves early stopping none of the 5 epochs"):
+        train(make_model(), 5, early_stopping_warmup_epochs=5, **kwargs)
+
+
+def test_early_stopping_can_watch_what_is_to_grow():
+    stopping = EarlyStopping("score", patience=2, min_delta=0.0, mode="max")
+    module = torch.nn.Linear(1, 1)
+    for value in (1.0, 3.0, 2.0, 2.5):
+        torch.nn.init.constant_(module.weight, value)
+        stopped = stopping.update({"score": value}, module)
+    stopping.restore_best(module)
+    assert (stopped, module.weight.item()) == (True, 3.0)
+    kwargs = {"early_stopping": True, "plan_kwargs": {"n_epochs_kl_warmup": 0}}
+    result = train(make_model(), 6, early_stopping_mode="max", early_stopping_patience=1, **kwargs)
+    assert (result.stopped_early, result.n_epochs) == (True, 2)  # the loss only falls
+
+
 @pytest.mark.parametrize(
     "plan", [{"n_epochs_kl_warmup": 400}, {"n_steps_kl_warmup": 10**6}, {"n_epochs_kl_warmup": 6}]
 )
@@ -673,6 +702,8 @@ def test_early_stopping_of_a_run_that_is_all_warm_up_is_refused(plan):
         ((20, 30), {"early_stopping_monitor": "val_loss"}, r"can watch \['elbo_train'"),
         ((20, 30), {"early_stopping_patience": 0}, "patience of at least 1"),
         ((20, 30), {"early_stopping_min_delta": -1}, "min_delta of at least 0"),
+        ((20, 30), {"early_stopping_mode": "least"}, "mode 'min' or 'max'"),
+        ((20, 30), {"early_stopping_warmup_epochs": -1}, "at least 0 warmup_epochs"),
         ((20, 30), {"check_val_every_n_epoch": 0}, "check_val_every_n_epoch must be at least 1"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pyro_contrastive.data.setup import Setup
@@ -134,5 +135,5 @@ def _print_levels(setup: Setup) -> None:
 def _print_table(title: str, header: tuple[str, str], rows: Mapping[str, Any]) -> None:
     table = Table(*header, title=title)
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(escape(name), escape(str(value)))
     Console().print(table)
