@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from pyro.poutine import Trace
+from torch import Tensor
 
 from pyro_contrastive.analysis.runs import chunks, draw_posterior
+from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.vae import ContrastiveVAE
@@ -43,15 +49,12 @@ def latent_representation(
     if kind not in SITES:
         msg = f"representation_kind must be one of {list(SITES)}, not {kind!r}."
         raise ValueError(msg)
-    # A mean needs no noise; the guide draws some all the same, which must not advance the state.
-    with evaluating(vae), seeded(0 if give_mean else None):
-        parts = []
-        for batch in chunks(vae, data, indices, batch_size):
-            site = draw_posterior(vae, batch).nodes[SITES[kind]]
-            latent = site["fn"].mean if give_mean else site["value"]
-            parts.append(latent[0].cpu().numpy())
+
+    def value(_: CellBatch, posterior: Trace) -> Tensor:
+        return _value(posterior.nodes[SITES[kind]], give_mean)
+
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
-    return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)
+    return _per_cell(vae, data, indices, value, width, give_mean=give_mean, batch_size=batch_size)
 
 
 def library_size(
@@ -81,13 +84,33 @@ def library_size(
     if not vae.model.likelihood.uses_library:
         msg = f"{type(vae.model.likelihood).__name__} has no library size."
         raise ValueError(msg)
-    parts = []
+
+    def value(batch: CellBatch, posterior: Trace) -> Tensor:
+        if "library" not in posterior.nodes:
+            return batch.observed_library()
+        return _value(posterior.nodes["library"], give_mean)
+
+    return _per_cell(vae, data, indices, value, 1, give_mean=give_mean, batch_size=batch_size)
+
+
+def _per_cell(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    value: Callable[[CellBatch, Trace], Tensor],
+    width: int,
+    *,
+    give_mean: bool,
+    batch_size: int | None,
+) -> NDArray[np.float32]:
+    """Join the values of mini-batches and a posterior draw of each, ``[cells, width]``."""
+    # A mean needs no noise; the guide draws some all the same, which must not advance the state.
     with evaluating(vae), seeded(0 if give_mean else None):
-        for batch in chunks(vae, data, indices, batch_size):
-            site = draw_posterior(vae, batch).nodes.get("library")
-            if site is None:
-                library = batch.observed_library()
-            else:
-                library = (site["fn"].mean if give_mean else site["value"])[0]
-            parts.append(library.cpu().numpy())
-    return np.concatenate(parts) if parts else np.empty((0, 1), dtype=np.float32)
+        batches = chunks(vae, data, indices, batch_size)
+        parts = [value(batch, draw_posterior(vae, batch)).cpu().numpy() for batch in batches]
+    return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)
+
+
+def _value(site: dict[str, Any], give_mean: bool) -> Tensor:
+    value: Tensor = site["fn"].mean if give_mean else site["value"]
+    return value[0]  # the only draw

@@ -96,9 +96,14 @@ class CounterfactualMethods(DecodingHelpers):
         elif code != BACKGROUND and data.condition is not None:
             donors = self._donors(code, condition, chosen)
         decoding = self._decoding(
-            gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
+            gene_list,
+            transform_batch,
+            library_size,
+            n_samples,
+            return_mean,
+            batch_size,
+            transform_covariates,
         )
-        decoding = self._with_covariates(decoding, transform_covariates)
         with seeded(seed), progress("Counterfactual expression", len(cells), silent=silent):
             value = expression.counterfactual_expression(
                 self.module, data, cells, code, decoding, donors
@@ -157,8 +162,9 @@ class CounterfactualMethods(DecodingHelpers):
         if pseudocount is None:
             pseudocount = self.module.model.likelihood.pseudocount or PSEUDOCOUNT
         chosen, data, cells = self._cells(adata, indices)
-        decoding = self._decoding(gene_list, transform_batch, 1.0, n_samples, True, batch_size)
-        decoding = self._with_covariates(decoding, transform_covariates)
+        decoding = self._decoding(
+            gene_list, transform_batch, 1.0, n_samples, True, batch_size, transform_covariates
+        )
         with seeded(seed), progress("Treatment effects", len(cells), silent=silent):
             effect = expression.treatment_effect(
                 self.module, data, cells, decoding, interval=interval, pseudocount=pseudocount

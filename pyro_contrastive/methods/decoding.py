@@ -31,7 +31,9 @@ class DecodingHelpers(ModelBase):
         n_samples: int,
         return_mean: bool,
         batch_size: int | None,
+        covariates: Covariates,
     ) -> Decoding:
+        """Check what a user asked for, and turn names into numbers."""
         genes: NDArray[np.int64] | slice = slice(None)
         if gene_list is not None:
             unknown = [gene for gene in gene_list if gene not in set(self.setup.genes)]
@@ -49,7 +51,7 @@ class DecodingHelpers(ModelBase):
                 "its expression has a unit of its own, and is no share of a total. Leave it at 1."
             )
             raise ValueError(msg)
-        return Decoding(
+        decoding = Decoding(
             site="rate" if library_size == "latent" else "scale",
             genes=genes,
             n_samples=n_samples,
@@ -57,6 +59,7 @@ class DecodingHelpers(ModelBase):
             batches=self._batch_codes(transform_batch),
             batch_size=batch_size,
         )
+        return self._with_covariates(decoding, covariates)
 
     def _presenter(
         self,

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis import expression
 from pyro_contrastive.analysis.progress import progress
@@ -83,12 +83,16 @@ class ExpressionMethods(DecodingHelpers):
         """
         chosen, data, cells = self._cells(adata, indices)
         decoding = self._decoding(
-            gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
+            gene_list,
+            transform_batch,
+            library_size,
+            n_samples,
+            return_mean,
+            batch_size,
+            transform_covariates,
         )
-        decoding = self._with_covariates(decoding, transform_covariates)
         with seeded(seed):
-            if n_samples_overall is not None:
-                cells = numpy_rng().choice(cells, n_samples_overall)
+            cells = _sample_cells(cells, n_samples_overall)
             with progress("Expression", len(cells), silent=silent):
                 values = expression.expression(
                     self.module, data, cells, decoding, salient=(False, True)
@@ -182,15 +186,24 @@ class ExpressionMethods(DecodingHelpers):
             salient = as_indices(indices_to_return_salient, len(data), "indices_to_return_salient")
             data = data.with_condition(np.setdiff1d(np.arange(len(data)), salient), salient)
         decoding = self._decoding(
-            gene_list, transform_batch, library_size, n_samples, return_mean, batch_size
+            gene_list,
+            transform_batch,
+            library_size,
+            n_samples,
+            return_mean,
+            batch_size,
+            transform_covariates,
         )
-        decoding = self._with_covariates(decoding, transform_covariates)
         with seeded(seed):
-            if n_samples_overall is not None:
-                cells = numpy_rng().choice(cells, n_samples_overall)
+            cells = _sample_cells(cells, n_samples_overall)
             keep = expression_type != "background"
             with progress("Expression", len(cells), silent=silent):
                 (value,) = expression.expression(
                     self.module, data, cells, decoding, salient=(keep,)
                 )
         return self._presenter(chosen, cells, decoding, library_size, return_numpy)(value)
+
+
+def _sample_cells(cells: NDArray[np.int64], n: int | None) -> NDArray[np.int64]:
+    """Draw `n` of the cells with replacement; ``None``: keep them as they are."""
+    return cells if n is None else numpy_rng().choice(cells, n)
