@@ -192,18 +192,24 @@ def less_reference(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def reference_differential(
-    model: Any, is_target: NDArray[np.bool_], *, seed: int, **kwargs: Any
+    model: Any,
+    is_target: NDArray[np.bool_],
+    among: NDArray[np.bool_] | slice = slice(None),
+    *,
+    seed: int,
+    **kwargs: Any,
 ) -> pd.DataFrame:
-    """Compare target with background cells by scvi-tools' model.
+    """Compare target with background cells, `among` some or all, by scvi-tools' model.
 
     Without `target_idx` it would decode background cells with the salient latent too.
     """
     import scvi
 
     scvi.settings.seed = seed
+    one, other = groups(is_target, among)
     return model.differential_expression(
-        idx1=is_target,
-        idx2=~is_target,
+        idx1=one,
+        idx2=other,
         target_idx=np.flatnonzero(is_target),
         silent=True,
         **kwargs,
@@ -211,12 +217,25 @@ def reference_differential(
 
 
 def our_differential(
-    model: ContrastiveVI, is_target: NDArray[np.bool_], *, seed: int, **kwargs: Any
+    model: ContrastiveVI,
+    is_target: NDArray[np.bool_],
+    among: NDArray[np.bool_] | slice = slice(None),
+    *,
+    seed: int,
+    **kwargs: Any,
 ) -> pd.DataFrame:
-    """Compare target with background cells by our model."""
-    return model.differential_expression(
-        idx1=is_target, idx2=~is_target, silent=True, seed=seed, **kwargs
-    )
+    """Compare target with background cells, `among` some or all, by our model."""
+    one, other = groups(is_target, among)
+    return model.differential_expression(idx1=one, idx2=other, silent=True, seed=seed, **kwargs)
+
+
+def groups(
+    is_target: NDArray[np.bool_], among: NDArray[np.bool_] | slice
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the target and of the background cells, `among` some or all."""
+    chosen = np.zeros_like(is_target)
+    chosen[among] = True
+    return is_target & chosen, ~is_target & chosen
 
 
 def show(title: str, table: pd.DataFrame, digits: int = 3) -> None:
