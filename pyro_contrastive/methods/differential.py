@@ -102,6 +102,16 @@ class DifferentialMethods(ModelBase):
         KeyError, ValueError, TypeError
             If a column, group or batch is unknown, a group is empty, groups overlap, an argument
             cannot be honoured, or it is not known which cells are target cells.
+
+        Notes
+        -----
+        What is compared are single cells drawn from the two groups, not means of the groups: a gene
+        is tagged if nearly all pairs of them differ by more than `delta`. So the tags are few but
+        nearly always right; fewest where groups hold several cell types, whose differences are in
+        every pair. Compare cells of one type with each other, and average over the noise of the
+        posterior with ``n_samples=25``, to find more. With hundreds of cells in each group a t-test
+        finds more changes of the mean; with few of them, it finds less than this does.
+        (``benchmarks/differential_truth.py``)
         """
         settings = DifferentialSettings(
             mode=mode,
