@@ -23,6 +23,7 @@ from pyro_contrastive.dispersion import DispersionPrior
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.priors import LogNormalLibrary
 from pyro_contrastive.training.history import History
+from pyro_contrastive.training.trained_cells import PREFIX, TrainedCells
 from pyro_contrastive.vae import ContrastiveVAE
 
 CONFIG, WEIGHTS, ADATA = "config.json", "model.safetensors", "adata.h5ad"
@@ -44,6 +45,7 @@ class SavedModel:
     is_trained: bool
     weights: Mapping[str, Tensor]
     conditions: dict[str, Any] | None = None  # code by cell name, where `train` was told them
+    trained_cells: TrainedCells | None = None
 
     def elbo_class(self) -> type[Trace_ELBO]:
         """Pyro's ELBO class by its saved name."""
@@ -154,6 +156,7 @@ def write_folder(
         "components": saved.components,
         "is_trained": saved.is_trained,
         "conditions": saved.conditions,
+        "trained_on": None if saved.trained_cells is None else saved.trained_cells.digest,
         "history": saved.history.to_json(),
     }
     text = json.dumps(config, indent=1, default=as_json_value)
@@ -164,6 +167,8 @@ def write_folder(
         (new / CONFIG).write_text(text, encoding="utf-8")
         # safetensors refuses tensors that share memory, as one prior used for z and for s does.
         weights = {k: v.detach().cpu().clone().contiguous() for k, v in saved.weights.items()}
+        if saved.trained_cells is not None:
+            weights |= saved.trained_cells.to_tensors()
         # save_file would make a file that only its owner may read.
         (new / WEIGHTS).write_bytes(save(weights))
         if adata is not None:
@@ -214,6 +219,7 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
     _check_files(folder, CONFIG, WEIGHTS)
     config = _read_config(folder / CONFIG)
     try:
+        tensors = load_file(folder / WEIGHTS)
         saved = SavedModel(
             setup=Setup.from_json(json.dumps(config["setup"])),
             settings=config["settings"],
@@ -222,7 +228,8 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
             history=History.from_json(config["history"]),
             is_trained=config["is_trained"],
             conditions=config["conditions"],
-            weights=load_file(folder / WEIGHTS),
+            weights={k: v for k, v in tensors.items() if not k.startswith(PREFIX)},
+            trained_cells=TrainedCells.from_tensors(tensors, config["trained_on"]),
         )
     except SafetensorError as error:
         msg = f"{folder / WEIGHTS} is damaged: {error}."

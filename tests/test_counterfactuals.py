@@ -130,7 +130,7 @@ def asked(monkeypatch):
     return made
 
 
-def test_donors_are_cells_of_the_treatment_that_trained(asked):
+def test_donors_are_cells_of_the_treatment_that_trained(asked, tmp_path):
     adata = two_drugs(20)
     model = ContrastiveVI(adata, **SMALL)
     model.train(max_epochs=1, train_size=0.5, enable_progress_bar=False, seed=0)
@@ -142,6 +142,13 @@ def test_donors_are_cells_of_the_treatment_that_trained(asked):
     assert asked[-1].indices.tolist() == expected.tolist()
     model.get_counterfactual_expression("control")
     assert asked[-1] is None
+    model.save(tmp_path / "model")
+    loaded = ContrastiveVI.load(tmp_path / "model", adata)
+    loaded.get_counterfactual_expression("drug2", indices=[0])
+    assert asked[-1].indices.tolist() == expected.tolist()
+    waiting = ContrastiveVI.load(tmp_path / "model")
+    waiting.get_counterfactual_expression("drug2", adata[::-1].copy(), indices=[0])
+    assert asked[-1].indices.tolist() == list(range(20))  # not known which of them trained
 
 
 def test_a_model_without_data_takes_donors_of_the_data_given(tmp_path, asked):

@@ -154,6 +154,27 @@ def test_the_same_model_comes_back(tmp_path, make):
     assert repr(loaded) == repr(model)
 
 
+def test_which_cells_were_held_out_is_known_after_loading(tmp_path):
+    model = make_model()
+    adata = model.adata
+    model.save(tmp_path / "model", save_anndata=True)
+    for given in (None, adata.copy()):
+        loaded = ContrastiveVI.load(tmp_path / "model", given)
+        for part in ("train_indices", "validation_indices", "test_indices"):
+            assert np.array_equal(getattr(loaded, part), getattr(model, part)), part
+    assert len(loaded.validation_indices)
+    turned = ContrastiveVI.load(tmp_path / "model", adata[::-1].copy())
+    assert turned.train_indices is None  # they would be other cells
+    model.save(tmp_path / "without")
+    again = ContrastiveVI.load(tmp_path / "without")
+    again.save(tmp_path / "again")
+    again = ContrastiveVI.load(tmp_path / "again", adata)
+    assert np.array_equal(again.train_indices, model.train_indices)
+    untrained = make_model(trained=False)
+    untrained.save(tmp_path / "untrained")
+    assert ContrastiveVI.load(tmp_path / "untrained").train_indices is None
+
+
 def test_an_untrained_model_comes_back(tmp_path):
     model = make_model(trained=False)
     model.save(tmp_path / "model")

@@ -20,6 +20,7 @@ from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support
 from pyro_contrastive.training.history import History
+from pyro_contrastive.training.trained_cells import TrainedCells
 from pyro_contrastive.vae import ContrastiveVAE
 
 Batches = str | int | Sequence[str | int] | None
@@ -39,10 +40,22 @@ class ModelBase:
     # indices. The total tells a cell from another of its name.
     _conditions: pd.DataFrame | None = None
 
-    # Cells of the last run of training, by index; None before it, and after loading.
-    train_indices: NDArray[np.int64] | None = None
-    validation_indices: NDArray[np.int64] | None = None
-    test_indices: NDArray[np.int64] | None = None
+    _trained_cells: TrainedCells | None = None  # of the last run of training
+
+    @property
+    def train_indices(self) -> NDArray[np.int64] | None:
+        """Cells that trained, sorted; ``None`` before training, or if `adata` is other data."""
+        return None if self._trained_cells is None else self._trained_cells.train
+
+    @property
+    def validation_indices(self) -> NDArray[np.int64] | None:
+        """Cells that were held out, as `train_indices`."""
+        return None if self._trained_cells is None else self._trained_cells.validation
+
+    @property
+    def test_indices(self) -> NDArray[np.int64] | None:
+        """Cells that were neither trained on nor held out, as `train_indices`."""
+        return None if self._trained_cells is None else self._trained_cells.test
 
     @property
     def is_trained_(self) -> bool:

@@ -67,8 +67,8 @@ class CounterfactualMethods(DecodingHelpers):
         salient_source
             Where s comes from under a treatment that a cell was never given:
             ``"aggregate_posterior"``, see above. The treated cells are those of the model's own
-            data that trained (all of the treatment after loading, when it is not known which
-            trained); of `adata` if the model has no data of its own. ``"prior"``: the salient prior
+            data that trained (all of the treatment, where it is not known which trained); of
+            `adata` if the model has no data of its own. ``"prior"``: the salient prior
             of that treatment. The default prior, N(0, I) for every treatment, says nothing of one
             treatment in particular, and a warning says so; `PerConditionNormal` tells them apart.
 
@@ -178,8 +178,8 @@ class CounterfactualMethods(DecodingHelpers):
         data = self._extract(adata)
         codes = self._condition_codes(adata, data)
         found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
-        if self.train_indices is not None:
-            found = np.intersect1d(found, self.train_indices)
+        if self._trained_cells is not None and self._trained_cells.are_of(adata.obs_names):
+            found = np.intersect1d(found, self._trained_cells.train)
         if not found.size:
             msg = (
                 f"There are no cells of {condition!r} to take salient latents from: give the model "

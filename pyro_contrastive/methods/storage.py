@@ -100,6 +100,7 @@ class StorageMethods(ModelBase):
             is_trained=self.is_trained,
             weights=self.module.state_dict(),
             conditions=None if self._conditions is None else self._conditions.to_dict("split"),
+            trained_cells=self._trained_cells,
         )
         adata = self._adata(None) if save_anndata else None
         write_folder(Path(dir_path), saved, adata, anndata_write_kwargs, overwrite=overwrite)
@@ -202,6 +203,9 @@ class StorageMethods(ModelBase):
         if saved.conditions is not None:
             model._conditions = pd.DataFrame(**saved.conditions)
         model.adata = adata
+        trained = saved.trained_cells
+        if trained is not None and (adata is None or trained.are_of(adata.obs_names)):
+            model._trained_cells = trained
         if adata is not None:
             model._extract(adata)  # says what differs, now
         return model

@@ -19,6 +19,7 @@ from pyro_contrastive.torch_tools import numpy_rng, seeded
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
 from pyro_contrastive.training.splits import Split, external_split, split_populations
+from pyro_contrastive.training.trained_cells import TrainedCells
 
 if TYPE_CHECKING:
     from pyro_contrastive.training.fit import FitResult
@@ -236,10 +237,7 @@ class TrainingMethods(ModelBase):
                 progress_bar=enable_progress_bar,
             )
         self.is_trained = True
-        self.train_indices, self.validation_indices, self.test_indices = (
-            np.sort(np.concatenate([part.background, part.target]))
-            for part in (split.train, split.validation, split.test)
-        )
+        self._trained_cells = TrainedCells.of(split, adata.obs_names)
         if background_indices is not None and self.setup.condition_key is None:
             self._note_populations(adata.obs_names, data, np.concatenate(cells))
         return result
