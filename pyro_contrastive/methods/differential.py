@@ -109,8 +109,10 @@ class DifferentialMethods(ModelBase):
         is tagged if nearly all pairs of them differ by more than `delta`. So the tags are few but
         nearly always right; fewest where groups hold several cell types, whose differences are in
         every pair. Compare cells of one type with each other, and average over the noise of the
-        posterior with ``n_samples=25``, to find more. With hundreds of cells in each group a t-test
-        finds more changes of the mean; with few of them, it finds less than this does.
+        posterior with ``n_samples=25``, to find more; or compare each treated cell with itself
+        without its salient latent, by :meth:`get_treatment_effect`. With hundreds of cells in each
+        group a t-test finds more changes of the mean; with few of them, it finds less than this
+        does.
         (``benchmarks/differential_truth.py``)
         """
         settings = DifferentialSettings(
