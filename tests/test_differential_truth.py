@@ -25,7 +25,7 @@ def t_test(counts: np.ndarray, treated: np.ndarray) -> np.ndarray:
 def test_few_false_discoveries_and_more_power_than_a_t_test_on_few_cells_of_a_type():
     """Few cells are compared, but the model has learned from all: that is what it is for.
 
-    Not in this test: hundreds of cells, of which a t-test misses little, and groups of several cell
+    Not in this test: many cells, of which a t-test misses little, and groups of several cell
     types, whose variation counts against a change. See benchmarks/differential_truth.py.
     """
     settings = TreatmentSettings(n_background=400, n_target=400, n_genes=300)

@@ -110,9 +110,9 @@ class DifferentialMethods(ModelBase):
         nearly always right; fewest where groups hold several cell types, whose differences are in
         every pair. Compare cells of one type with each other, and average over the noise of the
         posterior with ``n_samples=25``, to find more; or compare each treated cell with itself
-        without its salient latent, by :meth:`get_treatment_effect`. With hundreds of cells in each
-        group a t-test finds more changes of the mean; with few of them, it finds less than this
-        does.
+        without its salient latent, by :meth:`get_treatment_effect`. With many cells in each group
+        (from about 75, in simulations) a t-test finds more changes of the mean; with few, it finds
+        less than this does.
         (``benchmarks/differential_truth.py``)
         """
         settings = DifferentialSettings(
