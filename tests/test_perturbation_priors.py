@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.spatial
 import scipy.special
 import scipy.stats
 import torch
@@ -18,6 +19,8 @@ from pyro_contrastive import (
     CellBatch,
     ContrastiveVI,
     EscapingPerturbation,
+    PerConditionNormal,
+    Poisson,
     PrivateSalient,
     SparseSalient,
     Wasserstein,
@@ -187,6 +190,42 @@ def test_the_sparse_prior_leaves_the_true_number_of_dimensions(n_true) -> None:
     usage = model.get_latent_usage()
     print(usage)
     assert usage["active"].sum() == n_true
+
+
+@pytest.mark.slow
+def test_means_per_treatment_are_found_in_counts() -> None:
+    # s has unit covariance within a treatment, so the means are known but for a rotation: their
+    # distances from each other, and from the 0 of background cells, are not free.
+    rng = np.random.default_rng(0)
+    truth = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [-2.0, -2.0], [0.3, 0.0]])
+    condition = np.repeat(np.arange(5), 200)
+    z, noise = rng.standard_normal((2, 1000, 2))
+    s = (truth[condition] + noise) * (condition > 0)[:, None]
+    log_rate = rng.normal(0, 1, 60) + np.hstack([z, s]) @ rng.normal(0, 0.4, (4, 60))
+    batch = CellBatch(
+        condition=torch.as_tensor(condition),
+        x=torch.as_tensor(rng.poisson(1000 * scipy.special.softmax(log_rate, 1))).float(),
+    )
+    pyro.set_rng_seed(0)
+    prior = PerConditionNormal(5, 2)
+    vae = make_vae(
+        n_input=60,
+        n_hidden=64,
+        n_background_latent=2,
+        n_salient_latent=2,
+        n_layers_decoder=0,
+        dropout_rate=0.0,
+        likelihood=Poisson(),
+        salient_prior=prior,
+        elbo=TraceMeanField_ELBO,
+    )
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), vae.objective)
+    for _ in range(800):
+        svi.step(batch)
+    found, expected = (scipy.spatial.distance.pdist(m) for m in (prior.means.detach(), truth))
+    print(np.round(np.stack([found, expected]), 2))
+    assert np.abs(found - expected).max() < 1.0  # of up to 5
+    assert np.corrcoef(found, expected)[0, 1] > 0.9
 
 
 @pytest.mark.slow
