@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -19,10 +20,12 @@ from pyro_contrastive import (
     CellBatch,
     ContrastiveVI,
     EscapingPerturbation,
+    MixtureOfGaussians,
     PerConditionNormal,
     Poisson,
     PrivateSalient,
     SparseSalient,
+    VampPrior,
     Wasserstein,
 )
 from pyro_contrastive.components import component_from_spec
@@ -84,6 +87,31 @@ def test_penalties_look_at_every_block_of_background_cells() -> None:
 def test_blocks_must_be_of_one_size() -> None:
     with pytest.raises(ValueError, match="multiple of the number of treatments, 3"):
         PrivateSalient(4, 10)
+
+
+def test_priors_of_other_sizes_are_refused_when_the_model_is_made() -> None:
+    adata = simulate(SimulationSettings(n_background=8, n_target=8, n_genes=5), seed=0)
+    adata.obs["drug"] = ["none"] * 8 + ["a", "b"] * 4
+    ContrastiveVI.setup_anndata(adata, condition_key="drug", background="none")
+    with pytest.raises(
+        ValueError, match=r"salient_prior: .* for 2 conditions, and the data have 3"
+    ):
+        ContrastiveVI(adata, salient_prior=PerConditionNormal(2, 10))
+    with pytest.raises(ValueError, match=r"background_prior: .* for 7 dimensions, .* has 10"):
+        ContrastiveVI(adata, background_prior=MixtureOfGaussians(7))
+    for batch_key, n_genes in (("drug", 5), (None, 4)):
+        ContrastiveVI.setup_anndata(
+            adata, condition_key="drug", background="none", batch_key=batch_key
+        )
+        vamp = VampPrior.from_counts(adata.X[:, :n_genes], 3)
+        said = f"made for {n_genes} genes and 0 .* takes 5 genes and {3 if batch_key else 0}"
+        with pytest.raises(ValueError, match=said):
+            ContrastiveVI(adata, salient_prior=vamp)
+    ContrastiveVI.setup_anndata(adata, condition_key="drug", background="none", batch_key="drug")
+    told = pd.get_dummies(adata.obs["drug"], dtype=float)
+    vamp = VampPrior.from_counts(adata.X, 3, covariates=told)
+    model = ContrastiveVI(adata, n_hidden=4, salient_prior=vamp)
+    model.train(max_epochs=1, enable_progress_bar=False)
 
 
 def test_the_escaping_mixture_by_hand() -> None:
