@@ -31,6 +31,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
 HANGS_AFTER = 900  # seconds in one cell
 # Where files of a person or of a machine lie, on Linux, macOS and Windows.
 MACHINE_PATH = re.compile(r"/(?:home|Users|root|tmp|private|var|opt|mnt|work)/\w|[A-Z]:\\\w")
@@ -108,7 +109,7 @@ def run(path: Path, to: Path) -> list[str]:
     try:
         execute(notebook)
     except CellExecutionError as error:
-        return [str(error)]
+        return [COLOUR.sub("", str(error))]
     nbformat.write(notebook, to / path.name)
     print(f"{path.name}: {time.perf_counter() - started:.0f} s", flush=True)
     return faults(notebook)
