@@ -1,5 +1,6 @@
 # make demo   the main job on the bundled data, from nothing; leaves demo_output/index.html
 # make test   lint, types and all tests, from nothing
+# make notebooks   run the notebooks and save them with their outputs, in place
 # make bench  side by side with scvi-tools (minutes)
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fast bench clean
+.PHONY: demo test fast notebooks bench clean
 
 # Each stamp is newer than what it was installed from, so that a second run starts at once.
 $(VENV)/python.stamp:
@@ -34,6 +35,9 @@ test: $(VENV)/dev.stamp
 
 fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
+
+notebooks: $(VENV)/dev.stamp
+	$(BIN)/python notebooks/execute.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/held_out_elbo.py

@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.dispersion import Posterior
-from pyro_contrastive.family import Sizes, preset_arguments
+from pyro_contrastive.family import Sizes, check_conditions, preset_arguments
 from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.description import DescriptionMethods
@@ -151,6 +151,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             "dispersion_prior": dispersion_prior,
             "penalties": penalties,
         }
+        check_conditions(components, setup.conditions)
         self._assemble(setup, settings, components | library, elbo)
         self.adata = adata
 

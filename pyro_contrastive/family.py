@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,3 +218,29 @@ def presets() -> pd.DataFrame:
         for name, p in PRESETS.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("preset")
+
+
+def check_conditions(components: Mapping[str, object], conditions: Sequence[str]) -> None:
+    """Refuse components that were made for fewer conditions than there are.
+
+    Parameters
+    ----------
+    components
+        By the keyword they were given as; those without an attribute ``n_conditions`` do not care.
+    conditions
+        Names of the conditions, the background first; empty if it is not known yet which there are.
+
+    Raises
+    ------
+    ValueError
+        Naming the keyword and both numbers.
+    """
+    for keyword, component in components.items():
+        made_for = getattr(component, "n_conditions", len(conditions))
+        if made_for < len(conditions):
+            msg = (
+                f"{keyword}: this {type(component).__name__} was made for {made_for} conditions, "
+                f"and the data have {len(conditions)}, the background {conditions[0]!r} included. "
+                f"Make it with n_conditions={len(conditions)}."
+            )
+            raise ValueError(msg)

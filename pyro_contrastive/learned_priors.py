@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix, issparse, spmatrix
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.networks import Block
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors import Prior
 from pyro_contrastive.torch_tools import evaluating
@@ -158,7 +159,25 @@ class VampPrior(Prior):
         return prior
 
     def bind(self, encoder: nn.Module) -> None:
-        """Take the encoder of the pseudo-inputs: the guide's own for this latent."""
+        """Take the encoder of the pseudo-inputs: the guide's own for this latent.
+
+        Raises
+        ------
+        ValueError
+            If it takes other genes or covariates than the prior was made for.
+        """
+        first = getattr(getattr(encoder, "body", None), "blocks", [None])[0]
+        if isinstance(first, Block):
+            n_covariates = first.linear.in_features - first.n_in
+            if (first.n_in, n_covariates) != (self.n_input, self.n_covariates):
+                msg = (
+                    f"VampPrior was made for {self.n_input} genes and {self.n_covariates} covariate"
+                    f" columns; the encoder takes {first.n_in} genes and {n_covariates} columns "
+                    "(one per batch and per level of a categorical covariate, in the order set up, "
+                    "then the continuous ones). Give from_counts the counts of these genes and "
+                    'covariates=, for batches e.g. pd.get_dummies(adata.obs["batch"], dtype=float).'
+                )
+                raise ValueError(msg)
         self._bound = (encoder,)
 
     def forward(self, batch: CellBatch) -> dist.Distribution:

@@ -62,8 +62,6 @@ class ContrastiveModel(NamedPyroModule):
         Width and number of the decoder's hidden layers; with none, the heads are linear in the
         latents.
 
-        Width and number of the decoder's hidden layers.
-
     Raises
     ------
     ValueError

@@ -257,10 +257,20 @@ def as_prior(prior: object, n_latent: int, keyword: str) -> Prior:
     ------
     TypeError
         If `prior` is none of these.
+    ValueError
+        If it says, by an attribute ``n_latent``, that it was made for another dimension.
     """
     if prior is None:
         return StandardNormal(n_latent)
     if isinstance(prior, Prior):
+        made_for = getattr(prior, "n_latent", n_latent)
+        if made_for != n_latent:
+            msg = (
+                f"{keyword}: this {type(prior).__name__} was made for {made_for} dimensions, and "
+                f"the model has {n_latent} there. Make it with {n_latent}, or give the model "
+                "n_background_latent= or n_salient_latent= to match."
+            )
+            raise ValueError(msg)
         return prior
     if not isinstance(prior, torch.distributions.Distribution):
         msg = (

@@ -18,8 +18,9 @@ class SparseSalient(Prior):
 
     with :math:`\tau` learned by maximising the ELBO (empirical Bayes, as in Bishop 1999, "Bayesian
     PCA", there for the loadings). A dimension is never exactly 0; whether it is used is told by how
-    many nats the guide spends on it: see :meth:`nats` and :meth:`active`. Dimensions that the data
-    do not need fall to a few tenths of a nat, and to scales below 1.
+    many nats the guide spends on it. ``model.get_latent_usage()`` of a ``ContrastiveVI`` reports
+    that; :meth:`nats` and :meth:`active` do for a plain ``ContrastiveVAE``. Dimensions that the
+    data do not need fall to a few tenths of a nat, and to scales below 1.
 
     How many are needed depends on the decoder. With one that is linear in the latents
     (``n_layers_decoder=0``), counts simulated from a log-linear model leave as many dimensions

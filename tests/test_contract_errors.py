@@ -156,7 +156,13 @@ class CannotBeMadeAgain(Good):
         assert not isinstance(scale, str), "no strings"
 
 
+class UnknownField(Prior):
+    def forward(self, batch):
+        return dist.Normal(batch.treatment.unsqueeze(-1), 1.0).expand([2]).to_event(1)
+
+
 PRIORS = [
+    (UnknownField, r"raised AttributeError: .*'treatment'. It is given one CellBatch: condition"),
     (OfTorch, "pyro.sample does not take.*pyro.distributions"),
     (NoEvent, r"event shape \[\] .*to_event\(1\)"),
     (TooLong, r"event shape \[4\] .*the event must be \[2\]"),
@@ -180,7 +186,7 @@ PRIORS = [
     (with_changed("support"), "some draws lie outside the distribution's own support"),
     (NotKept, "cannot be saved: the argument 'scale' is not kept.*saving=False"),
     (KeptOtherwise, "made again from its saved arguments and weights it gives other numbers"),
-    (CannotBeMadeAgain, "cannot be made again from its saved arguments.*no strings"),
+    (CannotBeMadeAgain, "making it again from its arguments.*raised AssertionError: no strings"),
 ]
 
 
@@ -298,7 +304,23 @@ class FixedSize(Poisson):
         self._temperature = temperature
 
 
+class UndeclaredHead(Likelihood):
+    heads = ("rate",)
+
+    def forward(self, heads, library):
+        return dist.Poisson(library * heads["scale"]).to_event(1)
+
+
+class NegativeRate(Likelihood):
+    heads = ("rate",)
+
+    def forward(self, heads, library):
+        return dist.Poisson(library * heads["rate"]).to_event(1)
+
+
 LIKELIHOODS = [
+    (UndeclaredHead, r"raised KeyError: 'scale'. It is given the heads it names, \('rate',\)"),
+    (NegativeRate, r"Expected parameter rate.*softplus where a parameter must be positive"),
     (HeadsAreAString, "with the comma"),
     (NoGeneEvent, r"to_event\(1\)"),
     (OwnBuild, r"super\(\).build"),
@@ -325,6 +347,8 @@ def test_defects_of_likelihoods_are_found(cls, message) -> None:
 def test_a_good_likelihood_passes() -> None:
     check_likelihood(Poisson)
     check_likelihood(FixedSize, saving=False)
+    with fails(r"Poisson: this is one likelihood.*check_likelihood\(lambda: Mine"):
+        check_likelihood(Poisson())
     made = Poisson()
     with fails("returns the same object again"):
         check_likelihood(lambda: made)
@@ -434,13 +458,19 @@ class TrainsOnlyWithGradients(Shrink):
         return self.latents(guide_trace).mean() * (2.0 if torch.is_grad_enabled() else 1.0)
 
 
+class UnknownSite(Penalty):
+    def forward(self, model_trace, guide_trace, batch):
+        return guide_trace.nodes["salient"]["value"].square().mean()
+
+
 PENALTIES = [
+    (UnknownSite, r"raised KeyError: 'salient'. .*Sites of the guide: \['z', 's'\]"),
     (PerCell, r"returned shape \[8\], not a scalar.*mean"),
     (Number, "returned 1.0, not a scalar tensor"),
     (Infinite, "its value is inf"),
     (EmptyMean, "not finite for a mini-batch of background cells only.*clamped"),
     (NormAtZero, "not finite for a mini-batch of background cells only"),
-    (NeedsTwo, "a mini-batch of a single cell raises IndexError"),
+    (NeedsTwo, "a mini-batch of a single cell raised IndexError"),
     (WithoutGradient, "its gradient reaches no parameter of the model or the guide"),
     (UnusedParameter, r"no gradient reaches \['spare'\] in its value or its own_loss"),
     (Leaks, "the gradient of own_loss reaches the model or the guide.*Detach"),

@@ -1,4 +1,9 @@
-"""Each penalty does what it claims, on simulated counts whose latents are known."""
+"""Each penalty does what it claims, on simulated counts whose latents are known.
+
+Training amplifies the rounding of whichever CPU it runs on, so every effect here is made large: the
+simulation is such that a model without the penalty gets it badly wrong, and the limit lies at half
+of that, at least twice what the penalty leaves.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import pytest
+import torch
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import cross_val_score
 
@@ -16,6 +22,7 @@ from pyro_contrastive import (
     ContrastiveVI,
     NarrowSalient,
     Penalty,
+    Poisson,
     SalientClassifier,
     TotalCorrelation,
     Wasserstein,
@@ -23,100 +30,133 @@ from pyro_contrastive import (
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 pytestmark = pytest.mark.slow
-N_CELLS, N_GENES, N_EPOCHS = 600, 100, 100  # cells of each population
+N_CELLS, N_GENES = 600, 60  # cells of each population
+SEED = 0  # of the training; the limits were tried with 0 to 3
 TREATED = np.arange(2 * N_CELLS) >= N_CELLS
 
 
-def dependent_counts() -> ad.AnnData:
-    """Poisson counts, log-linear in z and s; s of treated cells goes with z."""
-    rng = np.random.default_rng(0)
-    z, noise = rng.standard_normal((2, 2 * N_CELLS, 2))
-    s = (0.8 * z + 0.6 * noise) * TREATED[:, None]
-    loadings = rng.normal(0, 0.5, (4, N_GENES))
-    rate = np.exp(rng.normal(0, 1, N_GENES) + np.hstack([z, s]) @ loadings)
-    x = rng.poisson(1000 * rate / rate.sum(1, keepdims=True)).astype(np.float32)
+Z, NOISE = np.random.default_rng(0).standard_normal((2, 2 * N_CELLS, 2))
+LOADINGS = np.random.default_rng(1).normal(0, 0.5, (2, N_GENES))
+BASE = np.random.default_rng(2).normal(0, 1, N_GENES)
+
+
+def counts(log_change: np.ndarray) -> ad.AnnData:
+    """Poisson counts, about 1,000 in every cell."""
+    rate = np.exp(BASE + log_change)
+    x = np.random.default_rng(3).poisson(1000 * rate / rate.sum(1, keepdims=True))
     obs = pd.DataFrame({"condition": np.where(TREATED, "treated", "control")})
-    return ad.AnnData(x, obs=obs.set_index(obs.index.astype(str)))
+    return ad.AnnData(x.astype(np.float32), obs=obs.set_index(obs.index.astype(str)))
 
 
-def latents(
-    adata: ad.AnnData, n_latent: int, *penalties: Penalty
-) -> tuple[np.ndarray, np.ndarray, ContrastiveVI]:
-    """Posterior means of z and s after training with these penalties."""
-    pyro.set_rng_seed(0)
+def make(adata: ad.AnnData, n_latent: int, *penalties: Penalty, **more) -> ContrastiveVI:
+    """Make a model with `n_latent` dimensions of z and of s."""
+    pyro.set_rng_seed(SEED)
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
-    model = ContrastiveVI(
+    return ContrastiveVI(
         adata,
         n_background_latent=n_latent,
         n_salient_latent=n_latent,
         n_hidden=64,
         penalties=penalties,
+        **more,
     )
+
+
+def latents(model: ContrastiveVI, *, mean: bool = True, n_epochs: int = 60) -> list[np.ndarray]:
+    """Train, and return posterior means (or draws) of z and s."""
     model.train(
-        max_epochs=N_EPOCHS,
-        seed=0,
+        max_epochs=n_epochs,
+        seed=SEED,
         enable_progress_bar=False,
         check_val_every_n_epoch=None,
         plan_kwargs={"lr": 3e-3, "eps": 1e-8},
     )
-    kinds = ("background", "salient")
-    z, s = (model.get_latent_representation(representation_kind=kind) for kind in kinds)
-    return z, s, model
+    return [
+        model.get_latent_representation(representation_kind=kind, give_mean=mean, seed=0)
+        for kind in ("background", "salient")
+    ]
+
+
+def ambiguous_counts() -> ad.AnnData:
+    """Counts in which z and s change the same genes, so that either can tell what both do."""
+    return counts((Z + (4.0 + NOISE) * TREATED[:, None]) @ LOADINGS)
+
+
+def make_ambiguous(adata: ad.AnnData, *penalties: Penalty) -> ContrastiveVI:
+    """Make a model that knows how counts come from z + s: what each tells is left to the guide.
+
+    With priors alone the two share it: half of the change in z, half of it in s.
+    """
+    model = make(adata, 2, *penalties, likelihood=Poisson(), n_layers_decoder=0)
+    decoder = model.module.model.likelihood.layers["scale"]
+    with torch.no_grad():
+        decoder.weight.copy_(torch.as_tensor(np.vstack([LOADINGS, LOADINGS]).T))
+        decoder.bias.copy_(torch.as_tensor(BASE))
+    decoder.requires_grad_(False)
+    return model
+
+
+DRAWS = {"mean": False, "n_epochs": 120}
+
+
+@pytest.fixture(scope="module")
+def ambiguous():
+    """Counts that z and s can both tell, and draws of them without a penalty."""
+    adata = ambiguous_counts()
+    return adata, latents(make_ambiguous(adata), **DRAWS)
 
 
 def gaussian_information(z: np.ndarray, s: np.ndarray) -> float:
-    """Mutual information in nats, if both were jointly normal."""
+    """Mutual information in nats of z and s of treated cells, if both were jointly normal."""
+    z, s = z[TREATED], s[TREATED]
     log_det = [np.linalg.slogdet(np.cov(part.T))[1] for part in (z, s, np.hstack([z, s]))]
     return 0.5 * (log_det[0] + log_det[1] - log_det[2])
 
 
-@pytest.fixture(scope="module")
-def dependent():
-    """Counts where s goes with z, and what is inferred without a penalty."""
-    adata = dependent_counts()
-    z, s, _ = latents(adata, 2)
-    return adata, gaussian_information(z[N_CELLS:], s[N_CELLS:])
-
-
-@pytest.mark.parametrize("penalty", [HSIC(10.0), TotalCorrelation(5.0, 2, 2)], ids=lambda p: p.name)
-def test_dependence_of_z_and_s_is_taken_out(dependent, penalty) -> None:
-    adata, without = dependent
-    z, s, model = latents(adata, 2, penalty)
-    print(f"{penalty.name}: {without:.3f} -> {gaussian_information(z[N_CELLS:], s[N_CELLS:]):.3f}")
-    assert without > 0.25
-    assert gaussian_information(z[N_CELLS:], s[N_CELLS:]) < 0.2 * without
+@pytest.mark.parametrize(
+    "penalty", [HSIC(100.0), TotalCorrelation(5.0, 2, 2)], ids=lambda p: p.name
+)
+def test_dependence_of_z_and_s_is_taken_out(ambiguous, penalty) -> None:
+    adata, drawn = ambiguous
+    model = make_ambiguous(adata, penalty)
+    before = gaussian_information(*drawn)
+    after = gaussian_information(*latents(model, **DRAWS))
+    print(f"{penalty.name}: {before:.3f} -> {after:.3f} nats")
+    assert before > 0.4
+    assert after < 0.5 * before
     recorded = model.history[f"{penalty.name}_train"].to_numpy().ravel()
-    assert len(recorded) == N_EPOCHS
-    assert abs(recorded[-10:].mean()) < 0.1
+    assert len(recorded) == DRAWS["n_epochs"]
+    assert recorded[-10:].mean() < 0.3
+
+
+def condition_in(latent: np.ndarray) -> float:
+    """Share of the variance of the condition that is linear in a latent."""
+    return LinearRegression().fit(latent, TREATED).score(latent, TREATED)
+
+
+def test_mmd_keeps_the_condition_out_of_z(ambiguous) -> None:
+    adata, (without, _) = ambiguous
+    z, _ = latents(make_ambiguous(adata, MMD(30.0)), **DRAWS)
+    print(f"MMD on z, condition in z: {condition_in(without):.3f} -> {condition_in(z):.3f}")
+    assert condition_in(without) > 0.35
+    assert condition_in(z) < 0.5 * condition_in(without)
 
 
 @pytest.fixture(scope="module")
-def roomy():
-    """Counts of independent z and s, and what is inferred with more dimensions than needed."""
-    adata = simulate(SimulationSettings(n_background=N_CELLS, n_target=N_CELLS), seed=3)
-    return adata, latents(adata, 5)[:2]
-
-
-def explained(truth: np.ndarray, latent: np.ndarray) -> float:
-    """Share of the variance of the true latents that is linear in the inferred ones."""
-    return LinearRegression().fit(latent, truth).score(latent, truth)
-
-
-def test_mmd_keeps_s_out_of_z(roomy) -> None:
-    adata, (without, _) = roomy
-    z, _, _ = latents(adata, 5, MMD(30.0))
-    s = adata.obsm["s"]
-    before, after = (explained(s[TREATED], latent[TREATED]) for latent in (without, z))
-    print(f"MMD on z, share of s in z: {before:.3f} -> {after:.3f}")
-    assert after < 0.6 * before
+def crowded():
+    """Counts of which controls vary in more ways than z has room for, and the s inferred."""
+    rng = np.random.default_rng(0)
+    factors = np.hstack([rng.standard_normal((2 * N_CELLS, 4)), 2.0 * TREATED[:, None]])
+    adata = counts(factors @ rng.normal(0, 0.5, (5, N_GENES)))
+    return adata, latents(make(adata, 2))[1]
 
 
 @pytest.mark.parametrize(
-    "penalty", [Wasserstein(5.0), NarrowSalient(1.0), MMD(30.0, "s")], ids=lambda p: p.name
+    "penalty", [Wasserstein(5.0), NarrowSalient(1.0), MMD(100.0, "s")], ids=lambda p: p.name
 )
-def test_s_of_background_cells_is_pinned_to_zero(roomy, penalty) -> None:
-    adata, (_, without) = roomy
-    _, s, _ = latents(adata, 5, penalty)
+def test_s_of_background_cells_is_pinned_to_zero(crowded, penalty) -> None:
+    adata, without = crowded
+    _, s = latents(make(adata, 2, penalty))
 
     def share(of: np.ndarray) -> float:
         squares = (of**2).sum(1)
@@ -128,13 +168,15 @@ def test_s_of_background_cells_is_pinned_to_zero(roomy, penalty) -> None:
     assert share(s) < 0.5 * share(without)
 
 
-def accuracy(latent: np.ndarray) -> float:
-    """How well background and target cells can be told apart, linearly; 1/2 is chance."""
-    return cross_val_score(LogisticRegression(), latent, TREATED, cv=5).mean()
+def error(latent: np.ndarray) -> float:
+    """How often background and target cells are mistaken for each other, linearly; 1/2: chance."""
+    return 1 - cross_val_score(LogisticRegression(), latent, TREATED, cv=5).mean()
 
 
-def test_the_classifier_sets_populations_apart_in_s(roomy) -> None:
-    adata, (_, without) = roomy
-    _, s, _ = latents(adata, 5, SalientClassifier(10.0, 5))
-    print(f"classifier, accuracy from s: {accuracy(without):.3f} -> {accuracy(s):.3f}")
-    assert accuracy(s) > accuracy(without) + 0.1
+def test_the_classifier_sets_populations_apart_in_s() -> None:
+    settings = SimulationSettings(n_background=N_CELLS, n_target=N_CELLS, n_genes=N_GENES)
+    adata = simulate(settings, seed=3)
+    _, without = latents(make(adata, 5))
+    _, s = latents(make(adata, 5, SalientClassifier(10.0, 5)))
+    print(f"classifier, error from s: {error(without):.3f} -> {error(s):.3f}")
+    assert error(s) < 0.5 * error(without)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.spatial
 import scipy.special
 import scipy.stats
 import torch
@@ -18,8 +20,12 @@ from pyro_contrastive import (
     CellBatch,
     ContrastiveVI,
     EscapingPerturbation,
+    MixtureOfGaussians,
+    PerConditionNormal,
+    Poisson,
     PrivateSalient,
     SparseSalient,
+    VampPrior,
     Wasserstein,
 )
 from pyro_contrastive.components import component_from_spec
@@ -81,6 +87,31 @@ def test_penalties_look_at_every_block_of_background_cells() -> None:
 def test_blocks_must_be_of_one_size() -> None:
     with pytest.raises(ValueError, match="multiple of the number of treatments, 3"):
         PrivateSalient(4, 10)
+
+
+def test_priors_of_other_sizes_are_refused_when_the_model_is_made() -> None:
+    adata = simulate(SimulationSettings(n_background=8, n_target=8, n_genes=5), seed=0)
+    adata.obs["drug"] = ["none"] * 8 + ["a", "b"] * 4
+    ContrastiveVI.setup_anndata(adata, condition_key="drug", background="none")
+    with pytest.raises(
+        ValueError, match=r"salient_prior: .* for 2 conditions, and the data have 3"
+    ):
+        ContrastiveVI(adata, salient_prior=PerConditionNormal(2, 10))
+    with pytest.raises(ValueError, match=r"background_prior: .* for 7 dimensions, .* has 10"):
+        ContrastiveVI(adata, background_prior=MixtureOfGaussians(7))
+    for batch_key, n_genes in (("drug", 5), (None, 4)):
+        ContrastiveVI.setup_anndata(
+            adata, condition_key="drug", background="none", batch_key=batch_key
+        )
+        vamp = VampPrior.from_counts(adata.X[:, :n_genes], 3)
+        said = f"made for {n_genes} genes and 0 .* takes 5 genes and {3 if batch_key else 0}"
+        with pytest.raises(ValueError, match=said):
+            ContrastiveVI(adata, salient_prior=vamp)
+    ContrastiveVI.setup_anndata(adata, condition_key="drug", background="none", batch_key="drug")
+    told = pd.get_dummies(adata.obs["drug"], dtype=float)
+    vamp = VampPrior.from_counts(adata.X, 3, covariates=told)
+    model = ContrastiveVI(adata, n_hidden=4, salient_prior=vamp)
+    model.train(max_epochs=1, enable_progress_bar=False)
 
 
 def test_the_escaping_mixture_by_hand() -> None:
@@ -172,23 +203,57 @@ def test_the_sparse_prior_leaves_the_true_number_of_dimensions(n_true) -> None:
     adata = simulate(settings, seed=0)
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     pyro.set_rng_seed(0)
-    prior = SparseSalient(6)
     model = ContrastiveVI(
         adata,
         n_hidden=64,
         n_background_latent=5,
         n_salient_latent=6,
         n_layers_decoder=0,
-        salient_prior=prior,
+        salient_prior=SparseSalient(6),
         elbo=TraceMeanField_ELBO,
     )
     model.train(
         max_epochs=150, enable_progress_bar=False, seed=0, plan_kwargs={"lr": 5e-3, "eps": 1e-8}
     )
-    treated = torch.as_tensor(adata.X[1000:].toarray())
-    cells = CellBatch(condition=torch.ones(1000, dtype=torch.long), x=treated)
-    moments = model.module.guide.encode(cells)["s"]
-    assert len(prior.active(*moments)) == n_true
+    usage = model.get_latent_usage()
+    print(usage)
+    assert usage["active"].sum() == n_true
+
+
+@pytest.mark.slow
+def test_means_per_treatment_are_found_in_counts() -> None:
+    # s has unit covariance within a treatment, so the means are known but for a rotation: their
+    # distances from each other, and from the 0 of background cells, are not free.
+    rng = np.random.default_rng(0)
+    truth = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [-2.0, -2.0], [0.3, 0.0]])
+    condition = np.repeat(np.arange(5), 200)
+    z, noise = rng.standard_normal((2, 1000, 2))
+    s = (truth[condition] + noise) * (condition > 0)[:, None]
+    log_rate = rng.normal(0, 1, 60) + np.hstack([z, s]) @ rng.normal(0, 0.4, (4, 60))
+    batch = CellBatch(
+        condition=torch.as_tensor(condition),
+        x=torch.as_tensor(rng.poisson(1000 * scipy.special.softmax(log_rate, 1))).float(),
+    )
+    pyro.set_rng_seed(0)
+    prior = PerConditionNormal(5, 2)
+    vae = make_vae(
+        n_input=60,
+        n_hidden=64,
+        n_background_latent=2,
+        n_salient_latent=2,
+        n_layers_decoder=0,
+        dropout_rate=0.0,
+        likelihood=Poisson(),
+        salient_prior=prior,
+        elbo=TraceMeanField_ELBO,
+    )
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), vae.objective)
+    for _ in range(800):
+        svi.step(batch)
+    found, expected = (scipy.spatial.distance.pdist(m) for m in (prior.means.detach(), truth))
+    print(np.round(np.stack([found, expected]), 2))
+    assert np.abs(found - expected).max() < 1.0  # of up to 5
+    assert np.corrcoef(found, expected)[0, 1] > 0.9
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.posterior import latent_representation, library_size
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.analysis.usage import latent_usage
+from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import seeded
 
@@ -107,6 +109,60 @@ class LatentMethods(ModelBase):
             return library_size(
                 self.module, data, chosen, give_mean=give_mean, batch_size=batch_size
             )
+
+    def get_latent_usage(
+        self,
+        representation_kind: RepresentationKind = "salient",
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        *,
+        threshold: float = 0.5,
+        batch_size: int | None = None,
+        silent: bool = False,
+    ) -> pd.DataFrame:
+        """Tell which dimensions of a latent are in use, by what the guide says in each.
+
+        With :class:`~pyro_contrastive.SparseSalient` this is the report of the dimensions that
+        remain; with other priors it shows which collapsed to the prior.
+
+        Parameters
+        ----------
+        representation_kind
+            ``"salient"`` or ``"background"``.
+        adata
+            Cells with the model's genes and conditions; default those it was made with.
+        indices
+            Which cells, as indices or boolean mask; default all for the background latent, target
+            cells for the salient one, which others do not have.
+        threshold
+            Nats per cell from which on a dimension counts as active. A convention: look for a gap.
+        batch_size
+            Cells at a time; default 1,024.
+        silent
+            Show no progress bar, however long it takes.
+
+        Returns
+        -------
+        One row per dimension: ``nats``, the KL divergence of q(latent | x) from the prior, mean
+        over cells; ``spread``, the standard deviation of the posterior means over cells;
+        ``active``, whether ``nats`` exceeds the threshold.
+
+        Raises
+        ------
+        ValueError
+            If `representation_kind` is neither of the two, or the prior does not say something of
+            each dimension by itself (mixtures and flows do not).
+        """
+        _, data, chosen = self._cells(adata, indices)
+        if indices is None and representation_kind == "salient" and data.condition is not None:
+            chosen = chosen[data.condition[chosen] != BACKGROUND]
+        with progress("Latent usage", len(chosen), silent=silent):
+            nats, means = latent_usage(
+                self.module, data, chosen, representation_kind, batch_size=batch_size
+            )
+        table = pd.DataFrame({"nats": nats.mean(0), "spread": means.std(0)})
+        table["active"] = table["nats"] > threshold
+        return table.rename_axis("dimension")
 
     def score_latents(
         self, adata: AnnData | None = None, labels_key: str | None = None, *, seed: int = 0

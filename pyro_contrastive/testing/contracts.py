@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, TypeVar
 
 import pyro
@@ -47,6 +48,29 @@ def fail(component: object, what: str, mend: str) -> NoReturn:
     """
     cls = component if isinstance(component, type) else type(component)
     raise ContractError(f"{cls.__name__}: {what} {mend}")
+
+
+@contextmanager
+def explained(component: object, what: str, mend: str) -> Iterator[None]:
+    """Turn whatever is raised within into the error of a broken contract.
+
+    Parameters
+    ----------
+    component
+        As in :func:`fail`.
+    what
+        What is done within, to be followed by "raised".
+    mend
+        How to put it right.
+    """
+    try:
+        yield
+    except ContractError:
+        raise
+    except Exception as error:
+        first_line = f"{error}".partition("\n")[0]
+        message = f"{what} raised {type(error).__name__}: {first_line}. {mend}"
+        raise ContractError(f"{type(component).__name__}: {message}") from error
 
 
 def copy_of(component: M) -> M:
@@ -151,11 +175,8 @@ def check_written_down(component: C) -> C:
     )
     if spec["arguments"] is None:
         fail(component, f"its arguments cannot be saved: {spec['reason']}.", how)
-    try:
+    with explained(component, f"making it again from its arguments {spec['arguments']}", how):
         return type(component).from_arguments(json.loads(json.dumps(spec["arguments"])))
-    except Exception as error:
-        what = f"it cannot be made again from its saved arguments {spec['arguments']}: {error}."
-        raise ContractError(f"{type(component).__name__}: {what} {how}") from error
 
 
 def check_same_after_loading(component: Component, before: Tensor, after: Tensor) -> None:
@@ -188,8 +209,12 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
         for particles in PARTICLES:
             where = f"under {elbo.__name__}{' with vectorised particles' if particles else ''}"
             vae = make_vae(elbo=elbo, elbo_kwargs=particles)
-            values = []
-            try:
+            values: list[Tensor] = []
+            mend = (
+                "Shapes are [..., cells, features]: index axes from the right, and expect further "
+                "axes on the left (particles)."
+            )
+            with explained(component, f"running the model {where}", mend):
                 for method in ("loss", "differentiable_loss"):
                     pyro.set_rng_seed(1)
                     vae.model.eval(), vae.guide.eval()
@@ -197,15 +222,6 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
                         value = getattr(vae.objective, method)(vae.model, vae.guide, batch)
                     values.append(torch.as_tensor(value))
                 torch.autograd.backward(values[1])
-            except ContractError:
-                raise
-            except Exception as error:
-                what = f"the model does not run {where}: {type(error).__name__}: {error}."
-                mend = (
-                    "Shapes are [..., cells, features]: index axes from the right, and expect "
-                    "further axes on the left (particles)."
-                )
-                raise ContractError(f"{type(component).__name__}: {what} {mend}") from error
             if not all(v.isfinite() for v in values):
                 mend = "Look for log(0), 0/0 or an overflow in exp."
                 fail(component, f"the loss is not finite {where}.", mend)
@@ -240,11 +256,8 @@ def check_moves(component: Component, compute: Any, moved: Any) -> None:
         "Make new tensors like those you have (torch.zeros_like(x), x.new_zeros(...)), and keep "
         "constants in buffers."
     )
-    try:
+    with explained(component, "running it in double precision", mend):
         result = compute(*moved(torch.float64))
-    except RuntimeError as error:
-        what = f"it does not run in double precision ({error})."
-        raise ContractError(f"{type(component).__name__}: {what} {mend}") from error
     if result.dtype != torch.float64:
         fail(component, f"in a model in double precision it computes in {result.dtype}.", mend)
     try:

@@ -60,6 +60,13 @@ def check_likelihood(
     >>> from pyro_contrastive import NegativeBinomial
     >>> check_likelihood(NegativeBinomial)
     """
+    if isinstance(make, Likelihood):
+        fail(
+            make,
+            "this is one likelihood, and the contract needs several: each belongs to one model.",
+            "Give the class, check_likelihood(Mine), or a function: "
+            "check_likelihood(lambda: Mine(...)).",
+        )
     with seeded(seed), own_params():
         first = make()
         if not isinstance(first, Likelihood):
@@ -74,8 +81,14 @@ def check_likelihood(
         vae = make_vae(first).eval()
         _check_build(make, first)
         batch = contracts.make_cells(n_genes, 2, n_batch)
+        mend = (
+            f"It is given the heads it names, {first.heads}, and the library size. The head "
+            f"{SCALE!r} is positive and sums to 1 over genes; any other one is any number: take "
+            "its .exp() or softplus where a parameter must be positive."
+        )
         with torch.no_grad():
-            d = _distribution(vae, batch, _latents(vae, batch))
+            with contracts.explained(first, "forward(heads, library)", mend):
+                d = _distribution(vae, batch, _latents(vae, batch))
             check_shapes(first, d, n_genes, [(N_CELLS,)])
             draws = check_draws(first, d)
             check_density(first, d, draws)

@@ -132,7 +132,15 @@ def _eval_value(vae: ContrastiveVAE, batch: CellBatch) -> Tensor:
 
 def _check_value(vae: ContrastiveVAE, batch: CellBatch) -> None:
     penalty = vae.penalties[0]
-    value: object = penalty(*_traces(vae, batch), batch)
+    traces = _traces(vae, batch)
+    mend = (
+        "It is given both traces and the cells. Sites of the guide: "
+        f"{list(traces[1].stochastic_nodes)}; of the model besides: "
+        f"{[n for n in traces[0].nodes if n in {'library', 'scale', 'rate', 'x'}]}; each has "
+        '["value"] and, if drawn, ["fn"], with an axis of cells before that of latents or genes.'
+    )
+    with contracts.explained(penalty, "forward(model_trace, guide_trace, batch)", mend):
+        value: object = penalty(*traces, batch)
     if not isinstance(value, Tensor) or value.shape != ():
         what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         fail(
@@ -157,13 +165,10 @@ def _check_populations(vae: ContrastiveVAE, batch: CellBatch) -> None:
         penalty.train()
         vae.zero_grad()
         traces = _traces(vae, few)
-        try:
+        mend = "Return 0 (value.sum() * 0.0, say) where the penalty is not defined."
+        with contracts.explained(penalty, f"a mini-batch of {name}", mend):
             value = penalty(*traces, few)
             own = penalty.own_loss(*traces, few)
-        except Exception as error:
-            what = f"a mini-batch of {name} raises {type(error).__name__}: {error}."
-            mend = "Return 0 (value.sum() * 0.0, say) where the penalty is not defined."
-            raise contracts.ContractError(f"{type(penalty).__name__}: {what} {mend}") from error
         total = value if own is None else value + own
         if total.requires_grad:
             total.backward()
