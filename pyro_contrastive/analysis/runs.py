@@ -73,6 +73,8 @@ def run_model(
     posterior: Trace,
     n_samples: int = 1,
     do: dict[str, Tensor] | None = None,
+    *,
+    replicate: bool = False,
 ) -> Trace:
     """Run the model on draws of the posterior.
 
@@ -86,8 +88,13 @@ def run_model(
         As given there.
     do
         Values to set sites to, whatever the posterior says (Pyro's do-operator).
+    replicate
+        Draw new data at the site ``x``, instead of observing those of `batch`.
     """
-    model: Any = vae.model if do is None else poutine.do(vae.model, do)
+    # Innermost, so that what `do` sets stays set.
+    model: Any = poutine.uncondition(vae.model) if replicate else vae.model
+    if do is not None:
+        model = poutine.do(model, do)
     program = poutine.replay(_samples(n_samples)(model), trace=posterior)
     return poutine.trace(program).get_trace(batch)
 
