@@ -16,6 +16,7 @@ from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomia
 from pyro_contrastive.methods.checks import CheckMethods
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
+from pyro_contrastive.methods.export import ExportMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.likelihood import LikelihoodMethods
@@ -35,6 +36,7 @@ class ContrastiveVI(
     LikelihoodMethods,
     PredictiveMethods,
     CheckMethods,
+    ExportMethods,
     StorageMethods,
 ):
     """Contrastive analysis of single-cell counts (Weinberger, Lin & Lee, Nature Methods 2023).

@@ -11,7 +11,6 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from pyro.poutine import Trace
-from torch import Tensor
 
 from pyro_contrastive.analysis.expression import (
     Decoding,
@@ -19,7 +18,7 @@ from pyro_contrastive.analysis.expression import (
     counterfactual_batch,
     decoded_under,
 )
-from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
+from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model, shared_sites
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.torch_tools import evaluating, seeded
@@ -73,8 +72,10 @@ def replicates(
 ) -> Iterator[Replicates]:
     """Draw replicate data, a mini-batch of cells at a time.
 
-    Given the latents they are independent of the data. Evaluation mode and the seeded random state
-    hold only while a mini-batch is drawn: whoever takes the next one finds all as it was.
+    Given the latents they are independent of the data. What no cell has for its own (inverse
+    dispersions with a prior) is drawn once, for all mini-batches. Evaluation mode and the seeded
+    random state hold only while a mini-batch is drawn: whoever takes the next one finds all as it
+    was.
 
     Parameters
     ----------
@@ -84,14 +85,16 @@ def replicates(
         What to draw.
     """
     decoding = predicting.decoding
-    start = 0
+    start, shared = 0, Trace()
     with ExitStack() as at_end:
         batches = chunks(vae, data, indices, decoding.batch_size, decoding.n_samples)
         at_end.callback(batches.close)  # type: ignore[attr-defined]  # a generator
         for number, batch in enumerate(batches):
             with evaluating(vae), seeded(chunk_seed(predicting.seed, number)):
-                x = _replicate(vae, batch, predicting)[..., decoding.genes]
-                drawn = x.float().cpu().numpy()
+                trace = _replicate(vae, batch, predicting, shared)
+                shared = shared_sites(trace)
+                drawn = trace.nodes["x"]["value"][..., decoding.genes].float().cpu().numpy()
+                del trace
             yield Replicates(indices[start : start + len(batch)], drawn)
             start += len(batch)
 
@@ -103,19 +106,20 @@ def chunk_seed(seed: int | None, number: int) -> int | None:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _replicate(vae: ContrastiveVAE, batch: CellBatch, predicting: Predicting) -> Tensor:
+def _replicate(
+    vae: ContrastiveVAE, batch: CellBatch, predicting: Predicting, shared: Trace
+) -> Trace:
     decoding = predicting.decoding
     n_samples = decoding.n_samples
-    posterior = Trace() if predicting.from_prior else draw_posterior(vae, batch, n_samples)
+    # Sites that a trace lacks are drawn from their priors.
+    drawn = shared if predicting.from_prior else draw_posterior(vae, batch, n_samples, shared)
     do = None
     if predicting.condition is not None:
         batch, do = counterfactual_batch(
-            vae, batch, posterior, predicting.condition, n_samples, predicting.donors
+            vae, batch, drawn, predicting.condition, n_samples, predicting.donors
         )
     batch = decoded_under(batch, decoding, decoding.batches[0] if decoding.batches else None)
-    trace = run_model(vae, batch, posterior, n_samples, do, replicate=True)
-    value: Tensor = trace.nodes["x"]["value"]
-    return value
+    return run_model(vae, batch, drawn, n_samples, do, replicate=True)
 
 
 def collect_dense(parts: Iterator[Replicates], n_samples: int, n_cells: int, n_genes: int) -> Array:
