@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pyro_contrastive.plotting.latents import _FEW, _INK, _MARKERS, _tidy
@@ -69,6 +70,13 @@ def _span(values: NDArray[np.float64], *, logs: bool) -> tuple[float, float]:
         return float(positive.min()) / 1.3, float(positive.max()) * 1.3
     margin = 0.05 * float(np.ptp(values)) or 1.0
     return float(values.min()) - margin, float(values.max()) + margin
+
+
+def short_log_axis(axes: Axes) -> None:
+    """Label a logarithmic x axis that may span little more than a decade: 0.2, 0.5, 1, 2 ..."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def legend_above(axes: Axes) -> None:

@@ -25,6 +25,7 @@ from pyro_contrastive.plotting.check_parts import (
     rows_of_group,
     rows_of_model,
     rows_of_statistic,
+    short_log_axis,
 )
 from pyro_contrastive.plotting.latents import _FAINT, _INK, _new_axes, _tidy
 
@@ -259,8 +260,11 @@ def plot_groups(
         axes.hlines(y, chosen["lower"], chosen["upper"], color=color, lw=2.5)
         axes.plot(chosen["replicate_mean"], y, marker, color=color, ms=5, ls="", label=name)
     one = rows_of_model(table, models[0][0])
-    places = [groups.index(g) for g in one["group"].astype(str)]
-    axes.plot(one["observed"], places, "|", color=_INK, ms=26, mew=2, ls="", label="data", zorder=1)
+    places = [groups.index(group) for group in one["group"].astype(str)]
+    axes.vlines(
+        one["observed"], [p - 0.4 for p in places], [p + 0.4 for p in places], color=_INK, lw=2,
+        label="data", zorder=1,
+    )  # fmt: skip
     axes.set_yticks(range(len(groups)), groups)
     axes.set_ylim(len(groups) - 0.5, -0.5)
     unit_of = UNITS.get(statistic, "no unit")
@@ -315,6 +319,8 @@ def plot_trend(
     of_variance = statistic == "variance_trend"
     axes.set_xscale("log" if positive else "linear")
     axes.set_yscale("log" if of_variance and positive else "linear")
+    if positive:
+        short_log_axis(axes)
     axes.set_xlabel("mean of a gene (counts per cell)" if positive else "mean of a gene")
     axes.set_ylabel("variance of a gene" if of_variance else "zero fraction of a gene")
     axes.legend(frameon=False)
@@ -363,7 +369,8 @@ def plot_coverage(
     axes.set_xticks(levels, [f"{level:.0%}" for level in levels])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=""))
     axes.set_xlabel("interval of the replicates")
-    axes.set_ylabel("coverage less its level (percent points)\ntoo narrow  ←  → too wide")
+    axes.set_ylabel("coverage less its level (percent points)")
+    axes.set_title("above 0: model too wide; below: too narrow", fontsize="medium")
     axes.legend(frameon=False)
     return _tidy(axes)
 
