@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from pyro_contrastive.analysis.checks.statistics import EFFECTS
 from pyro_contrastive.plotting.check_parts import (
     ON_LOG_SCALE,
     PLURAL,
@@ -72,26 +73,22 @@ def plot_misfit(
         If the table has no such group, or lacks a column.
     """
     table = rows_of_group(overall, group, ("unit", "share_outside"))
+    if group == ("all", "all"):
+        table = pd.concat([table, overall[overall["statistic"].isin(EFFECTS)]])
     table = table[(table["unit"].astype(str) != "data") & table["share_outside"].notna()]
-    keys = table["statistic"].astype(str) + "|" + table["unit"].astype(str)
-    lines = list(dict.fromkeys(keys))
+    labels = _line_labels(table)
+    lines = list(dict.fromkeys(labels))
     if not lines:
         raise ValueError("overall has no statistic of genes, cells or pairs")
     axes = ax if ax is not None else _new_axes(7.0, 1.3 + 0.34 * len(lines))
-    heights = {line: height for height, line in enumerate(lines)}
-    axes.hlines(list(heights.values()), 0, 1, color=_FAINT, zorder=1)
+    axes.hlines(range(len(lines)), 0, 1, color=_FAINT, zorder=1)
     for name, color, marker in models_of(table):
-        chosen = rows_of_model(table, name)
-        y = [heights[key] for key in keys[chosen.index]]
-        axes.plot(
-            chosen["share_outside"], y, marker, color=color, ms=8, label=name, ls="", zorder=3,
-            clip_on=False,
-        )  # fmt: skip
+        chosen = table["model"].astype(str) == name
+        y = [lines.index(label) for label in labels[chosen]]
+        x = table.loc[chosen, "share_outside"]
+        axes.plot(x, y, marker, color=color, ms=8, label=name, ls="", zorder=3, clip_on=False)
     axes.axvline(expected, color=_INK, ls="--", lw=1, label=f"by chance ({expected:.0%})")
-    named = [line.split("|") for line in lines]
-    axes.set_yticks(
-        list(heights.values()), [f"{name_of(s)} ({PLURAL.get(u, u)})" for s, u in named]
-    )
+    axes.set_yticks(range(len(lines)), lines)
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
     axes.set_xlabel(f"share outside of the {1 - expected:.0%} interval of the replicates")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -412,3 +409,11 @@ def plot_pit(
     axes.set_ylabel("density (1: as expected)")
     axes.legend(frameon=False, loc="lower center")
     return _tidy(axes)
+
+
+def _line_labels(table: pd.DataFrame) -> pd.Series[str]:
+    """Name the statistic, of what, and the treatment if it is an effect."""
+    units = table["unit"].astype(str).map(lambda unit: PLURAL.get(unit, unit))
+    names = table["statistic"].astype(str).map(name_of) + " (" + units + ")"
+    effects = table["statistic"].isin(EFFECTS)
+    return names.where(~effects, names + ", " + table["group"].astype(str))

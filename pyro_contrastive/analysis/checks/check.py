@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from pyro_contrastive.analysis.checks.statistics import EFFECTS
 from pyro_contrastive.analysis.checks.tables import ALL
 
 READINGS = ("lower in the data", "agrees", "higher in the data")
@@ -87,7 +88,7 @@ class PosteriorPredictiveCheck:
 
         Returns
         -------
-        `overall` and, of all cells, `calibration` and the user's own single numbers, with a column
+        `overall`, `calibration` and the user's own single numbers, with a column
         ``reading``: ``"higher in the data"`` or ``"lower in the data"`` where the data lie outside
         of the interval of the replicates, else ``"agrees"``.
 
@@ -100,7 +101,10 @@ class PosteriorPredictiveCheck:
         if group_by not in known:
             msg = f"group_by={group_by!r} is not one of the groups of this check: {known}."
             raise ValueError(msg)
-        table = self.overall[self.overall["group_by"] == group_by]
+        chosen = self.overall["group_by"] == group_by
+        if group_by == ALL:  # an effect is of the whole data, and named after the treatment
+            chosen |= self.overall["statistic"].isin(EFFECTS)
+        table = self.overall[chosen]
         extra = [self.calibration]
         if "unit" in self.custom:
             extra.append(self.custom[self.custom["unit"] == "data"])

@@ -88,6 +88,8 @@ CELL_STATISTICS: dict[str, Callable[[Moments], Floats]] = {
 }
 TRENDS = {"variance_trend": "variance", "zero_fraction_trend": "zero_fraction"}
 CORRELATION, EFFECT, CALIBRATION = "correlation", "effect", "calibration"
+EFFECTS = ("abs_log2_fold_change", "abs_difference", "effect_agreement")
+"""What effects are averaged to."""
 NEED_COUNTS = frozenset({"cv", "zero_fraction", "zero_fraction_trend", "library_size"})
 """Statistics with no meaning for values that may be negative and are never exactly 0."""
 ALL_STATISTICS = (*CELL_STATISTICS, *TRENDS, CORRELATION, EFFECT, CALIBRATION)
