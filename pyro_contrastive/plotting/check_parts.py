@@ -81,7 +81,7 @@ def short_log_axis(axes: Axes) -> None:
 
 def legend_above(axes: Axes) -> None:
     """Put the legend above the axes, where it hides nothing."""
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=5, borderaxespad=0.2)
 
 
 def name_of(statistic: str) -> str:

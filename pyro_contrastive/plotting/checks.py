@@ -403,7 +403,9 @@ def plot_pit(
     axes.axhline(1, color=_INK, lw=1.2, label="a model that is right")
     for name, color, _ in models_of(table):
         chosen = rows_of_model(table, name).sort_values("bin_left")
-        axes.stairs(chosen["observed"] * n_bins, edges, color=color, lw=1.8, label=name)
+        axes.stairs(
+            chosen["observed"] * n_bins, edges, baseline=None, color=color, lw=1.8, label=name
+        )
     axes.set(xlim=(0, 1), ylim=(0, None))
     axes.set_xlabel("rank of a count among its replicates (0: lowest, 1: highest)")
     axes.set_ylabel("density (1: as expected)")
