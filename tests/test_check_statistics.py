@@ -270,6 +270,11 @@ def test_only_what_is_asked_for_is_found():
     assert len(result.correlations)
     for name in ("trends", "effects", "calibration", "pit", "custom"):
         assert getattr(result, name).empty
+    assert check(statistics=["calibration"]).summary()["unit"].tolist() == ["entry"] * 4
+    single = check(statistics=[], functions={"n": len}).summary()
+    assert single[["statistic", "observed", "reading"]].to_numpy().tolist() == [["n", 4, "agrees"]]
+    undefined = check(statistics=["cv"], observed=0 * COUNTS).summary()
+    assert set(undefined["reading"]) == {"not defined"}
     everything = check()
     names = set(everything.overall["statistic"])
     assert names >= set(ALL_STATISTICS) - {"correlation", "effect", "calibration"}

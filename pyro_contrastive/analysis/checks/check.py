@@ -10,9 +10,14 @@ import numpy as np
 import pandas as pd
 
 from pyro_contrastive.analysis.checks.statistics import EFFECTS
-from pyro_contrastive.analysis.checks.tables import ALL
+from pyro_contrastive.analysis.checks.tables import ALL, COMPARED, join
 
 READINGS = ("lower in the data", "agrees", "higher in the data")
+UNDEFINED = "not defined"
+SUMMARY_COLUMNS = (
+    *("model", "unit", "statistic", "group_by", "group", "n_units", "share_outside"),
+    *COMPARED,
+)
 
 
 @dataclass(frozen=True)
@@ -90,32 +95,29 @@ class PosteriorPredictiveCheck:
         -------
         `overall`, `calibration` and the user's own single numbers, with a column
         ``reading``: ``"higher in the data"`` or ``"lower in the data"`` where the data lie outside
-        of the interval of the replicates, else ``"agrees"``.
+        of the interval of the replicates, else ``"agrees"``; ``"not defined"`` where there is no
+        value to compare.
 
         Raises
         ------
         ValueError
             If there are no such groups; the error lists those there are.
         """
-        known = list(dict.fromkeys(self.overall["group_by"].astype(str)))
+        of_own = self.custom
+        if len(of_own):
+            of_own = of_own[of_own["unit"] == "data"]
+        tables = [t for t in (self.overall, self.calibration, of_own) if len(t)]
+        known = list(dict.fromkeys(g for t in tables for g in t["group_by"].astype(str)))
         if group_by not in known:
             msg = f"group_by={group_by!r} is not one of the groups of this check: {known}."
             raise ValueError(msg)
-        chosen = self.overall["group_by"] == group_by
-        if group_by == ALL:  # an effect is of the whole data, and named after the treatment
-            chosen |= self.overall["statistic"].isin(EFFECTS)
-        table = self.overall[chosen]
-        extra = [self.calibration]
-        if "unit" in self.custom:
-            extra.append(self.custom[self.custom["unit"] == "data"])
-        for more in extra:
-            if len(more):
-                found = more[more["group_by"] == group_by]
-                table = pd.concat([table, found[found.columns.intersection(table.columns)]])
+        columns = [name for name in SUMMARY_COLUMNS if any(name in t for t in tables)]
+        chosen = [_chosen(table, group_by).reindex(columns=columns) for table in tables]
+        table = join([part.astype(_as_text(part)) for part in chosen if len(part)])
         side = 1 + (table["observed"] > table["upper"]) - 1 * (table["observed"] < table["lower"])
-        return table.assign(reading=np.asarray(READINGS)[side.to_numpy(dtype=int)]).reset_index(
-            drop=True
-        )
+        readings = np.asarray(READINGS, dtype=object)[side.to_numpy(dtype=int)]
+        defined = table["observed"].notna() & table["replicate_mean"].notna()
+        return table.assign(reading=np.where(defined, readings, UNDEFINED))
 
     @classmethod
     def compare(cls, checks: Mapping[str, Self]) -> Self:
@@ -160,3 +162,16 @@ class PosteriorPredictiveCheck:
             else:
                 joined[f.name] = min(values)
         return cls(**joined)
+
+
+def _chosen(table: pd.DataFrame, group_by: str) -> pd.DataFrame:
+    chosen = table["group_by"] == group_by
+    if group_by == ALL:  # an effect is of the whole data, and named after the treatment
+        chosen |= table["statistic"].isin(EFFECTS)
+    return table[chosen]
+
+
+def _as_text(table: pd.DataFrame) -> dict[str, type]:
+    """Categories of several tables differ; what has them is joined as text."""
+    texts = ("model", "unit", "statistic", "group_by", "group")
+    return {name: str for name in texts if name in table}

@@ -119,14 +119,15 @@ def overall_row(
     return rows(statistic, group, made, unit=unit, n_units=n, share_outside=share)
 
 
-def join(parts: list[pd.DataFrame], columns: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Join tables; names that repeat are kept once. Without any, an empty one with `columns`."""
+def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Join tables; names become categories, in the order they come in. Without any, an empty one."""
     if not parts:
-        return pd.DataFrame(columns=["statistic", "group_by", "group", *columns, *COMPARED])
+        return pd.DataFrame(columns=["statistic", "group_by", "group", *COMPARED])
     joined = pd.concat(parts, ignore_index=True)
     for name in joined.columns:
-        if joined[name].dtype == object:
-            joined[name] = joined[name].astype("category")
+        values = joined[name]
+        if not pd.api.types.is_numeric_dtype(values):
+            joined[name] = pd.Categorical(values, categories=values.dropna().unique())
     return joined
 
 
