@@ -120,7 +120,7 @@ def overall_row(
 
 
 def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Join tables; names become categories, in the order they come in. Without any, an empty one."""
+    """Join tables, or make an empty one; names become categories, in the order they come in."""
     if not parts:
         return pd.DataFrame(columns=["statistic", "group_by", "group", *COMPARED])
     joined = pd.concat(parts, ignore_index=True)
