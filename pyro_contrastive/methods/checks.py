@@ -58,8 +58,8 @@ class CheckMethods(PredictiveHelpers):
 
         Replicates are those of :meth:`posterior_predictive_sample`; with an observed library size
         each has the depth of its cell, so that ``library_size`` says little then (for a Poisson:
-        nothing at all, unless size factors were registered). They pass some cells at a time: a
-        million cells take no more memory for replicates than a thousand.
+        nothing at all, unless size factors were registered). They pass some cells at a time: of
+        each replicate only sums over cells are kept, by gene and group, and a few numbers per cell.
 
         Parameters
         ----------

@@ -46,8 +46,8 @@ def check_against_replicates(
     """Compare data with replicates of them; knows of no model and no AnnData.
 
     Replicates pass once, some cells at a time. What is kept of them are sums: of each gene in each
-    group of cells, of each cell, and of the chosen pairs of genes; memory does not grow with cells
-    x genes x samples.
+    group of cells, of each cell, and of the chosen pairs of genes. So memory grows with samples x
+    (genes x groups + cells), never with cells x genes x samples.
 
     Parameters
     ----------
