@@ -169,15 +169,19 @@ def test_the_program_draws_what_it_says_it_draws():
 @pytest.mark.slow
 def test_a_trained_poisson_fails_overdispersed_counts_and_a_negative_binomial_does_not():
     adata = simulated(inverse_dispersion=1.0, zero_probability=0.0)
-    shares, coverage = {}, {}
+    shares, missing, coverage = {}, {}, {}
     for name, likelihood in (("poisson", Poisson()), ("nb", NegativeBinomial())):
         model = model_of(adata, likelihood=likelihood)
         model.train(max_epochs=60, seed=0, enable_progress_bar=False, plan_kwargs={"lr": 5e-3})
         result = model.posterior_predictive_check(n_samples=20, seed=0)
-        shares[name] = share_outside(result, "zero_fraction")
-        coverage[name] = result.summary().set_index("statistic")["observed"]["coverage 0.9"]
-    assert shares["poisson"] > 0.7
-    assert shares["nb"] < 0.5
+        shares[name] = share_outside(result, "variance")
+        summary = result.summary().set_index(["unit", "statistic"])
+        zeros = summary.loc[("gene", "zero_fraction")]
+        missing[name] = zeros["observed"] - zeros["replicate_mean"]
+        coverage[name] = summary["observed"]["entry", "coverage 0.9"]
+    assert shares["poisson"] > 0.8 > shares["nb"]
+    assert missing["poisson"] > 0.07
+    assert abs(missing["nb"]) < 0.5 * missing["poisson"]
     assert coverage["poisson"] < 0.75
     assert coverage["nb"] > 0.85
 

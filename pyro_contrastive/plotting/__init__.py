@@ -1,14 +1,12 @@
 """Matplotlib figures: each takes arrays or tables, draws on one Axes and returns it."""
 
+from pyro_contrastive.plotting.check_curves import plot_coverage, plot_pit, plot_trend
 from pyro_contrastive.plotting.checks import (
     plot_correlations,
-    plot_coverage,
     plot_effects,
     plot_groups,
     plot_misfit,
-    plot_pit,
     plot_statistic,
-    plot_trend,
 )
 from pyro_contrastive.plotting.latents import plot_embedding, plot_history, plot_scores
 
