@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 Floats = NDArray[np.float64]
 
@@ -62,9 +62,9 @@ def compare_with_nominal(
     observed: Floats, nominal: Floats, error: Floats, interval: float
 ) -> dict[str, Floats]:
     """Place a value beside what it is for a model that is right, with a known standard error."""
-    half = norm.ppf((1 + interval) / 2) * error
+    half = ndtri((1 + interval) / 2) * error
     z = _standardised(observed - nominal, error)
-    found = (observed, nominal, nominal - half, nominal + half, z, norm.sf(z))
+    found = (observed, nominal, nominal - half, nominal + half, z, ndtr(-z))
     return dict(zip(COMPARED, found, strict=True))
 
 
