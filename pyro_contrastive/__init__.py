@@ -2,6 +2,7 @@
 
 from pyro_contrastive._settings import settings
 from pyro_contrastive.additive import AdditivePoisson
+from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
 from pyro_contrastive.count_likelihoods import Bernoulli, Poisson, ZeroInflatedPoisson
@@ -62,6 +63,7 @@ __all__ = [
     "Penalty",
     "PerConditionNormal",
     "Poisson",
+    "PosteriorPredictiveCheck",
     "Prior",
     "PrivateSalient",
     "SalientClassifier",

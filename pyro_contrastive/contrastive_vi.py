@@ -13,12 +13,15 @@ from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.dispersion import Posterior
 from pyro_contrastive.family import Sizes, check_conditions, preset_arguments
 from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
+from pyro_contrastive.methods.checks import CheckMethods
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.description import DescriptionMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
+from pyro_contrastive.methods.export import ExportMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.likelihood import LikelihoodMethods
+from pyro_contrastive.methods.predictive import PredictiveMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
 from pyro_contrastive.penalties import Penalty
@@ -32,6 +35,9 @@ class ContrastiveVI(
     CounterfactualMethods,
     DifferentialMethods,
     LikelihoodMethods,
+    PredictiveMethods,
+    CheckMethods,
+    ExportMethods,
     DescriptionMethods,
     StorageMethods,
 ):

@@ -114,17 +114,10 @@ def decode(
     do: dict[str, Tensor] | None = None,
 ) -> Array:
     """Decode posterior draws of one batch of cells, averaged over the batches asked for."""
-    batch = replace(
-        batch,
-        categorical=_with_columns(batch.categorical, decoding.categorical),
-        continuous=_with_columns(batch.continuous, decoding.continuous),
-    )
     total: Tensor = torch.zeros(())  # one batch at a time: memory does not grow with their number
     codes = decoding.batches or (None,)
     for code in codes:
-        decoded = batch
-        if code is not None:
-            decoded = replace(batch, batch=torch.full_like(batch.batch_codes, code))
+        decoded = decoded_under(batch, decoding, code)
         nodes = run_model(vae, decoded, posterior, decoding.n_samples, do).nodes
         if decoding.site not in nodes:
             msg = (
@@ -136,6 +129,18 @@ def decode(
         value = nodes[decoding.site]["value"][..., decoding.genes]
         total = total + (value.mean(0) if decoding.average else value)
     return (total / len(codes)).cpu().numpy()
+
+
+def decoded_under(batch: CellBatch, decoding: Decoding, code: int | None) -> CellBatch:
+    """Return the cells with the covariates of `decoding`, and this batch code if there is one."""
+    changed = replace(
+        batch,
+        categorical=_with_columns(batch.categorical, decoding.categorical),
+        continuous=_with_columns(batch.continuous, decoding.continuous),
+    )
+    if code is None:
+        return changed
+    return replace(changed, batch=torch.full_like(batch.batch_codes, code))
 
 
 def _with_columns(values: Tensor | None, columns: Mapping[int, float]) -> Tensor | None:

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.objective import is_local
 from pyro_contrastive.vae import ContrastiveVAE
 
 DEFAULT_BATCH_SIZE = 1024
@@ -62,9 +64,31 @@ def chunks(
             bar.advance(len(batch))
 
 
-def draw_posterior(vae: ContrastiveVAE, batch: CellBatch, n_samples: int = 1) -> Trace:
-    """Run the guide; every draw has shape ``[n_samples, cells, latents]``, independent draws."""
-    return poutine.trace(_samples(n_samples)(vae.guide)).get_trace(batch)
+def draw_posterior(
+    vae: ContrastiveVAE, batch: CellBatch, n_samples: int = 1, shared: Trace | None = None
+) -> Trace:
+    """Run the guide; every draw has shape ``[n_samples, cells, latents]``, independent draws.
+
+    `shared` holds draws that are not to be made anew: see :func:`shared_sites`.
+    """
+    program = _samples(n_samples)(vae.guide)
+    if shared is not None:
+        program = poutine.replay(program, trace=shared)
+    return poutine.trace(program).get_trace(batch)
+
+
+def shared_sites(trace: Trace) -> Trace:
+    """Return the draws that belong to no cell (inverse dispersions that have a prior).
+
+    Mini-batches of cells that are to be parts of one draw of the data must have them in common.
+    """
+    shared = Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or site["is_observed"]:
+            continue
+        if not is_local(site):
+            shared.add_node(name, **site)
+    return shared
 
 
 def run_model(
@@ -73,6 +97,8 @@ def run_model(
     posterior: Trace,
     n_samples: int = 1,
     do: dict[str, Tensor] | None = None,
+    *,
+    replicate: bool = False,
 ) -> Trace:
     """Run the model on draws of the posterior.
 
@@ -86,8 +112,13 @@ def run_model(
         As given there.
     do
         Values to set sites to, whatever the posterior says (Pyro's do-operator).
+    replicate
+        Draw new data at the site ``x``, instead of observing those of `batch`.
     """
-    model: Any = vae.model if do is None else poutine.do(vae.model, do)
+    # Innermost, so that what `do` sets stays set.
+    model: Any = poutine.uncondition(vae.model) if replicate else vae.model
+    if do is not None:
+        model = poutine.do(model, do)
     program = poutine.replay(_samples(n_samples)(model), trace=posterior)
     return poutine.trace(program).get_trace(batch)
 

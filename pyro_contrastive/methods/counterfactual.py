@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis import expression
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND, CellBatch
+from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.methods.base import NO_CELLS, Batches
 from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expression, LibrarySize
 from pyro_contrastive.torch_tools import evaluating, seeded
@@ -25,7 +26,68 @@ PSEUDOCOUNT = 1e-5
 """Added to expression that sums to 1 over genes, before it is compared."""
 
 
-class CounterfactualMethods(DecodingHelpers):
+class CounterfactualHelpers(DecodingHelpers):
+    """Whose salient latents stand for a condition that cells were not given."""
+
+    def _cells_under(
+        self,
+        condition: str | int,
+        adata: AnnData | None,
+        indices: ArrayLike | None,
+        salient_source: SalientSource,
+    ) -> tuple[AnnData, CellData, NDArray[np.int64], int, expression.Donors | None]:
+        """Read cells, the code of the condition they are to be under, and the donors for it."""
+        code = self._condition_code(condition)
+        if salient_source not in {"aggregate_posterior", "prior"}:
+            msg = (
+                f"salient_source must be 'aggregate_posterior' or 'prior', not {salient_source!r}."
+            )
+            raise ValueError(msg)
+        # Untreated, every cell is without s, whatever it was given.
+        chosen, data, cells = self._cells(adata, indices, need_condition=code != BACKGROUND)
+        donors = None
+        if code != BACKGROUND and salient_source == "prior":
+            self._warn_if_treatments_are_alike(code)
+        elif code != BACKGROUND and data.condition is not None:
+            donors = self._donors(code, condition, chosen)
+        return chosen, data, cells, code, donors
+
+    def _donors(self, code: int, condition: str | int, given: AnnData) -> expression.Donors:
+        """Return the cells of a treatment, of the model's own data if it has any."""
+        adata = given if self.adata is None else self.adata
+        data = self._extract(adata)
+        codes = self._condition_codes(adata, data)
+        found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
+        if self._trained_cells is not None and self._trained_cells.are_of(adata.obs_names):
+            found = np.intersect1d(found, self._trained_cells.train)
+        if not found.size:
+            msg = (
+                f"There are no cells of {condition!r} to take salient latents from: give the model "
+                "its data (model.adata, or load(..., adata=)), or use salient_source='prior'."
+            )
+            raise ValueError(msg)
+        return expression.Donors(data, found)
+
+    def _warn_if_treatments_are_alike(self, code: int) -> None:
+        n_conditions = len(self.setup.conditions)
+        if code == BACKGROUND or n_conditions <= 2:  # noqa: PLR2004  # one treatment
+            return
+        other = next(c for c in range(1, n_conditions) if c != code)
+        draws = []
+        for c in (code, other):
+            cells = CellBatch(condition=torch.tensor([c], device=self.device))
+            with evaluating(self.module), seeded(0):
+                draws.append(self.module.model.s_dist(cells).sample())
+        if torch.equal(*draws):
+            msg = (
+                "The salient prior is the same for every treatment: cells that were not given this "
+                "one are decoded with a salient latent of any treatment. Use a salient_prior that "
+                "looks at the condition, such as PerConditionNormal."
+            )
+            warnings.warn(msg, UserWarning, stacklevel=4)
+
+
+class CounterfactualMethods(CounterfactualHelpers):
     """What cells would express under another condition, and what their treatment did."""
 
     def get_counterfactual_expression(
@@ -82,19 +144,9 @@ class CounterfactualMethods(DecodingHelpers):
             If the condition is unknown, or that of a cell (the error lists those there are); if
             `salient_source` is neither of the two, or there are no cells of the treatment.
         """
-        code = self._condition_code(condition)
-        if salient_source not in {"aggregate_posterior", "prior"}:
-            msg = (
-                f"salient_source must be 'aggregate_posterior' or 'prior', not {salient_source!r}."
-            )
-            raise ValueError(msg)
-        # Untreated, every cell is without s, whatever it was given.
-        chosen, data, cells = self._cells(adata, indices, need_condition=code != BACKGROUND)
-        donors = None
-        if code != BACKGROUND and salient_source == "prior":
-            self._warn_if_treatments_are_alike(code)
-        elif code != BACKGROUND and data.condition is not None:
-            donors = self._donors(code, condition, chosen)
+        chosen, data, cells, code, donors = self._cells_under(
+            condition, adata, indices, salient_source
+        )
         decoding = self._decoding(
             gene_list,
             transform_batch,
@@ -171,37 +223,3 @@ class CounterfactualMethods(DecodingHelpers):
             )
         present = self._presenter(chosen, cells, decoding, 1.0, None)
         return {name: present(getattr(effect, name)) for name in ("mean", "lower", "upper")}
-
-    def _donors(self, code: int, condition: str | int, given: AnnData) -> expression.Donors:
-        """Return the cells of a treatment, of the model's own data if it has any."""
-        adata = given if self.adata is None else self.adata
-        data = self._extract(adata)
-        codes = self._condition_codes(adata, data)
-        found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
-        if self._trained_cells is not None and self._trained_cells.are_of(adata.obs_names):
-            found = np.intersect1d(found, self._trained_cells.train)
-        if not found.size:
-            msg = (
-                f"There are no cells of {condition!r} to take salient latents from: give the model "
-                "its data (model.adata, or load(..., adata=)), or use salient_source='prior'."
-            )
-            raise ValueError(msg)
-        return expression.Donors(data, found)
-
-    def _warn_if_treatments_are_alike(self, code: int) -> None:
-        n_conditions = len(self.setup.conditions)
-        if code == BACKGROUND or n_conditions <= 2:  # noqa: PLR2004  # one treatment
-            return
-        other = next(c for c in range(1, n_conditions) if c != code)
-        draws = []
-        for c in (code, other):
-            cells = CellBatch(condition=torch.tensor([c], device=self.device))
-            with evaluating(self.module), seeded(0):
-                draws.append(self.module.model.s_dist(cells).sample())
-        if torch.equal(*draws):
-            msg = (
-                "The salient prior is the same for every treatment: cells that were not given this "
-                "one are decoded with a salient latent of any treatment. Use a salient_prior that "
-                "looks at the condition, such as PerConditionNormal."
-            )
-            warnings.warn(msg, UserWarning, stacklevel=3)
