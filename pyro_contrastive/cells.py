@@ -116,6 +116,11 @@ class CellBatch:
         moved = {name: v if v is None else v.to(device) for name, v in moved.items()}
         return type(self)(**moved)
 
+    def take(self, chosen: Tensor) -> Self:
+        """Return some of the cells: `chosen` holds their positions, or is a mask ``[cells]``."""
+        kept: dict[str, Any] = {name: getattr(self, name) for name in TENSORS}
+        return type(self)(**{n: v if v is None else v[chosen] for n, v in kept.items()})
+
     @classmethod
     def cat(cls, batches: Sequence[CellBatch]) -> CellBatch:
         """Join batches of cells, in the order given.

@@ -62,9 +62,15 @@ def chunks(
             bar.advance(len(batch))
 
 
-def draw_posterior(vae: ContrastiveVAE, batch: CellBatch, n_samples: int = 1) -> Trace:
-    """Run the guide; every draw has shape ``[n_samples, cells, latents]``, independent draws."""
-    return poutine.trace(_samples(n_samples)(vae.guide)).get_trace(batch)
+def draw_posterior(
+    vae: ContrastiveVAE, batch: CellBatch, n_samples: int = 1, guide: Any = None
+) -> Trace:
+    """Run the guide; every draw has shape ``[n_samples, cells, latents]``, independent draws.
+
+    Another program with the same sites may stand in for the guide of `vae`.
+    """
+    program = vae.guide if guide is None else guide
+    return poutine.trace(_samples(n_samples)(program)).get_trace(batch)
 
 
 def run_model(
