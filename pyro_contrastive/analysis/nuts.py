@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import Moments
 from pyro_contrastive.model import SALIENT
-from pyro_contrastive.objective import is_local
+from pyro_contrastive.objective import SalientOfTargets, is_local
 from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -40,10 +40,10 @@ class NutsSettings:
         As in :class:`pyro.infer.NUTS`.
     """
 
-    n_draws: int = 250
-    n_warmup: int = 150
+    n_draws: int = 200
+    n_warmup: int = 100
     n_chains: int = 2
-    cells_at_a_time: int = 8
+    cells_at_a_time: int = 16
     target_accept: float = 0.8
     max_tree_depth: int = 7
 
@@ -68,13 +68,19 @@ class NutsDraws:
     def summary(self, site: str) -> dict[str, Tensor]:
         """Mean, standard deviation, effective sample size and split R-hat, ``[cells, latents]``."""
         draws = self.values[site].double()
-        flat = draws.flatten(0, 1)
-        return {
+        there = draws[0, 0].isfinite().all(-1)  # [cells]
+        found = draws[:, :, there]
+        flat = found.flatten(0, 1)
+        summaries = {
             "mean": flat.mean(0),
             "sd": flat.std(0),
-            "ess": effective_sample_size(draws, chain_dim=0, sample_dim=1),
-            "rhat": split_gelman_rubin(draws, chain_dim=0, sample_dim=1),
+            "ess": effective_sample_size(found, chain_dim=0, sample_dim=1),
+            "rhat": split_gelman_rubin(found, chain_dim=0, sample_dim=1),
         }
+        out = {name: torch.full_like(draws[0, 0], torch.nan) for name in summaries}
+        for name, value in summaries.items():
+            out[name][there] = value
+        return out
 
 
 def sample_nuts(
@@ -86,8 +92,8 @@ def sample_nuts(
 ) -> NutsDraws:
     """Draw from p(z, s, l | x) of each cell, with everything that cells share held fixed.
 
-    Chains of one cell are copies of it in the plate of cells. Background cells are run without the
-    salient latent. Parameters with a prior are at their posterior mean.
+    Chains of one cell are copies of it in the plate of cells. Background cells have no salient
+    latent. Parameters with a prior are at their posterior mean.
 
     Parameters
     ----------
@@ -113,17 +119,14 @@ def sample_nuts(
     n_divergent = torch.zeros(len(batch), dtype=torch.long)
     with evaluating(vae):
         shared = shared_values(vae)
-        for population in (batch.is_target, ~batch.is_target):
-            cells = population.nonzero().flatten()
-            for block in torch.split(cells, given.cells_at_a_time):
-                if not len(block):
-                    continue
-                moments = {k: (m[block], v[block]) for k, (m, v) in start.items()}
-                drawn, divergent = _sample_block(vae, batch.take(block), moments, shared, given)
-                for site, draws in drawn.items():
-                    values[site][:, :, block] = draws
-                n_divergent[block] = divergent
-                advance(len(block))
+        for block in torch.split(torch.arange(len(batch)), given.cells_at_a_time):
+            moments = {k: (m[block], v[block]) for k, (m, v) in start.items()}
+            drawn, divergent = _sample_block(vae, batch.take(block), moments, shared, given)
+            for site, draws in drawn.items():
+                values[site][:, :, block] = draws
+            n_divergent[block] = divergent
+            advance(len(block))
+    values[SALIENT][:, :, ~batch.is_target] = torch.nan
     return NutsDraws(values, n_divergent)
 
 
@@ -147,22 +150,22 @@ def _sample_block(
     shared: Mapping[str, Tensor],
     settings: NutsSettings,
 ) -> tuple[dict[str, Tensor], int]:
-    """Sample cells of one population as one: ``[chains, draws, cells, latents]`` by site."""
+    """Sample cells as one: ``[chains, draws, cells, latents]`` by site, and divergences."""
     n_cells, n_chains = len(batch), settings.n_chains
     copies = batch.take(torch.arange(n_cells, device=batch.condition.device).repeat(n_chains))
-    fixed = dict(shared)
-    if not bool(batch.is_target.any()):
-        mean, _ = start.pop(SALIENT)
-        fixed[SALIENT] = torch.ones_like(mean).repeat(n_chains, 1)  # in any support; unseen
     locations = {site: mean.repeat(n_chains, 1) for site, (mean, _) in start.items()}
     scales = {site: variance.sqrt().repeat(n_chains, 1) for site, (_, variance) in start.items()}
-    model = poutine.condition(vae.model, data=fixed)
+    model = poutine.condition(vae.model, data=dict(shared))
     with torch.enable_grad():
         _, potential, _, _ = initialize_model(model, model_args=(copies,), max_plate_nesting=1)
 
         def in_units_of_start(steps: dict[str, Tensor]) -> Tensor:
             moved = {k: locations[k] + scales[k] * value for k, value in steps.items()}
-            return potential(moved)
+            # Nothing in the model depends on s of background cells. A sampler needs a density
+            # there: the easiest one, which is independent of all the others.
+            with SalientOfTargets(copies.is_target):
+                energy = potential(moved)
+            return energy + steps[SALIENT][~copies.is_target].square().sum() / 2
 
         kernel = NUTS(
             potential_fn=in_units_of_start,
