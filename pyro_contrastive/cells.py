@@ -118,8 +118,11 @@ class CellBatch:
 
     def take(self, chosen: Tensor) -> Self:
         """Return some of the cells: `chosen` holds their positions, or is a mask ``[cells]``."""
-        kept: dict[str, Any] = {name: getattr(self, name) for name in TENSORS}
-        return type(self)(**{n: v if v is None else v[chosen] for n, v in kept.items()})
+        taken: dict[str, Any] = {}
+        for name in TENSORS:
+            value = getattr(self, name)
+            taken[name] = None if value is None else value[chosen]
+        return type(self)(**taken)
 
     @classmethod
     def cat(cls, batches: Sequence[CellBatch]) -> CellBatch:

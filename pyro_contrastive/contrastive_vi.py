@@ -14,9 +14,9 @@ from pyro_contrastive.dispersion import Posterior
 from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
+from pyro_contrastive.methods.diagnosis import DiagnosisMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
-from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.likelihood import LikelihoodMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
@@ -26,11 +26,11 @@ from pyro_contrastive.priors import PriorLike
 
 class ContrastiveVI(
     TrainingMethods,
-    LatentMethods,
     ExpressionMethods,
     CounterfactualMethods,
     DifferentialMethods,
     LikelihoodMethods,
+    DiagnosisMethods,
     StorageMethods,
 ):
     """Contrastive analysis of single-cell counts (Weinberger, Lin & Lee, Nature Methods 2023).

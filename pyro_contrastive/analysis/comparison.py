@@ -175,6 +175,7 @@ def _reading(row: Mapping[str, object], is_best: bool) -> str:
         return f"{place} Importance sampling is reliable."
     return (
         f"{place} Unreliable: Pareto k is above {row['k_threshold']:.2f} in "
-        f"{row['share_high_k']:.0%} of the cells, for which log p(x) is underestimated; trust only "
-        "differences much larger than those between elpd_psis and elpd_iw."
+        f"{row['share_high_k']:.0%} of the cells, for which log p(x) is underestimated. Try "
+        "local_steps=100; trust only differences much larger than the gaps between elpd_psis and "
+        "elpd_iw."
     )

@@ -41,9 +41,7 @@ def losses_of(
     return {name: loss for name, loss in losses.items() if is_local(model.nodes[name])}
 
 
-def log_weights(
-    vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: Any = None
-) -> Tensor:
+def log_weights(vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: Any = None) -> Tensor:
     r"""Log importance weights of posterior draws of each cell, ``[n_samples, cells]``, float64.
 
     .. math:: \log \frac{p(x \mid z, s, l)\, p(z, s, l)}{q(z, s, l \mid x)}
@@ -60,8 +58,11 @@ def log_weights_of_cells(
     indices: NDArray[np.int64],
     n_samples: int,
     batch_size: int | None = None,
+    improve: Callable[[CellBatch], Any] = lambda _: None,
 ) -> Array:
     """Return the :func:`log_weights` of many cells, ``[cells, n_samples]``.
+
+    `improve` may make a guide of their own for the cells of a batch, to draw from instead.
 
     Raises
     ------
@@ -72,7 +73,8 @@ def log_weights_of_cells(
     parts = []
     with evaluating(vae):
         for batch in chunks(vae, data, indices, batch_size or FEW_CELLS):
-            parts.append(all_log_weights(vae, batch, n_samples).cpu().numpy())
+            weights = all_log_weights(vae, batch, n_samples, improve(batch))
+            parts.append(weights.cpu().numpy())
     return np.concatenate(parts) if parts else np.empty((0, n_samples))
 
 

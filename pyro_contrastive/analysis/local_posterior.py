@@ -79,7 +79,9 @@ class LocalGuide(nn.Module):
         self._guide[0].draw(self.moments(), batch)
 
 
-def fit_local(vae: ContrastiveVAE, batch: CellBatch, settings: LocalFit | None = None) -> LocalGuide:
+def fit_local(
+    vae: ContrastiveVAE, batch: CellBatch, settings: LocalFit | None = None
+) -> LocalGuide:
     """Maximise the ELBO of each cell over the moments of its posterior, the decoder fixed.
 
     The cells do not influence each other: the sum of their ELBOs is maximised, and Adam treats

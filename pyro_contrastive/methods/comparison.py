@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,9 @@ from scipy.sparse import csr_matrix
 
 from pyro_contrastive.analysis.comparison import CellEstimates, Comparison, compare, estimate
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
+from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import ModelBase
@@ -29,6 +31,7 @@ def compare_models(
     n_samples: int = 500,
     batch_size: int | None = None,
     *,
+    local_steps: int = 0,
     seed: int = 0,
     silent: bool = False,
 ) -> Comparison:
@@ -58,6 +61,10 @@ def compare_models(
         Posterior draws per cell, at least 25. Default 500.
     batch_size
         Cells at a time; default 64 (memory is 50 draws x cells x genes).
+    local_steps
+        Fit the posterior to each cell by so many steps, from where the encoder puts it, before it
+        is drawn from; 100 are enough. Default 0: draw from the encoder's. The integral is the same,
+        its estimate better: try it where k is high.
     seed
         Seed of the draws. Default 0.
     silent
@@ -108,11 +115,16 @@ def compare_models(
     chosen = _held_out(models, seen, adata.n_obs) if indices is None else None
     cells = as_indices(indices, adata.n_obs) if chosen is None else chosen
     estimates: dict[str, CellEstimates] = {}
+
+    def improver(model: ModelBase) -> Callable[[CellBatch], LocalGuide | None]:
+        steps = LocalFit(n_steps=local_steps)
+        return lambda batch: fit_local(model.module, batch, steps) if local_steps else None
+
     with progress("Comparison", len(models) * len(cells), silent=silent):
         for name, model in models.items():
             with seeded(seed):
                 weights = log_weights_of_cells(
-                    model.module, data[name], cells, n_samples, batch_size
+                    model.module, data[name], cells, n_samples, batch_size, improver(model)
                 )
             estimates[name] = estimate(weights)
     n_seen = {name: int(np.isin(cells, found).sum()) for name, found in seen.items()}
