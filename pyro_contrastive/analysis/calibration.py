@@ -1,4 +1,4 @@
-"""Simulation-based calibration: does the guide find the latents that made the data?"""
+"""Simulation-based calibration: whether the guide finds the latents that made the data."""
 
 from __future__ import annotations
 

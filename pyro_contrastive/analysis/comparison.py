@@ -158,7 +158,7 @@ def _row(name: str, own: CellEstimates, best: CellEstimates) -> dict[str, object
 
 
 def _standard_error(values: Array) -> float:
-    """Standard error of a sum over cells, from how much they vary."""
+    """Estimate the standard error of a sum over cells from how much they vary."""
     return float(math.sqrt(len(values)) * values.std(ddof=1)) if len(values) > 1 else math.nan
 
 

@@ -126,5 +126,6 @@ def raise_or_add(facts: Facts, name: str, example: str) -> str:
 
 
 def told(found: Probe) -> bool:
-    """Whether a probe can tell its labels, in truth and not by chance."""
-    return float(found["excess"]) > TOLD and float(found["p_value"]) <= 0.05  # noqa: PLR2004
+    """Whether a probe can tell its labels: clearly, and better than any shuffle of them."""
+    by_chance = float(found["balanced_accuracy"]) <= float(found["upper_chance"])
+    return float(found["excess"]) > TOLD and not by_chance

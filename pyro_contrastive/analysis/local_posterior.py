@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_contrastive.analysis.likelihood import losses_of
+from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
 from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
-__all__ = ["LocalFit", "LocalGuide", "elbo_under", "fit_local"]
+__all__ = ["LocalFit", "LocalGuide", "fit_local"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class LocalGuide(nn.Module):
         """Draw the latents of the same cells."""
         self._guide[0].draw(self.moments(), batch)
 
+    def fixed(self, batch: CellBatch) -> None:
+        """Draw them from moments that get no gradient."""
+        moments = {s: (mean.detach(), var.detach()) for s, (mean, var) in self.moments().items()}
+        self._guide[0].draw(moments, batch)
+
 
 def fit_local(
     vae: ContrastiveVAE, batch: CellBatch, settings: LocalFit | None = None
@@ -104,7 +111,7 @@ def fit_local(
         for step in range(given.n_steps):
             optimizer.param_groups[0]["lr"] = given.lr * (1 - step / given.n_steps)
             with torch.enable_grad():
-                loss = _negative_elbo(vae, batch, given.n_particles, local).sum()
+                loss = _negative_elbo(vae, batch, given.n_particles, local)
                 # Not backward(): the decoder's parameters are to get no gradient.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -113,17 +120,17 @@ def fit_local(
     return local.requires_grad_(False)
 
 
-def elbo_under(
-    vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: nn.Module | None = None
-) -> Tensor:
-    """ELBO of each cell under a guide, ``[cells]``, float64, mean of so many draws; call seeded."""
-    with evaluating(vae):
-        return -_negative_elbo(vae, batch, n_samples, guide).double()
-
-
 def _negative_elbo(
-    vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: nn.Module | None
+    vae: ContrastiveVAE, batch: CellBatch, n_samples: int, local: LocalGuide
 ) -> Tensor:
-    terms = losses_of(vae, batch, n_samples, analytic=True, guide=guide)
+    """Return the sum over cells, for its gradient in the moments.
+
+    The density of the draws is taken at moments without a gradient: what is left out of it is 0 on
+    average, and without it no noise is left where the guide is exact (Roeder, Wu & Duvenaud,
+    "Sticking the landing", NeurIPS 2017).
+    """
+    draws = draw_posterior(vae, batch, n_samples, local)
+    density = poutine.replay(local.fixed, trace=draws)
+    terms = losses_of(vae, batch, n_samples, analytic=False, guide=density)
     shape = (n_samples, len(batch))
-    return torch.stack([term.expand(shape).mean(0) for term in terms.values()]).sum(0)
+    return torch.stack([term.expand(shape).mean(0).sum() for term in terms.values()]).sum()

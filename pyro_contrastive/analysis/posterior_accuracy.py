@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.likelihood import all_log_weights
-from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, elbo_under, fit_local
+from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.nuts import NutsDraws, NutsSettings, sample_nuts
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.analysis.runs import device_of, dtype_of
@@ -26,8 +26,6 @@ from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["PosteriorAccuracy", "posterior_accuracy"]
-
-ELBO_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def posterior_accuracy(
     names
         Names of these cells.
     n_samples
-        Draws per cell for log p(x) and k.
+        Draws per cell for ELBO, log p(x) and k.
     local
         How to optimise the local guide.
     nuts
@@ -132,10 +130,11 @@ def _gaps(
     vae: ContrastiveVAE, batch: CellBatch, best: nn.Module, n_samples: int
 ) -> dict[str, NDArray[np.float64]]:
     """ELBOs, log p(x) and k of each cell under the encoder and under the local guide."""
-    elbos = [elbo_under(vae, batch, ELBO_DRAWS, guide) for guide in (None, best)]
-    weights = [all_log_weights(vae, batch, n_samples, guide) for guide in (None, best)]
-    encoder, local = (estimate(w.cpu().numpy()) for w in weights)
-    of_encoder, of_local = (value.cpu().numpy() for value in elbos)
+    weights = [
+        all_log_weights(vae, batch, n_samples, guide).cpu().numpy() for guide in (None, best)
+    ]
+    encoder, local = (estimate(w) for w in weights)
+    of_encoder, of_local = (w.mean(axis=1) for w in weights)
     return {
         "elbo_encoder": of_encoder,
         "elbo_local": of_local,

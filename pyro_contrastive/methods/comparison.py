@@ -85,8 +85,8 @@ def compare_models(
           ``reliable``: whether importance sampling succeeded, see
           :func:`~pyro_contrastive.analysis.pareto.k_threshold` (unreliable: in more than 5 % of
           the cells k is above it);
-        * ``n_trained_on``: how many of the cells the model has seen in training, as far as is
-          known; ``reading``: all of this in words.
+        * ``n_trained_on``: how many of the cells the model has seen in training, missing where
+          that is not known (after loading); ``reading``: all of this in words.
 
         ``cells`` has the estimates and k of every cell and model.
 
@@ -112,7 +112,7 @@ def compare_models(
     data = {name: model._data(adata) for name, model in models.items()}
     _check_same_data(models, data)
     seen = {name: _trained_on(model, adata) for name, model in models.items()}
-    chosen = _held_out(models, seen, adata.n_obs) if indices is None else None
+    chosen = _held_out(seen, adata.n_obs) if indices is None else None
     cells = as_indices(indices, adata.n_obs) if chosen is None else chosen
     estimates: dict[str, CellEstimates] = {}
 
@@ -127,15 +127,14 @@ def compare_models(
                     model.module, data[name], cells, n_samples, batch_size, improver(model)
                 )
             estimates[name] = estimate(weights)
-    n_seen = {name: int(np.isin(cells, found).sum()) for name, found in seen.items()}
-    notes = {
-        name: f"It was trained on {n} of these cells, which flatters it."
-        for name, n in n_seen.items()
-        if n
+    n_seen = {
+        name: None if found is None else int(np.isin(cells, found).sum())
+        for name, found in seen.items()
     }
-    table = compare(estimates, notes)
+    table = compare(estimates, {name: _note(n) for name, n in n_seen.items()})
     position = list(table.columns).index("median_k")
-    table.insert(position, "n_trained_on", [n_seen[str(name)] for name in table.index])
+    trained_on = pd.array([n_seen[str(name)] for name in table.index], dtype="Int64")
+    table.insert(position, "n_trained_on", trained_on)
     parts = [
         pd.DataFrame(
             {
@@ -149,6 +148,13 @@ def compare_models(
         for name, found in estimates.items()
     ]
     return Comparison(table, pd.concat(parts, ignore_index=True))
+
+
+def _note(n_seen: int | None) -> str:
+    """Say what training may have done to an estimate."""
+    if n_seen is None:
+        return "It is not known whether it was trained on these cells."
+    return f"It was trained on {n_seen} of these cells, which flatters it." if n_seen else ""
 
 
 def _check_measures(models: Mapping[str, ModelBase]) -> None:
@@ -203,19 +209,17 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
             raise ValueError(msg)
 
 
-def _trained_on(model: ModelBase, adata: AnnData) -> NDArray[np.int64]:
-    """Which of these cells the model was trained on, by name; empty where it is not known."""
+def _trained_on(model: ModelBase, adata: AnnData) -> NDArray[np.int64] | None:
+    """Which of these cells the model was trained on, by name; ``None`` where it is not known."""
     if model.train_indices is None or model.adata is None:
-        return np.empty(0, dtype=np.int64)
+        return None
     if model.adata is adata:
         return model.train_indices
     names = model.adata.obs_names[model.train_indices]
     return np.flatnonzero(adata.obs_names.isin(names))
 
 
-def _held_out(
-    models: Mapping[str, ModelBase], seen: Mapping[str, NDArray[np.int64]], n_cells: int
-) -> NDArray[np.int64]:
+def _held_out(seen: Mapping[str, NDArray[np.int64] | None], n_cells: int) -> NDArray[np.int64]:
     """Cells that no model was trained on.
 
     Raises
@@ -223,14 +227,16 @@ def _held_out(
     ValueError
         If it is not known, or there are none.
     """
-    unknown = [name for name, model in models.items() if model.train_indices is None]
+    unknown = [name for name, found in seen.items() if found is None]
     if unknown:
         msg = (
             f"It is not known which cells {unknown} were trained on (they are untrained, or were "
             "loaded): give indices= of cells that were held out from all models."
         )
         raise ValueError(msg)
-    held_out = np.setdiff1d(np.arange(n_cells), np.concatenate(list(seen.values())))
+    held_out = np.setdiff1d(
+        np.arange(n_cells), np.concatenate([found for found in seen.values() if found is not None])
+    )
     if not held_out.size:
         msg = (
             "No cell was held out by all the models. Train them with the same seed= (so that they "
