@@ -68,7 +68,7 @@ def test_a_local_guide_finds_the_best_of_its_family() -> None:
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     batch = batch_of(data, 6)
     torch.manual_seed(0)
-    local = fit_local(vae, batch, LocalFit(n_steps=200, lr=0.1, n_particles=4))
+    local = fit_local(vae, batch, LocalFit(n_steps=200))
     mean, covariance = exact_posterior(loadings(False), batch)
     precision = torch.linalg.inv(covariance).diagonal(dim1=-2, dim2=-1)
     moments = local.moments()
@@ -126,7 +126,7 @@ def test_accuracy_of_an_exact_guide_is_perfect_and_of_a_bad_one_is_not() -> None
     def run(vae):
         torch.manual_seed(0)
         return posterior_accuracy(
-            vae, data, some, names, n_samples=200, local=LocalFit(150, 0.05, 4)
+            vae, data, some, names, n_samples=200, local=LocalFit(150)
         )
 
     good, bad = run(linear_vae()), run(linear_vae(width=0.4, shift=1.0))
