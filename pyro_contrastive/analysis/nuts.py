@@ -66,20 +66,22 @@ class NutsDraws:
     n_divergent: Tensor
 
     def summary(self, site: str) -> dict[str, Tensor]:
-        """Mean, standard deviation, effective sample size and split R-hat, ``[cells, latents]``."""
+        """Mean, standard deviation, effective sample size and split R-hat, ``[cells, latents]``.
+
+        NaN where a cell has no such latent.
+        """
         draws = self.values[site].double()
         there = draws[0, 0].isfinite().all(-1)  # [cells]
+        names = ("mean", "sd", "ess", "rhat")
+        out = {name: torch.full_like(draws[0, 0], torch.nan) for name in names}
+        if not there.any():
+            return out
         found = draws[:, :, there]
         flat = found.flatten(0, 1)
-        summaries = {
-            "mean": flat.mean(0),
-            "sd": flat.std(0),
-            "ess": effective_sample_size(found, chain_dim=0, sample_dim=1),
-            "rhat": split_gelman_rubin(found, chain_dim=0, sample_dim=1),
-        }
-        out = {name: torch.full_like(draws[0, 0], torch.nan) for name in summaries}
-        for name, value in summaries.items():
-            out[name][there] = value
+        out["mean"][there] = flat.mean(0)
+        out["sd"][there] = flat.std(0)
+        out["ess"][there] = effective_sample_size(found, chain_dim=0, sample_dim=1)
+        out["rhat"][there] = split_gelman_rubin(found, chain_dim=0, sample_dim=1)
         return out
 
 
