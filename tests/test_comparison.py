@@ -141,7 +141,7 @@ def test_what_cannot_be_compared_is_refused(cells: ad.AnnData) -> None:
     with pytest.raises(ValueError, match=r"different numbers \(layers X and open\)"):
         compare_models({"nb": nb, "open": untrained(cells, Bernoulli(), layer="open")}, cells, some)
     fewer = untrained(cells[:, :15].copy(), Poisson())
-    with pytest.raises(ValueError, match="different genes .5 are in one"):
+    with pytest.raises(ValueError, match="different genes"):
         compare_models({"nb": nb, "fewer": fewer}, cells, some)
     with pytest.raises(ValueError, match="not known which cells"):
         compare_models({"nb": nb, "again": nb})

@@ -16,7 +16,7 @@ from pyro.poutine import Trace
 from scipy import stats
 from torch import Tensor
 
-from pyro_contrastive.analysis.local_posterior import LocalGuide
+from pyro_contrastive.analysis.local_posterior import fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts, shared_values
 from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
@@ -166,7 +166,7 @@ def _nuts_draws(
     vae: ContrastiveVAE, batch: CellBatch, n_draws: int, settings: NutsSettings | None
 ) -> dict[str, Tensor]:
     """Thin NUTS draws to `n_draws` per cell, evenly, and bring them back to their scale."""
-    moments = LocalGuide(vae.guide, batch).moments()
+    moments = fit_local(vae, batch).moments()
     values = sample_nuts(vae, batch, moments, settings).values
     positive = {"library", *vae.guide.positive} if isinstance(vae.guide, ContrastiveGuide) else ()
     drawn = {}

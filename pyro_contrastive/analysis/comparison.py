@@ -168,7 +168,8 @@ def _reading(row: Mapping[str, object], is_best: bool) -> str:
     if is_best:
         place = "Highest."
     elif abs(difference) > CLEAR * error:
-        place = f"Clearly worse than the best: {abs(difference) / error:.1f} standard errors."
+        distance = abs(difference) / error if error else math.inf
+        place = f"Clearly worse than the best: {distance:.1f} standard errors."
     else:
         place = "Cannot be told from the best: less than 2 standard errors of the difference."
     if row["reliable"]:

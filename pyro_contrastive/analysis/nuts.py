@@ -29,8 +29,7 @@ class NutsSettings:
     Parameters
     ----------
     n_draws, n_warmup
-        Draws of each chain that are kept, and those before them, which adapt the step size and
-        the scales.
+        Draws of each chain that are kept, and those before them, which adapt the step size.
     n_chains
         Chains per cell, from different starts; two at least for R-hat.
     cells_at_a_time
@@ -106,7 +105,7 @@ def sample_nuts(
     start
         Mean and variance of each site, ``[cells, latents]``, as a guide has them (of the log where
         it is positive): the chains start at draws from them, and the sampler moves in these units.
-        They have no part in what is sampled, only in how fast.
+        They have no part in what is sampled, only in how fast: take those of a local guide.
     settings
         Default :class:`NutsSettings`.
     advance
@@ -171,6 +170,9 @@ def _sample_block(
 
         kernel = NUTS(
             potential_fn=in_units_of_start,
+            # The units are those of the posterior already; estimated from a short warm-up they
+            # would be worse, and a chain whose units are too small does not move.
+            adapt_mass_matrix=False,
             target_accept_prob=settings.target_accept,
             max_tree_depth=settings.max_tree_depth,
         )
