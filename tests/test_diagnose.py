@@ -119,6 +119,12 @@ def test_a_good_model_gets_good_marks() -> None:
             "lower the weight of Wasserstein",
         ),
         (
+            {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.02)},
+            "look",
+            "One blob.*nothing salient to find.*variation that both populations have",
+            "no setting of the model",
+        ),
+        (
             {"condition_in_s": probe_of(0.1)},
             "look",
             "background cells lie among the treated ones",
@@ -298,7 +304,7 @@ def test_nuts_and_calibration_are_added_on_request() -> None:
     accuracy = model.posterior_accuracy
     # Shorter chains than the default: what is tested here is that the rows are there.
     model.posterior_accuracy = lambda *a, **k: accuracy(  # type: ignore[method-assign]
-        *a, n_draws=60, n_warmup=30, local_steps=5, **k
+        *a, n_draws=40, n_warmup=20, local_steps=5, **k
     )
     table = model.diagnose(nuts_cells=3, calibration_cells=200, n_cells=60, **FAST)
     assert table.loc["calibration", "verdict"] == "good"
@@ -394,8 +400,8 @@ def test_every_likelihood_is_diagnosed(name: str) -> None:
 def test_nuts_runs_on_every_likelihood(name: str) -> None:
     model = varied(name)
     found = model.posterior_accuracy(
-        indices=[0, 79], n_samples=30, n_draws=30, n_warmup=30, local_steps=100, seed=0
+        indices=[0, 79], n_samples=30, n_draws=15, n_warmup=15, local_steps=100, seed=0
     )
     assert np.isfinite(found.latents[["nuts_mean", "nuts_sd"]]).all().all()
     fitted = found.summary().loc["local"]
-    assert (fitted["mean_error"] < 1.0).all()
+    assert (fitted["mean_error"] < 1.5).all()

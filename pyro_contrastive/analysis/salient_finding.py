@@ -16,6 +16,10 @@ from pyro_contrastive.analysis.facts import (
 __all__ = ["salient_map"]
 
 NAME = "salient map"
+NOTHING_TO_FIND = (
+    "genes that vary between conditions, more cells, or a contrast that is expected to show; no "
+    "setting of the model makes up for it"
+)
 
 
 def salient_map(facts: Facts) -> Finding:
@@ -23,12 +27,25 @@ def salient_map(facts: Facts) -> Finding:
 
     It goes through what can be the case, in this order: the salient latent has collapsed (and
     then: there is nothing to find, or it went into z, or the model has not found it); it does not
-    tell treated cells from others; it does, and the treated cells fall into groups, or do not.
+    tell treated cells from others, be it for want of a difference or of a penalty; it does, and the
+    treated cells fall into groups, or do not.
     """
     n_used = int(facts.usage.query("latent == 'salient'")["used"].sum())
     if n_used == 0 or facts.salient_nats < NATS_USED or facts.structure is None:
         return _collapsed(facts, n_used)
     excess, n_groups = facts.structure.excess, facts.structure.n_groups
+    if not told(facts.condition_in_s) and not told(facts.condition_in_x):
+        seen = facts.condition_in_x
+        return Finding(
+            NAME,
+            excess,
+            "look",
+            "One blob: treated and background cells lie together in s, and there may be nothing "
+            "salient to find. Even from the data as the encoders see them a probe can hardly tell "
+            f"them apart ({seen['balanced_accuracy']:.0%} right, chance is {seen['chance']:.0%}). "
+            "What s holds is variation that both populations have.",
+            NOTHING_TO_FIND,
+        )
     if not told(facts.condition_in_s):
         return Finding(
             NAME,
@@ -92,8 +109,7 @@ def _collapsed(facts: Facts, n_used: int) -> Finding:
             "find: even from the data as the encoders see them, a probe can hardly tell treated "
             f"from background cells ({seen['balanced_accuracy']:.0%} right, chance is "
             f"{seen['chance']:.0%}).",
-            "genes that vary between conditions, more cells, or a contrast that is expected to "
-            "show; no setting of the model makes up for it",
+            NOTHING_TO_FIND,
         )
     if told(leaked) and float(leaked["excess"]) > TOLD:
         return Finding(

@@ -29,7 +29,7 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         n_khat_cells: int = 60,
         nuts_cells: int = 0,
         calibration_cells: int = 0,
-        n_permutations: int = 20,
+        n_permutations: int = 10,
         seed: int = 0,
         silent: bool = False,
     ) -> pd.DataFrame:
@@ -58,7 +58,7 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
             How many cells to simulate for simulation-based calibration; default 0: none. 500 are
             enough. See :meth:`simulation_based_calibration`.
         n_permutations
-            Shuffles of the labels by which each probe is compared with chance.
+            Shuffles of the labels by which each probe is compared with chance. Default 10.
         seed
             Of everything drawn. Default 0.
         silent
