@@ -40,7 +40,7 @@ def latent_usage(vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64]
 
     Returns
     -------
-    See :meth:`pyro_contrastive.ContrastiveVI.latent_usage`.
+    See :meth:`pyro_contrastive.ContrastiveVI.latent_signal`.
     """
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"z": [], SALIENT: []}
     with evaluating(vae):

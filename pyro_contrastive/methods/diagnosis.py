@@ -73,7 +73,7 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
             * *salient map*: see above. The value is the excess of the silhouette of groups over
               that of one cloud, or with a collapsed latent the next one.
             * *use of the salient latent*: log-likelihood a treated cell would lose without s, nats.
-            * *unused dimensions* of either: number of them. See :meth:`latent_usage`.
+            * *unused dimensions* of either: number of them. See :meth:`latent_signal`.
             * *condition in z*, *condition in s*, *labels in s*, *batch in s*, *batch in z*,
               *treatments in s*: how well they are told from posterior draws, 0 for chance and 1 for
               never wrong. See :meth:`leakage`.

@@ -20,7 +20,7 @@ from pyro_contrastive.torch_tools import seeded
 class LatentCheckMethods(LatentMethods):
     """Which dimensions are used, and what leaks into which latent."""
 
-    def latent_usage(
+    def latent_signal(
         self,
         adata: AnnData | None = None,
         indices: ArrayLike | None = None,

@@ -210,7 +210,7 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     usage
-        What :meth:`pyro_contrastive.ContrastiveVI.latent_usage` returned.
+        What :meth:`pyro_contrastive.ContrastiveVI.latent_signal` returned.
     ax
         Axes to draw on. Default: those of a new figure.
     """
