@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from pyro import poutine
 from pyro.poutine import Trace
-from scipy import stats
 from torch import Tensor
 
 from pyro_contrastive.analysis.local_posterior import fit_local
@@ -79,6 +78,8 @@ class Calibration:
         return table
 
     def _row(self, ranks: Array) -> dict[str, float]:
+        from scipy import stats  # noqa: PLC0415  # slow to import
+
         counts, expected = rank_histogram(ranks, self.n_draws)
         test = stats.chisquare(counts, expected)
         u = (ranks + 0.5) / (self.n_draws + 1)

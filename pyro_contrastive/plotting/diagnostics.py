@@ -1,4 +1,4 @@
-"""Matplotlib figures of diagnostics: each takes the result of one check and returns its Axes."""
+"""Matplotlib figures of how far a posterior can be trusted, and of models compared."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 
 __all__ = [
     "plot_comparison",
-    "plot_latent_usage",
-    "plot_leakage",
     "plot_pareto_k",
     "plot_posterior_accuracy",
     "plot_ranks",
@@ -28,9 +26,8 @@ __all__ = [
 
 # Okabe and Ito's, as in the figures of latents.
 _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-_LATENT_COLORS = {"background": _BLUE, "salient": _RED}
 _SITES = {"z": (_BLUE, "o"), "s": (_RED, "^"), "library": (_GREEN, "s")}
-_INK, _FAINT, _BAND = "#333333", "#DDDDDD", "#E6E6E6"
+_INK, _BAND = "#333333", "#E6E6E6"
 _SURE = 0.99
 
 
@@ -204,80 +201,6 @@ def plot_posterior_accuracy(accuracy: PosteriorAccuracy) -> NDArray[Any]:
     return np.asarray(axes)
 
 
-def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how much each dimension says of a cell; dimensions that are not used are hollow.
-
-    Parameters
-    ----------
-    usage
-        What :meth:`pyro_contrastive.ContrastiveVI.latent_signal` returned.
-    ax
-        Axes to draw on. Default: those of a new figure.
-    """
-    axes = ax if ax is not None else _new_axes(0.9 + 0.36 * (len(usage) + 1), 3.4)
-    start, ticks, names = 0, [], []
-    for latent, own in usage.groupby("latent", sort=False):
-        color = _LATENT_COLORS[str(latent)]
-        ordered = own.sort_values("signal", ascending=False)
-        at = start + np.arange(len(ordered))
-        faces = [color if used else "white" for used in ordered["used"]]
-        axes.bar(at, ordered["signal"], color=faces, edgecolor=color, lw=1.4)
-        n_used = int(own["used"].sum())
-        axes.annotate(
-            f"{latent}: {n_used} of {len(own)} used",
-            (float(at.mean()), 1.0),
-            (0, 4),
-            textcoords="offset points",
-            ha="center",
-            color=color,
-        )
-        ticks += list(at)
-        names += [str(k + 1) for k in ordered["dimension"]]
-        start += len(own) + 1
-    axes.set_xticks(ticks, names)
-    axes.set(ylim=(0, 1), xlim=(-0.8, start - 1.2))
-    axes.set_xlabel("dimension, the one that says most first")
-    axes.set_ylabel("share of variance between cells")
-    return _tidy(axes)
-
-
-def plot_leakage(leakage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how well labels are told from each latent, between chance and never being wrong.
-
-    Parameters
-    ----------
-    leakage
-        What :meth:`pyro_contrastive.ContrastiveVI.leakage` returned.
-    ax
-        Axes to draw on. Default: those of a new figure.
-
-    Returns
-    -------
-    The axes; a tick marks chance, a grey line what shuffled labels reached.
-    """
-    axes = ax if ax is not None else _new_axes(6.8, 1.0 + 0.45 * len(leakage))
-    for height, row in enumerate(leakage.itertuples()):
-        color = _LATENT_COLORS[str(row.latent)]
-        axes.hlines(height, 0, 1, color=_FAINT, zorder=1)
-        axes.plot(row.chance, height, "|", color=_INK, ms=14, mew=2)
-        if np.isfinite(row.upper_chance):
-            axes.hlines(height, row.chance, row.upper_chance, color="#999999", lw=5, zorder=2)
-        axes.plot(row.balanced_accuracy, height, "o", color=color, ms=9, zorder=3, clip_on=False)
-        axes.annotate(
-            f"{row.balanced_accuracy:.0%}",
-            (row.balanced_accuracy, height),
-            (0, 8),
-            textcoords="offset points",
-            ha="center",
-        )
-    names = [f"{row.of} in {row.latent}" for row in leakage.itertuples()]
-    axes.set_yticks(range(len(leakage)), names)
-    axes.set(xlim=(0, 1), ylim=(len(leakage) - 0.5, -0.8))
-    axes.set_xlabel("balanced accuracy of a cross-validated probe; the tick is chance")
-    axes.tick_params(axis="y", length=0)
-    return _tidy(axes, left=False)
-
-
 def plot_comparison(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how far each model is from the best, with twice the standard error of the difference.
 
@@ -330,7 +253,6 @@ def _new_axes(width: float, height: float) -> Axes:
     return axes
 
 
-def _tidy(axes: Axes, *, left: bool = True) -> Axes:
+def _tidy(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines["left"].set_visible(left)
     return axes
