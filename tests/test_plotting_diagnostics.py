@@ -42,11 +42,13 @@ def test_pareto_k_by_group() -> None:
     assert "100% high" in shown
     assert "0.67: no variance" in shown
     assert "Pareto k" in axes.get_xlabel()
-    blue, red = (
-        [line for line in axes.lines if line.get_marker() == marker] for marker in ("o", "^")
+    blue, red, beyond = (
+        [line for line in axes.lines if line.get_marker() == marker] for marker in ("o", "^", ">")
     )
     assert sorted(x for line in blue for x in line.get_xdata()) == [0.1, 0.2]
-    assert sorted(x for line in red for x in line.get_xdata()) == [0.9, 0.9]  # infinity: the end
+    assert [x for line in red for x in line.get_xdata()] == [0.9]
+    assert [x for line in beyond for x in line.get_xdata()] == [2.0]  # infinity: at the edge
+    assert "above 2" in axes.get_xlabel()
     with pytest.raises(ValueError, match="3 values for 4 cells"):
         plot_pareto_k([1, 2, 3, 4], ["a"] * 3)
 

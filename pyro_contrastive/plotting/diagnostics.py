@@ -29,6 +29,7 @@ _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _SITES = {"z": (_BLUE, "o"), "s": (_RED, "^"), "library": (_GREEN, "s")}
 _INK, _BAND = "#333333", "#E6E6E6"
 _SURE = 0.99
+_LARGEST_K = 2.0  # beyond it, how far does not matter
 
 
 def plot_pareto_k(
@@ -67,15 +68,21 @@ def plot_pareto_k(
     axes = ax if ax is not None else _new_axes(6.4, 1.6 + 0.5 * len(names))
     rng = np.random.default_rng(seed)
     threshold = k_threshold(n_samples)
-    is_finite = np.isfinite(values)
-    finite = np.where(is_finite, values, values[is_finite].max() if is_finite.any() else 1.0)
     for height, name in enumerate(names):
-        own = finite[labels == name]
+        own = values[labels == name]
         high = own > threshold
         jitter = height + rng.uniform(-0.28, 0.28, len(own))
         axes.plot(own[~high], jitter[~high], "o", ms=4, color=_BLUE, alpha=0.6, mew=0)
-        axes.plot(own[high], jitter[high], "^", ms=5, color=_RED, alpha=0.6, mew=0)
-        axes.plot([np.median(own)] * 2, [height - 0.38, height + 0.38], color=_INK, lw=2.5)
+        inside = high & (own <= _LARGEST_K)
+        axes.plot(own[inside], jitter[inside], "^", ms=5, color=_RED, alpha=0.6, mew=0)
+        edge = np.full(int((own > _LARGEST_K).sum()), _LARGEST_K)
+        axes.plot(edge, jitter[own > _LARGEST_K], ">", ms=6, color=_RED, alpha=0.6, mew=0)
+        axes.plot(
+            [min(np.median(own), _LARGEST_K)] * 2,
+            [height - 0.38, height + 0.38],
+            color=_INK,
+            lw=2.5,
+        )
         axes.annotate(
             f"{high.mean():.0%} high",
             (1.0, height),
@@ -97,7 +104,8 @@ def plot_pareto_k(
         )
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.5, -0.5))
-    axes.set_xlabel("Pareto k of the importance weights (no unit); bar: median")
+    beyond = f"; > : above {_LARGEST_K:g}" if (values > _LARGEST_K).any() else ""
+    axes.set_xlabel(f"Pareto k of the importance weights (no unit); bar: median{beyond}")
     return _tidy(axes)
 
 
