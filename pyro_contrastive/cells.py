@@ -117,7 +117,7 @@ class CellBatch:
         return type(self)(**moved)
 
     def take(self, chosen: Tensor) -> Self:
-        """Return some of the cells: `chosen` holds their positions, or is a mask ``[cells]``."""
+        """Return some of the cells, without `rows`: `chosen` holds positions, or is a mask."""
         taken: dict[str, Any] = {}
         for name in TENSORS:
             value = getattr(self, name)

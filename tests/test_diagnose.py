@@ -240,8 +240,12 @@ def test_a_collapsed_salient_latent_where_there_is_nothing_to_find() -> None:
     assert table.loc["unused salient dimensions", "verdict"] == "bad"
     assert table.loc["condition in s", "verdict"] == "bad"
     assert table.loc["condition in z", "verdict"] == "good"
+    model.module.train()
+    state = torch.get_rng_state()
     again = model.diagnose(**FAST)
     pd.testing.assert_frame_equal(table, again)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.module.modules())
 
 
 def linear_model(groups: bool, orthogonal: bool = True) -> ContrastiveVI:

@@ -128,7 +128,7 @@ def compare(estimates: Mapping[str, CellEstimates], notes: Mapping[str, str]) ->
     See :func:`pyro_contrastive.compare_models`.
     """
     best = max(estimates, key=lambda name: estimates[name].psis.sum())
-    rows = [_row(name, estimates[name], estimates[best]) for name in estimates]
+    rows = [_row(estimates[name], estimates[best]) for name in estimates]
     table = pd.DataFrame(rows, index=pd.Index(list(estimates), name="model"))
     table = table.sort_values("elpd_psis", ascending=False)
     readings = [
@@ -138,7 +138,7 @@ def compare(estimates: Mapping[str, CellEstimates], notes: Mapping[str, str]) ->
     return table.assign(reading=readings)
 
 
-def _row(name: str, own: CellEstimates, best: CellEstimates) -> dict[str, object]:
+def _row(own: CellEstimates, best: CellEstimates) -> dict[str, object]:
     difference = own.psis - best.psis  # paired: the same cells
     threshold = k_threshold(own.n_draws)
     return {

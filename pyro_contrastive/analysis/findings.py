@@ -133,7 +133,7 @@ def _shared_in_s(name: str, found: Probe, facts: Facts) -> Finding:
         "good": f"Treated cells are not arranged by {name} in s",
         "look": f"Treated cells are partly arranged by {name} in s: leakage, or a response that "
         "differs between them",
-        "bad": f"Treated cells are arranged by {name} in s, which belongs in z",
+        "bad": f"Treated cells are arranged by {name} in s, although both conditions share it",
     }
     advice = ""
     if verdict != "good":
@@ -193,8 +193,8 @@ def _gap(facts: Facts) -> Finding:
     per_dimension = facts.gap / len(facts.usage)
     verdict = grade(per_dimension, LOOSE, VERY_LOOSE)
     reading = (
-        f"The ELBO lies {facts.gap:.1f} nats per cell below log p(x), {per_dimension:.2f} per "
-        "latent dimension."
+        f"The ELBO lies at least {facts.gap:.1f} nats per cell below log p(x), {per_dimension:.2f} "
+        "per latent dimension."
     )
     if verdict != "good":
         reading += " It understates models whose posterior is hard to fit."
@@ -214,8 +214,9 @@ def _training(facts: Facts) -> list[Finding]:
     if risen > WORSE:
         best = int(elbo.argmin()) + 1
         reading = (
-            f"The negative ELBO has risen by {risen:.0%} of its fall since its best, look "
-            f"{best} of {len(elbo)}: the model overfits."
+            f"The negative ELBO has risen by {risen:.0%} of its fall since its best, epoch "
+            f"{best} of {len(elbo)}: the model overfits, unless early stopping put the weights of "
+            "then back."
         )
         return [Finding("training", risen, "bad", reading, "early_stopping=True; fewer epochs")]
     verdict: Verdict = "good" if late <= STILL_FALLING else "look"
