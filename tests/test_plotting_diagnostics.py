@@ -40,7 +40,7 @@ def test_pareto_k_by_group() -> None:
     shown = texts(axes)
     assert "0% high" in shown
     assert "100% high" in shown
-    assert "0.67: no variance" in shown
+    assert "0.67: too high" in shown
     assert "Pareto k" in axes.get_xlabel()
     blue, red, beyond = (
         [line for line in axes.lines if line.get_marker() == marker] for marker in ("o", "^", ">")

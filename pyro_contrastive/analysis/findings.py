@@ -167,7 +167,7 @@ def _treatments(found: Probe) -> Finding:
 
 
 def _pareto(facts: Facts) -> Finding:
-    """Grade the median k: above the threshold weights have no variance, above 1 no mean."""
+    """Grade the median k: above the threshold the draws are too few, above 1 no number suffices."""
     median, threshold = float(np.median(facts.k)), k_threshold(facts.n_draws)
     share = float((facts.k > threshold).mean())
     verdict = grade(median, threshold, 1.0)

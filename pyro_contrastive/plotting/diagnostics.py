@@ -91,7 +91,7 @@ def plot_pareto_k(
             textcoords="offset points",
             va="center",
         )
-    for at, text in ((threshold, f"{threshold:.2f}: no variance"), (1.0, "1: no mean")):
+    for at, text in ((threshold, f"{threshold:.2f}: too high"), (1.0, "1: no mean")):
         axes.axvline(at, color=_INK, lw=1, ls="--", zorder=0)
         axes.annotate(
             text,
