@@ -131,6 +131,12 @@ def test_a_good_model_gets_good_marks() -> None:
             "map the treated cells alone; add wasserstein_penalty=1",
         ),
         (
+            {"condition_in_s": probe_of(0.5)},
+            "look",
+            "in part",
+            "EscapingPerturbation",
+        ),
+        (
             {"structure": Structure(0.01, 2)},
             "good",
             "carries the condition.*one cloud",

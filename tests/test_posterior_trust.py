@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
+from helpers import N_GENES, make_vae
 from linear_gaussian import (
     N_Z,
     exact_log_likelihood,
@@ -15,6 +17,7 @@ from linear_gaussian import (
     loadings,
 )
 
+from pyro_contrastive import CellBatch, Poisson
 from pyro_contrastive.analysis.calibration import Calibration, calibrate, rank_histogram
 from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.likelihood import all_log_weights, log_weights_of_cells
@@ -229,3 +232,35 @@ def test_shared_parameters_stay_as_they_are() -> None:
         before = vae.model.likelihood.log_scale.clone()
         calibrate(vae, data, np.tile(np.arange(4), 5), 9)
     assert torch.equal(vae.model.likelihood.log_scale, before)
+
+
+@pytest.mark.slow
+def test_a_latent_library_size_is_that_of_quadrature() -> None:
+    """With a decoder that ignores z and s, the posterior of log l has one dimension."""
+    vae = make_vae(likelihood=Poisson(), n_layers_decoder=0, latent_library=True).double()
+    head = vae.model.likelihood.layers["scale"]
+    with torch.no_grad():
+        head.weight.zero_()
+    totals = np.array([4.0, 60.0])
+    counts = np.zeros((2, N_GENES))
+    counts[:, 0] = totals
+    batch = CellBatch(condition=torch.tensor([0, 1]), x=torch.as_tensor(counts))
+    torch.manual_seed(0)
+    local = fit_local(vae, batch, LocalFit(n_steps=500))  # of an untrained encoder: far off
+    draws = sample_nuts(vae, batch, local.moments(), NutsSettings(n_draws=80, n_warmup=40))
+    found = draws.summary("library")
+    log_l = np.linspace(-3, 9, 4001)
+    for cell, total in enumerate(totals):
+        log_density = scipy.stats.norm.logpdf(log_l, 3.0, np.sqrt(0.3))
+        log_density += scipy.stats.poisson.logpmf(total, np.exp(log_l))
+        density = np.exp(log_density - log_density.max())
+        density /= density.sum()
+        mean = (density * log_l).sum()
+        sd = np.sqrt((density * (log_l - mean) ** 2).sum())
+        assert found["mean"][cell, 0] == pytest.approx(mean, abs=0.4 * sd)
+        assert found["sd"][cell, 0] == pytest.approx(sd, rel=0.3)
+        fitted_mean, fitted_variance = (m[cell, 0].item() for m in local.moments()["library"])
+        assert fitted_mean == pytest.approx(mean, abs=0.2 * sd)
+        assert np.sqrt(fitted_variance) == pytest.approx(sd, rel=0.15)
+    assert draws.summary("z")["mean"].abs().max() < 0.4  # its prior
+    assert draws.values["s"][:, :, 0].isnan().all()

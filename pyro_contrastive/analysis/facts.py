@@ -19,6 +19,8 @@ Probe = Mapping[str, float | str]
 TOLD, TOLD_WELL = 0.2, 0.5
 """Excess of a probe's balanced accuracy over chance (0: chance, 1: never wrong) from which labels
 can be told from a latent, and can be told well. With two classes that is 60 % and 75 % right."""
+SEPARATED, SEPARATED_WELL = 0.3, 0.8
+"""Excess from which s tells treated from background cells in part, and well: 65 % and 90 % right."""
 TOO_MUCH_IN_S = 0.6
 """Excess from which treated cells are called arranged by what the conditions share. Laxer than for
 the condition in z: cell types that respond differently should differ in s."""

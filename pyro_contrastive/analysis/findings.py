@@ -10,6 +10,8 @@ import numpy as np
 from pyro_contrastive.analysis.calibration import Calibration
 from pyro_contrastive.analysis.facts import (
     NATS_USED,
+    SEPARATED,
+    SEPARATED_WELL,
     TOLD,
     TOLD_WELL,
     TOO_MUCH_IN_S,
@@ -115,7 +117,7 @@ def _condition_in_z(facts: Facts) -> Finding:
 def _condition_in_s(facts: Facts) -> Finding:
     found = facts.condition_in_s
     excess = float(found["excess"])
-    verdict = grade(-excess, -0.8, -0.3)  # separation.py calls 0.2 and 0.5 of mixing the same
+    verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED)
     words = {
         "good": "s tells treated from background cells",
         "look": "s tells treated from background cells in part",

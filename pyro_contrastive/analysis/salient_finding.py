@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pyro_contrastive.analysis.facts import (
     NATS_USED,
+    SEPARATED,
+    SEPARATED_WELL,
     STRUCTURED,
     TOLD,
     TOO_MUCH_IN_S,
@@ -34,7 +36,8 @@ def salient_map(facts: Facts) -> Finding:
     if n_used == 0 or facts.salient_nats < NATS_USED or facts.structure is None:
         return _collapsed(facts, n_used)
     excess, n_groups = facts.structure.excess, facts.structure.n_groups
-    if not told(facts.condition_in_s) and not told(facts.condition_in_x):
+    separation = float(facts.condition_in_s["excess"])
+    if separation < SEPARATED and not told(facts.condition_in_x):
         seen = facts.condition_in_x
         return Finding(
             NAME,
@@ -46,7 +49,7 @@ def salient_map(facts: Facts) -> Finding:
             "What s holds is variation that both populations have.",
             NOTHING_TO_FIND,
         )
-    if not told(facts.condition_in_s):
+    if separation < SEPARATED:
         return Finding(
             NAME,
             excess,
@@ -57,6 +60,17 @@ def salient_map(facts: Facts) -> Finding:
             + (f"there are about {n_groups} groups." if excess > STRUCTURED else "all look alike."),
             f"map the treated cells alone; "
             f"{raise_or_add(facts, 'Wasserstein', 'wasserstein_penalty=1')}",
+        )
+    if separation < SEPARATED_WELL:
+        return Finding(
+            NAME,
+            excess,
+            "look",
+            "s tells treated from background cells in part: the two overlap on a map, as they do "
+            "where some treated cells have not responded, or the response is small beside the "
+            "noise of a cell.",
+            "more epochs, more genes that respond; EscapingPerturbation as salient_prior, if some "
+            "cells escape their treatment",
         )
     if excess <= STRUCTURED:
         return Finding(
