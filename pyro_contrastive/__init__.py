@@ -21,6 +21,7 @@ from pyro_contrastive.likelihoods import (
     NegativeBinomial,
     ZeroInflatedNegativeBinomial,
 )
+from pyro_contrastive.methods.comparison import compare_models
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.penalties import (
@@ -75,6 +76,7 @@ __all__ = [
     "Wasserstein",
     "ZeroInflatedNegativeBinomial",
     "ZeroInflatedPoisson",
+    "compare_models",
     "presets",
     "settings",
 ]

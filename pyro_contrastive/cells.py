@@ -116,6 +116,14 @@ class CellBatch:
         moved = {name: v if v is None else v.to(device) for name, v in moved.items()}
         return type(self)(**moved)
 
+    def take(self, chosen: Tensor) -> Self:
+        """Return some of the cells, without `rows`: `chosen` holds positions, or is a mask."""
+        taken: dict[str, Any] = {}
+        for name in TENSORS:
+            value = getattr(self, name)
+            taken[name] = None if value is None else value[chosen]
+        return type(self)(**taken)
+
     @classmethod
     def cat(cls, batches: Sequence[CellBatch]) -> CellBatch:
         """Join batches of cells, in the order given.

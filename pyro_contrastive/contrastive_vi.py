@@ -16,10 +16,10 @@ from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomia
 from pyro_contrastive.methods.checks import CheckMethods
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.description import DescriptionMethods
+from pyro_contrastive.methods.diagnosis import DiagnosisMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.export import ExportMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
-from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.likelihood import LikelihoodMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
 from pyro_contrastive.methods.storage import StorageMethods
@@ -30,7 +30,6 @@ from pyro_contrastive.priors import PriorLike
 
 class ContrastiveVI(
     TrainingMethods,
-    LatentMethods,
     ExpressionMethods,
     CounterfactualMethods,
     DifferentialMethods,
@@ -39,6 +38,7 @@ class ContrastiveVI(
     CheckMethods,
     ExportMethods,
     DescriptionMethods,
+    DiagnosisMethods,
     StorageMethods,
 ):
     """Contrastive analysis of single-cell counts (Weinberger, Lin & Lee, Nature Methods 2023).

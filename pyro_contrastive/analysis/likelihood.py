@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_contrastive.analysis.runs import chunks, device_of, draw_posterior, run_model
+from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.objective import SalientOfTargets, is_local, site_losses
@@ -19,23 +20,73 @@ from pyro_contrastive.vae import ContrastiveVAE
 
 Array = NDArray[np.float64]
 SAMPLES_PER_PASS = 50
+FEW_CELLS = 64
+"""Cells at a time where each has many draws: memory is draws per pass x cells x genes."""
 
 
 def losses_of(
-    vae: ContrastiveVAE, batch: CellBatch, n_samples: int, *, analytic: bool
+    vae: ContrastiveVAE, batch: CellBatch, n_samples: int, *, analytic: bool, guide: Any = None
 ) -> dict[str, Tensor]:
     """Return each site's part of the negative ELBO, ``[n_samples, cells]``, unweighted.
 
     Parameters shared by all cells are no cell's own: the KL divergence of one that has a prior is
-    left out.
+    left out. Another program with the guide's sites may stand in for it.
     """
     with SalientOfTargets(batch.is_target):
-        posterior = draw_posterior(vae, batch, n_samples)
+        posterior = draw_posterior(vae, batch, n_samples, guide=guide)
         model = run_model(vae, batch, posterior, n_samples)
     for trace in (posterior, model):
         trace.compute_log_prob()
     losses = site_losses(model, posterior, analytic=analytic)
     return {name: loss for name, loss in losses.items() if is_local(model.nodes[name])}
+
+
+def log_weights(vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: Any = None) -> Tensor:
+    r"""Log importance weights of posterior draws of each cell, ``[n_samples, cells]``, float64.
+
+    .. math:: \log \frac{p(x \mid z, s, l)\, p(z, s, l)}{q(z, s, l \mid x)}
+
+    with s left out for background cells, which have none.
+    """
+    terms = losses_of(vae, batch, n_samples, analytic=False, guide=guide)
+    return -torch.stack([t.double().expand(n_samples, len(batch)) for t in terms.values()]).sum(0)
+
+
+def log_weights_of_cells(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    n_samples: int,
+    batch_size: int | None = None,
+    improve: Callable[[CellBatch], Any] = lambda _: None,
+) -> Array:
+    """Return the :func:`log_weights` of many cells, ``[cells, n_samples]``.
+
+    `improve` may make a guide of their own for the cells of a batch, to draw from instead.
+
+    Raises
+    ------
+    ValueError
+        If `n_samples` is not positive.
+    """
+    _check_draws(n_samples)
+    parts = []
+    with evaluating(vae):
+        for batch in chunks(vae, data, indices, batch_size or FEW_CELLS):
+            weights = all_log_weights(vae, batch, n_samples, improve(batch))
+            parts.append(weights.cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty((0, n_samples))
+
+
+def all_log_weights(
+    vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: Any = None
+) -> Tensor:
+    """Return the :func:`log_weights` of a batch, a few draws at a time: ``[cells, n_samples]``."""
+    starts = range(0, n_samples, SAMPLES_PER_PASS)
+    passes = [
+        log_weights(vae, batch, min(SAMPLES_PER_PASS, n_samples - start), guide) for start in starts
+    ]
+    return torch.cat(passes).T
 
 
 def elbo(
@@ -77,21 +128,17 @@ def marginal_log_likelihood(
     """
 
     def value(batch: CellBatch) -> Tensor:
-        total = torch.full((len(batch),), -math.inf, dtype=torch.float64, device=device_of(vae))
-        left = n_samples
-        while left:
-            n = min(left, SAMPLES_PER_PASS)
-            terms = losses_of(vae, batch, n, analytic=False)
-            log_weights = -torch.stack([t.double().expand(n, len(batch)) for t in terms.values()])
-            total = torch.logaddexp(total, log_weights.sum(0).logsumexp(0))
-            left -= n
-        return total - math.log(n_samples)
+        return all_log_weights(vae, batch, n_samples).logsumexp(-1) - math.log(n_samples)
 
+    _check_draws(n_samples)
+    # Many draws of few cells at a time: memory is draws x cells x genes.
+    return _per_cell(vae, data, indices, batch_size or FEW_CELLS, value)
+
+
+def _check_draws(n_samples: int) -> None:
     if n_samples < 1:
         msg = f"n_mc_samples must be at least 1, not {n_samples}."
         raise ValueError(msg)
-    # Many draws of few cells at a time: memory is draws x cells x genes.
-    return _per_cell(vae, data, indices, batch_size or 64, value)
 
 
 def _per_cell(

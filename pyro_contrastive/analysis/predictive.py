@@ -112,7 +112,9 @@ def _replicate(
     decoding = predicting.decoding
     n_samples = decoding.n_samples
     # Sites that a trace lacks are drawn from their priors.
-    drawn = shared if predicting.from_prior else draw_posterior(vae, batch, n_samples, shared)
+    drawn = (
+        shared if predicting.from_prior else draw_posterior(vae, batch, n_samples, shared=shared)
+    )
     do = None
     if predicting.condition is not None:
         batch, do = counterfactual_batch(

@@ -65,13 +65,25 @@ def chunks(
 
 
 def draw_posterior(
-    vae: ContrastiveVAE, batch: CellBatch, n_samples: int = 1, shared: Trace | None = None
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    n_samples: int = 1,
+    *,
+    guide: Any = None,
+    shared: Trace | None = None,
 ) -> Trace:
     """Run the guide; every draw has shape ``[n_samples, cells, latents]``, independent draws.
 
-    `shared` holds draws that are not to be made anew: see :func:`shared_sites`.
+    Parameters
+    ----------
+    vae, batch, n_samples
+        The model, the cells, and how many draws of each.
+    guide
+        Another program with the same sites, to stand in for the guide of `vae`.
+    shared
+        Draws that are not to be made anew: see :func:`shared_sites`.
     """
-    program = _samples(n_samples)(vae.guide)
+    program = _samples(n_samples)(vae.guide if guide is None else guide)
     if shared is not None:
         program = poutine.replay(program, trace=shared)
     return poutine.trace(program).get_trace(batch)

@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from pyro_contrastive.analysis.readings import READINGS
 
-__all__ = ["score_labels", "score_latents"]
+__all__ = ["label_mixing", "score_labels", "score_latents"]
 
 Latent = NDArray[np.floating[Any]]
 Codes = NDArray[np.intp]
@@ -182,6 +182,25 @@ def score_labels(
         "silhouette": _silhouette(values, codes, seed),
         "mixing": _mixing(values, codes, n_neighbors),
     }
+
+
+def label_mixing(
+    latent: ArrayLike,
+    labels: Sequence[object] | NDArray[Any] | pd.Series,
+    *,
+    n_neighbors: int = 50,
+) -> float:
+    """Score how evenly labels mix in a latent: ``"mixing"`` of :func:`score_labels` alone.
+
+    Parameters
+    ----------
+    latent, labels, n_neighbors
+        As in :func:`score_labels`, and the same errors.
+    """
+    values = _latent(latent, "latent")
+    codes = _codes(labels, "labels", len(values))
+    _check_neighbors(n_neighbors, len(values))
+    return _mixing(values, codes, n_neighbors)
 
 
 def _check_neighbors(n_neighbors: int, n_cells: int) -> None:

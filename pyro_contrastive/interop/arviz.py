@@ -149,7 +149,7 @@ def _parts(
     for number, batch in enumerate(batches):
         with evaluating(vae), seeded(chunk_seed(export.seed, number)):
             with SalientOfTargets(batch.is_target):
-                posterior = draw_posterior(vae, batch, export.n_samples, posterior_shared)
+                posterior = draw_posterior(vae, batch, export.n_samples, shared=posterior_shared)
                 model = run_model(vae, batch, posterior, export.n_samples)
             posterior_shared = shared_sites(posterior)
             part = _observed(vae, batch, export, posterior, model)

@@ -1,4 +1,7 @@
-"""Matplotlib figures: each takes arrays or tables, draws on one Axes and returns it."""
+"""Matplotlib figures: each takes arrays or tables, draws on one Axes and returns it.
+
+Those that need several panels return an array of Axes.
+"""
 
 from pyro_contrastive.plotting.check_curves import plot_coverage, plot_pit, plot_trend
 from pyro_contrastive.plotting.checks import (
@@ -8,17 +11,30 @@ from pyro_contrastive.plotting.checks import (
     plot_misfit,
     plot_statistic,
 )
+from pyro_contrastive.plotting.diagnostics import (
+    plot_comparison,
+    plot_pareto_k,
+    plot_posterior_accuracy,
+    plot_ranks,
+)
+from pyro_contrastive.plotting.latent_checks import plot_latent_usage, plot_leakage
 from pyro_contrastive.plotting.latents import plot_embedding, plot_history, plot_scores
 
 __all__ = [
+    "plot_comparison",
     "plot_correlations",
     "plot_coverage",
     "plot_effects",
     "plot_embedding",
     "plot_groups",
     "plot_history",
+    "plot_latent_usage",
+    "plot_leakage",
     "plot_misfit",
+    "plot_pareto_k",
     "plot_pit",
+    "plot_posterior_accuracy",
+    "plot_ranks",
     "plot_scores",
     "plot_statistic",
     "plot_trend",

@@ -1,0 +1,220 @@
+"""Simulation-based calibration: whether the guide finds the latents that made the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive.analysis.local_posterior import fit_local
+from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts, shared_values
+from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.groups import trace_of
+from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.model import SALIENT
+from pyro_contrastive.torch_tools import evaluating
+from pyro_contrastive.vae import ContrastiveVAE
+
+__all__ = ["Calibration", "Method", "calibrate", "rank_histogram"]
+
+Array = NDArray[np.float64]
+Method = Literal["guide", "nuts"]
+
+LATENTS = ("z", "s", "library")
+EXPECTED_PER_BIN = 5
+"""Fewest ranks expected in a bin for the chi-square test to be one (Cochran 1952)."""
+MOST_BINS = 20
+LEVEL = 0.01
+"""p-value, adjusted for the number of quantities, below which ranks are called not uniform."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of what made the data among draws of the posterior given the data.
+
+    Parameters
+    ----------
+    ranks
+        One row per simulated cell, one column per quantity (``z1`` ..., ``s1`` ..., ``library``,
+        ``log_likelihood``): how many of the draws are smaller, 0 ... `n_draws`. NaN where a cell
+        has no such latent.
+    n_draws
+        Draws per simulated cell.
+    method
+        ``"guide"`` or ``"nuts"``: what was asked for the posterior.
+    """
+
+    ranks: pd.DataFrame
+    n_draws: int
+    method: Method
+
+    @property
+    def table(self) -> pd.DataFrame:
+        r"""Test of uniformity, one row per quantity.
+
+        ``chi2``, ``bins`` and ``p_value`` of a chi-square test on the histogram of ranks;
+        ``p_adjusted``, that times the number of quantities (Bonferroni), so that one in a hundred
+        checks of a right posterior has any of them below 0.01. With :math:`u` the rank divided by
+        its range: ``shift``, the mean of u minus 1/2 in standard errors (positive: the draws are
+        too small); ``spread``, the variance of u over that of a uniform (above 1: ranks gather at
+        both ends, the posterior is too narrow; below 1: too wide). ``uniform`` and ``reading``.
+        """
+        rows = {name: self._row(self.ranks[name].dropna().to_numpy()) for name in self.ranks}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("quantity")
+        table["p_adjusted"] = np.minimum(1.0, table["p_value"] * len(table))
+        table["uniform"] = table["p_adjusted"] >= LEVEL
+        table["reading"] = [_reading(row) for row in table.to_dict("records")]
+        return table
+
+    def _row(self, ranks: Array) -> dict[str, float]:
+        from scipy import stats  # noqa: PLC0415  # slow to import
+
+        counts, expected = rank_histogram(ranks, self.n_draws)
+        test = stats.chisquare(counts, expected)
+        u = (ranks + 0.5) / (self.n_draws + 1)
+        return {
+            "n": len(ranks),
+            "bins": len(counts),
+            "chi2": float(test.statistic),
+            "p_value": float(test.pvalue),
+            "shift": float((u.mean() - 0.5) * math.sqrt(12 * len(u))),
+            "spread": float(12 * ((u - 0.5) ** 2).mean()),
+        }
+
+
+def rank_histogram(ranks: Array, n_draws: int) -> tuple[Array, Array]:
+    """Count ranks in bins of nearly equal width; return counts and what a uniform would give.
+
+    Parameters
+    ----------
+    ranks
+        Whole numbers from 0 to `n_draws`, ``[cells]``.
+    n_draws
+        Draws per cell.
+
+    Raises
+    ------
+    ValueError
+        If there are so few that even two bins have less than 5 expected in each.
+    """
+    n_bins = min(MOST_BINS, len(ranks) // EXPECTED_PER_BIN, n_draws + 1)
+    if n_bins < 2:  # noqa: PLR2004
+        msg = f"{len(ranks)} simulated cells are too few for a histogram of ranks: take more."
+        raise ValueError(msg)
+    bin_of_rank = np.arange(n_draws + 1) * n_bins // (n_draws + 1)
+    counts = np.bincount(bin_of_rank[ranks.astype(int)], minlength=n_bins).astype(float)
+    expected = np.bincount(bin_of_rank) / (n_draws + 1) * len(ranks)
+    return counts, expected
+
+
+def calibrate(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    n_draws: int,
+    *,
+    method: Method = "guide",
+    nuts: NutsSettings | None = None,
+) -> Calibration:
+    """Simulate a cell in place of each of these, and rank what made it; call seeded.
+
+    Condition, batch, covariates and observed library size are those of the real cell; latents and
+    data are drawn from the model. Parameters with a prior are at their posterior mean.
+
+    Parameters
+    ----------
+    vae, data, indices
+        The model, the data and which cells.
+    n_draws
+        Draws from the posterior of each simulated cell.
+    method
+        Whose posterior: the guide's, or NUTS (slow).
+    nuts
+        How to run NUTS; its draws are thinned to `n_draws`.
+    """
+    ranks = []
+    with evaluating(vae):
+        fixed = shared_values(vae)
+        for batch in chunks(vae, data, indices, None, n_draws):
+            empty = dataclasses.replace(batch, x=None, rows=None)
+            truth = poutine.trace(poutine.condition(vae.model, fixed)).get_trace(empty)
+            cells = dataclasses.replace(empty, x=truth.nodes["x"]["value"])
+            if method == "nuts":
+                draws = _nuts_draws(vae, cells, n_draws, nuts)
+            else:
+                draws = _guide_draws(vae, cells, n_draws)
+            ranks.append(_ranks(vae, cells, truth, trace_of(draws | fixed), n_draws))
+    return Calibration(pd.concat(ranks, ignore_index=True), n_draws, method)
+
+
+def _guide_draws(vae: ContrastiveVAE, batch: CellBatch, n_draws: int) -> dict[str, Tensor]:
+    nodes = draw_posterior(vae, batch, n_draws).nodes
+    return {site: nodes[site]["value"] for site in LATENTS if site in nodes}
+
+
+def _nuts_draws(
+    vae: ContrastiveVAE, batch: CellBatch, n_draws: int, settings: NutsSettings | None
+) -> dict[str, Tensor]:
+    """Thin NUTS draws to `n_draws` per cell, evenly, and bring them back to their scale."""
+    moments = fit_local(vae, batch).moments()
+    values = sample_nuts(vae, batch, moments, settings).values
+    positive = {"library", *vae.guide.positive} if isinstance(vae.guide, ContrastiveGuide) else ()
+    drawn = {}
+    for site, value in values.items():
+        flat = value.flatten(0, 1)  # [draws, cells, latents]
+        kept = torch.linspace(0, len(flat) - 1, n_draws).round().long()
+        drawn[site] = flat[kept].exp() if site in positive else flat[kept]
+    drawn[SALIENT] = torch.where(batch.is_target.unsqueeze(-1), drawn[SALIENT], 1.0)
+    return drawn
+
+
+def _ranks(
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    truth: Trace,
+    posterior: Trace,
+    n_draws: int,
+) -> pd.DataFrame:
+    """Ranks of the true latents, and of the log-likelihood at them, one row per cell."""
+    columns: dict[str, Tensor] = {}
+    used = vae.model.salient_prior.used(batch)
+    for site in LATENTS:
+        if site not in posterior.nodes:
+            continue
+        true = truth.nodes[site]["value"]
+        rank = (posterior.nodes[site]["value"] < true).sum(0).double()  # [cells, latents]
+        if site == SALIENT:
+            there = batch.is_target.unsqueeze(-1).expand_as(rank)
+            rank[~(there if used is None else there & used)] = torch.nan
+        names = [site] if site == "library" else [f"{site}{k + 1}" for k in range(rank.shape[1])]
+        columns |= dict(zip(names, rank.unbind(-1), strict=True))
+    model = run_model(vae, batch, posterior, n_draws).nodes["x"]
+    at_truth = truth.nodes["x"]["fn"].log_prob(batch.x)
+    columns["log_likelihood"] = (model["fn"].log_prob(batch.x) < at_truth).sum(0).double()
+    return pd.DataFrame({name: rank.cpu().numpy() for name, rank in columns.items()})
+
+
+def _reading(row: dict[str, float]) -> str:
+    """Put the shape of a histogram of ranks in words."""
+    if row["uniform"]:
+        return "Uniform within what chance allows."
+    found = []
+    if abs(row["shift"]) > 3:  # noqa: PLR2004  # standard errors
+        side = "low" if row["shift"] > 0 else "high"
+        found.append(f"draws are systematically too {side}")
+    if row["spread"] > 1.1:  # noqa: PLR2004
+        found.append("the posterior is too narrow (it claims to know more than it does)")
+    if row["spread"] < 0.9:  # noqa: PLR2004
+        found.append("the posterior is too wide")
+    return f"Not uniform: {'; '.join(found) or 'of no simple shape'}."

@@ -1,0 +1,140 @@
+"""Which dimensions of the latents are used, and what the data lose without the salient one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.model import SALIENT
+from pyro_contrastive.torch_tools import evaluating
+from pyro_contrastive.vae import ContrastiveVAE
+
+__all__ = ["SIGNAL", "latent_usage", "salient_log_likelihood"]
+
+SIGNAL = 0.1
+"""Share of a dimension's variance that must lie between cells for it to be called used.
+
+Between cells: the variance of the posterior means over that of posterior draws. A collapsed
+dimension, whose posterior is its prior for every cell, has 0, and in practice up to a few
+hundredths, which an encoder never quite suppresses; a used one has a half and more. (Burda et al.,
+ICLR 2016, call a dimension active when the variance of its means exceeds 0.01; of trained encoders
+that is too little.)
+"""
+KL_DRAWS = 10
+
+
+def latent_usage(vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64]) -> pd.DataFrame:
+    """Tell how much each dimension of z and s says of a cell; call seeded.
+
+    Parameters
+    ----------
+    vae, data, indices
+        The model, the data and which cells. For s the target cells among them, and of each
+        dimension those that have it.
+
+    Returns
+    -------
+    See :meth:`pyro_contrastive.ContrastiveVI.latent_signal`.
+    """
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"z": [], SALIENT: []}
+    with evaluating(vae):
+        for batch in chunks(vae, data, indices, None, KL_DRAWS):
+            posterior = draw_posterior(vae, batch, KL_DRAWS)
+            model = run_model(vae, batch, posterior, KL_DRAWS)
+            for site, found in parts.items():
+                q = posterior.nodes[site]
+                kl = _kl_by_dimension(q, model.nodes[site]["fn"])
+                mean, variance = (m.expand_as(q["value"])[0] for m in _moments(q["fn"]))
+                if site == SALIENT:
+                    used = vae.model.salient_prior.used(batch)
+                    there = batch.is_target.unsqueeze(-1).expand_as(mean)
+                    there = there if used is None else there & used
+                    mean, variance, kl = (
+                        torch.where(there, value, torch.nan) for value in (mean, variance, kl)
+                    )
+                found.append((mean, variance, kl))
+    tables = [
+        _table(site, *(torch.cat(column).double().cpu().numpy() for column in zip(*found)))  # noqa: B905
+        for site, found in parts.items()
+        if found
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _moments(q: torch.distributions.Distribution) -> tuple[Tensor, Tensor]:
+    return q.mean, q.variance
+
+
+def _kl_by_dimension(q: dict[str, object], prior: object) -> Tensor:
+    """KL divergence of every dimension, ``[cells, latents]``; NaN if the prior does not factor."""
+    posterior, value = q["fn"], q["value"]
+    assert isinstance(value, Tensor)
+    if not (isinstance(posterior, Independent) and isinstance(prior, Independent)):
+        return torch.full_like(value[0], torch.nan)
+    try:
+        kl = kl_divergence(posterior.base_dist, prior.base_dist).expand_as(value)
+    except NotImplementedError:
+        kl = posterior.base_dist.log_prob(value) - prior.base_dist.log_prob(value)
+    return kl.mean(0)
+
+
+def _table(
+    site: str,
+    means: NDArray[np.float64],
+    variances: NDArray[np.float64],
+    kl: NDArray[np.float64],
+) -> pd.DataFrame:
+    """One row per dimension, from values ``[cells, latents]`` with NaN where a cell has none."""
+    rows = []
+    for k in range(means.shape[1]):
+        there = np.isfinite(means[:, k])
+        if there.sum() < 2:  # noqa: PLR2004  # no variance
+            continue
+        between, within = float(means[there, k].var()), float(variances[there, k].mean())
+        rows.append(
+            {
+                "latent": "background" if site == "z" else "salient",
+                "dimension": k,
+                "kl": float(kl[there, k].mean()),
+                "variance_of_means": between,
+                "mean_variance": within,
+                "signal": between / (between + within),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table.assign(used=table["signal"] >= SIGNAL) if rows else table
+
+
+def salient_log_likelihood(
+    vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], n_samples: int = 10
+) -> NDArray[np.float64]:
+    """Nats of log p(x | z, s, l) that each cell would lose were its s set to 0; call seeded.
+
+    Parameters
+    ----------
+    vae, data, indices
+        The model, the data and which cells: target cells (background cells lose nothing).
+    n_samples
+        Posterior draws to average over.
+
+    Returns
+    -------
+    ``[cells]``. About 0 where the decoder makes nothing of s.
+    """
+    parts = []
+    with evaluating(vae):
+        for batch in chunks(vae, data, indices, None, n_samples):
+            posterior = draw_posterior(vae, batch, n_samples)
+            without = {SALIENT: torch.zeros_like(posterior.nodes[SALIENT]["value"])}
+            values = [
+                run_model(vae, batch, posterior, n_samples, do).nodes["x"]["fn"].log_prob(batch.x)
+                for do in (None, without)
+            ]
+            parts.append((values[0] - values[1]).double().mean(0).cpu().numpy())
+    return np.concatenate(parts) if parts else np.empty(0)

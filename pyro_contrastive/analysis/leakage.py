@@ -1,0 +1,161 @@
+"""What can be told from a latent that it should not hold: probes with scores against chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from pyro_contrastive.analysis.separation import label_mixing
+
+__all__ = ["ProbeKind", "leakage_row", "probe"]
+
+ProbeKind = Literal["linear", "neighbors"]
+Array = NDArray[np.float64]
+Codes = NDArray[np.intp]
+
+FOLDS = 5
+NEIGHBORS = 15
+FEWEST_PER_CLASS = 10
+"""Cells a class must have to be probed: two in every fold."""
+
+
+def probe(
+    latent: ArrayLike,
+    labels: Sequence[object] | NDArray[Any] | pd.Series,
+    *,
+    kind: ProbeKind = "linear",
+    n_permutations: int = 20,
+    seed: int = 0,
+) -> dict[str, float]:
+    r"""Try to tell labels from a latent, on cells that the probe was not fitted to.
+
+    Parameters
+    ----------
+    latent
+        ``[cells, latents]``. Give posterior draws rather than means: the mean of a collapsed
+        dimension still differs between cells by some ten thousandths, which a probe sees and
+        a decoder does not.
+    labels
+        ``[cells]``. Labels of fewer than 10 cells are left out.
+    kind
+        ``"linear"``: logistic regression on standardised latents. ``"neighbors"``: the labels of
+        the 15 nearest cells, for what no plane separates. Both give every class the same weight,
+        however many cells it has.
+    n_permutations
+        How often the labels are shuffled, to see what chance gives.
+    seed
+        Of folds and shuffles.
+
+    Returns
+    -------
+    dict
+        ``balanced_accuracy`` (mean over classes of the share of cells told right) and
+        ``auc`` (area under the ROC curve, one class against the others, mean over classes), by
+        5-fold cross-validation; ``chance``, 1 / number of classes; ``chance_auc``, 1/2;
+        ``upper_chance``, the largest balanced accuracy among the shuffled labels; ``p_value``, the
+        share of shuffles that did as well (the true order counted as one); ``n_classes``,
+        ``n_cells``.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, or fewer than two labels have 10 cells.
+    """
+    values = np.asarray(latent, dtype=float)
+    given = np.asarray(pd.Series(np.asarray(labels, dtype=object)).astype(str))
+    if values.ndim != 2 or len(values) != len(given):  # noqa: PLR2004  # a matrix
+        msg = f"latent has shape {list(values.shape)}, and there are {len(given)} labels."
+        raise ValueError(msg)
+    names, codes, sizes = np.unique(given, return_inverse=True, return_counts=True)
+    kept = np.isin(codes, np.flatnonzero(sizes >= FEWEST_PER_CLASS))
+    if (sizes >= FEWEST_PER_CLASS).sum() < 2:  # noqa: PLR2004
+        found = {str(name): int(size) for name, size in zip(names, sizes, strict=True)}
+        msg = (
+            f"A probe needs two labels with {FEWEST_PER_CLASS} cells each; there are "
+            f"{dict(list(found.items())[:5])}."
+        )
+        raise ValueError(msg)
+    values, codes = values[kept], np.unique(codes[kept], return_inverse=True)[1]
+    n_classes = int(codes.max()) + 1
+    accuracy, auc = _score(values, codes, kind, seed)
+    rng = np.random.default_rng(seed)
+    shuffled = [
+        _score(values, rng.permutation(codes), kind, seed)[0] for _ in range(n_permutations)
+    ]
+    as_good = sum(score >= accuracy for score in shuffled)
+    return {
+        "balanced_accuracy": accuracy,
+        "auc": auc,
+        "chance": 1 / n_classes,
+        "chance_auc": 0.5,
+        "upper_chance": max(shuffled, default=float("nan")),
+        "p_value": (1 + as_good) / (1 + n_permutations),
+        "n_classes": n_classes,
+        "n_cells": len(codes),
+    }
+
+
+def leakage_row(
+    latent: ArrayLike,
+    labels: Sequence[object] | NDArray[Any] | pd.Series,
+    *,
+    n_permutations: int,
+    seed: int,
+    n_neighbors: int = 50,
+) -> dict[str, float | str]:
+    """Probe a latent both ways, and keep the better one; add how evenly the labels mix.
+
+    Only the better one is compared with shuffled labels. (The choice between two adds about one
+    standard error of a score to what chance gives.)
+
+    Returns
+    -------
+    What :func:`probe` returns, with ``probe`` (its kind), ``mixing`` (as in
+    :func:`~pyro_contrastive.analysis.separation.score_latents`: 1 where neighbours look like the
+    whole, 0 where each keeps to its own), and ``excess``: the balanced accuracy on a scale where
+    chance is 0 and never being wrong is 1.
+    """
+    kinds: tuple[ProbeKind, ...] = ("linear", "neighbors")
+    tried = {
+        kind: probe(latent, labels, kind=kind, n_permutations=0, seed=seed)["balanced_accuracy"]
+        for kind in kinds
+    }
+    best = max(kinds, key=lambda kind: tried[kind])
+    chosen = probe(latent, labels, kind=best, n_permutations=n_permutations, seed=seed)
+    excess = (chosen["balanced_accuracy"] - chosen["chance"]) / (1 - chosen["chance"])
+    n_neighbors = min(n_neighbors, len(np.asarray(latent)) - 1)
+    mixing = label_mixing(latent, labels, n_neighbors=n_neighbors)
+    return {"probe": best, **chosen, "excess": excess, "mixing": mixing}
+
+
+def _score(values: Array, codes: Codes, kind: ProbeKind, seed: int) -> tuple[float, float]:
+    """Cross-validated balanced accuracy and ROC AUC."""
+    probabilities = np.empty((len(codes), int(codes.max()) + 1))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    for train, test in folds.split(values, codes):
+        scaler = StandardScaler().fit(values[train])
+        fitted, new = scaler.transform(values[train]), scaler.transform(values[test])
+        if kind == "linear":
+            linear = LogisticRegression(class_weight="balanced", max_iter=500)
+            probabilities[test] = linear.fit(fitted, codes[train]).predict_proba(new)
+        else:
+            nearest = KNeighborsClassifier(min(NEIGHBORS, len(train))).fit(fitted, codes[train])
+            votes = nearest.predict_proba(new) / np.bincount(codes[train])  # each class alike
+            # A small share for every class, so that ties and rows without votes are fair.
+            votes = votes + 1e-9
+            probabilities[test] = votes / votes.sum(axis=1, keepdims=True)
+    accuracy = balanced_accuracy_score(codes, probabilities.argmax(axis=1))
+    if probabilities.shape[1] == 2:  # noqa: PLR2004  # scikit-learn wants one column
+        auc = roc_auc_score(codes, probabilities[:, 1])
+    else:
+        auc = roc_auc_score(codes, probabilities, multi_class="ovr")
+    return float(accuracy), float(auc)

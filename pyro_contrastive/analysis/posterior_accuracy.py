@@ -1,0 +1,177 @@
+"""The amortisation gap: the guide beside the best of its family, and beside NUTS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pyro_contrastive.analysis.comparison import estimate
+from pyro_contrastive.analysis.likelihood import all_log_weights
+from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
+from pyro_contrastive.analysis.nuts import NutsDraws, NutsSettings, sample_nuts
+from pyro_contrastive.analysis.progress import counted
+from pyro_contrastive.analysis.runs import device_of, dtype_of
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.guide import Moments
+from pyro_contrastive.model import SALIENT
+from pyro_contrastive.torch_tools import evaluating
+from pyro_contrastive.vae import ContrastiveVAE
+
+__all__ = ["PosteriorAccuracy", "posterior_accuracy"]
+
+
+@dataclass(frozen=True)
+class PosteriorAccuracy:
+    """How near the guide is to the posterior of some cells, the decoder being what it is.
+
+    Parameters
+    ----------
+    cells
+        One row per cell, in nats: ``elbo_encoder`` and ``elbo_local``, the ELBO under the encoder
+        and under the best posterior of the same family; ``amortisation_gap``, their difference;
+        ``log_p``, importance-weighted log p(x) with draws from the latter; ``approximation_gap``,
+        what the family itself loses; ``k_encoder`` and ``k_local``, Pareto k; and with NUTS
+        ``max_rhat``, ``min_ess`` and ``n_divergent``.
+    latents
+        One row per cell, site and dimension, on the scale where the latent is unconstrained
+        (logarithms of a library size, and of other positive latents): ``encoder_mean``,
+        ``encoder_sd``, ``local_mean``, ``local_sd``, and ``nuts_mean``, ``nuts_sd``, ``ess``,
+        ``rhat``. ``s`` of target cells only.
+    """
+
+    cells: pd.DataFrame
+    latents: pd.DataFrame
+
+    def summary(self) -> pd.DataFrame:
+        """Distance from the reference, per site: NUTS, or the local guide where NUTS was not run.
+
+        Returns
+        -------
+        Rows ``(guide, site)``: ``mean_error``, the root mean square of the difference of means in
+        standard deviations of the reference; ``sd_ratio``, the median of the standard deviation
+        over that of the reference.
+        """
+        table = self.latents
+        reference = "nuts" if "nuts_mean" in table else "local"
+        guides = ["encoder", "local"] if reference == "nuts" else ["encoder"]
+        rows = []
+        for site, found in table.groupby("site", sort=False):
+            for guide in guides:
+                error = found[f"{guide}_mean"] - found[f"{reference}_mean"]
+                error = error / found[f"{reference}_sd"]
+                ratio = found[f"{guide}_sd"] / found[f"{reference}_sd"]
+                rows.append(
+                    {
+                        "guide": guide,
+                        "site": site,
+                        "reference": reference,
+                        "mean_error": math.sqrt(float((error**2).mean())),
+                        "sd_ratio": float(ratio.median()),
+                    }
+                )
+        return pd.DataFrame(rows).set_index(["guide", "site"])
+
+
+def posterior_accuracy(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    names: pd.Index,
+    *,
+    n_samples: int,
+    local: LocalFit | None = None,
+    nuts: NutsSettings | None = None,
+) -> PosteriorAccuracy:
+    """Compare the guide with a local guide, and with NUTS, on some cells; call seeded.
+
+    Parameters
+    ----------
+    vae, data, indices
+        The model, the data and which cells.
+    names
+        Names of these cells.
+    n_samples
+        Draws per cell for ELBO, log p(x) and k.
+    local
+        How to optimise the local guide.
+    nuts
+        How to run NUTS; ``None``: not at all.
+    """
+    batch = data.cells(indices, device_of(vae), dtype_of(vae))
+    with counted(len(indices)) as bar, evaluating(vae):
+        encoder = LocalGuide(vae.guide, batch)
+        best = fit_local(vae, batch, local)
+        cells = _gaps(vae, batch, best, n_samples)
+        drawn = None
+        if nuts is None:
+            bar.advance(len(indices))
+        else:
+            drawn = sample_nuts(vae, batch, best.moments(), nuts, bar.advance)
+    latents = _latents(encoder.moments(), best.moments(), drawn, batch.is_target)
+    latents.insert(0, "cell", names.to_numpy()[latents.pop("position")])
+    table = pd.DataFrame({"cell": names.to_numpy(), **cells})
+    if drawn is not None:
+        by_cell = latents.groupby("cell", sort=False)
+        table["max_rhat"] = by_cell["rhat"].max().reindex(names).to_numpy()
+        table["min_ess"] = by_cell["ess"].min().reindex(names).to_numpy()
+        table["n_divergent"] = drawn.n_divergent.numpy()
+    return PosteriorAccuracy(table, latents)
+
+
+def _gaps(
+    vae: ContrastiveVAE, batch: CellBatch, best: nn.Module, n_samples: int
+) -> dict[str, NDArray[np.float64]]:
+    """ELBOs, log p(x) and k of each cell under the encoder and under the local guide."""
+    weights = [
+        all_log_weights(vae, batch, n_samples, guide).cpu().numpy() for guide in (None, best)
+    ]
+    encoder, local = (estimate(w) for w in weights)
+    of_encoder, of_local = (w.mean(axis=1) for w in weights)
+    return {
+        "elbo_encoder": of_encoder,
+        "elbo_local": of_local,
+        "amortisation_gap": of_local - of_encoder,
+        "log_p": local.psis,
+        "approximation_gap": local.psis - of_local,
+        "k_encoder": encoder.k,
+        "k_local": local.k,
+    }
+
+
+def _latents(
+    encoder: Mapping[str, Moments],
+    local: Mapping[str, Moments],
+    drawn: NutsDraws | None,
+    is_target: Tensor,
+) -> pd.DataFrame:
+    """One row per cell (by position), site and dimension."""
+    parts = []
+    for site, (mean, _) in encoder.items():
+        columns: dict[str, Tensor] = {}
+        for name, moments in (("encoder", encoder), ("local", local)):
+            columns[f"{name}_mean"] = moments[site][0]
+            columns[f"{name}_sd"] = moments[site][1].sqrt()
+        if drawn is not None:
+            found = drawn.summary(site)
+            columns |= {"nuts_mean": found["mean"], "nuts_sd": found["sd"]}
+            columns |= {"ess": found["ess"], "rhat": found["rhat"]}
+        there = is_target if site == SALIENT else torch.ones_like(is_target)
+        position, dimension = (
+            grid.flatten().cpu().numpy()
+            for grid in torch.meshgrid(
+                there.nonzero().flatten().cpu(), torch.arange(mean.shape[1]), indexing="ij"
+            )
+        )
+        values = {n: c.detach()[there].flatten().cpu().numpy() for n, c in columns.items()}
+        parts.append(
+            pd.DataFrame({"position": position, "site": site, "dimension": dimension, **values})
+        )
+    return pd.concat(parts, ignore_index=True)

@@ -1,0 +1,246 @@
+"""Several fitted models compared on the same cells."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
+
+from pyro_contrastive.analysis.comparison import CellEstimates, Comparison, compare, estimate
+from pyro_contrastive.analysis.likelihood import log_weights_of_cells
+from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
+from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.torch_tools import seeded
+
+__all__ = ["compare_models"]
+
+
+def compare_models(
+    models: Mapping[str, ModelBase],
+    adata: AnnData | None = None,
+    indices: ArrayLike | None = None,
+    n_samples: int = 500,
+    batch_size: int | None = None,
+    *,
+    local_steps: int = 0,
+    seed: int = 0,
+    silent: bool = False,
+) -> Comparison:
+    r"""Compare fitted models by their log-likelihood of the same cells, higher being better.
+
+    With what cells share (decoder, dispersions, learned priors) as it was learned, it estimates
+
+    .. math:: \log p(x_n) = \log \int p(x_n \mid z, s, l)\, p(z)\, p(s)\, p(l)\, dz\, ds\, dl
+
+    from draws of the guide. The latents are of one cell each, so that this is also its
+    leave-one-out predictive density given those shared parameters (Vehtari, Gelman & Gabry 2017):
+    with the cell left out, its latents have their prior. (``arviz.loo`` on draws of the posterior
+    estimates the same by weights :math:`1 / p(x \mid z, s, l)`, which fail in that many
+    dimensions.) Parameters with a prior, such as a `dispersion_prior`, are averaged over their
+    posterior.
+
+    Parameters
+    ----------
+    models
+        Two or more by name, fitted to the same data: genes, layer and cells.
+    adata
+        The cells; default those the first model was made with.
+    indices
+        Which of them, as indices or boolean mask. Default: those that none of the models was
+        trained on.
+    n_samples
+        Posterior draws per cell, at least 25. Default 500.
+    batch_size
+        Cells at a time; default 64 (memory is 50 draws x cells x genes).
+    local_steps
+        Fit the posterior to each cell by so many steps, from where the encoder puts it, before it
+        is drawn from; 100 are enough. Default 0: draw from the encoder's. The integral is the same,
+        its estimate better: try it where k is high.
+    seed
+        Seed of the draws. Default 0.
+    silent
+        Show no progress bar, however long it takes.
+
+    Returns
+    -------
+    Comparison
+        Its ``table`` has a row per model, the best first, in nats:
+
+        * ``elpd_psis``: sum over cells of log p(x), from Pareto-smoothed weights; ``se``: its
+          standard error, as if the cells were drawn anew;
+        * ``elpd_diff``, ``diff_se``: difference from the best model and its standard error, paired
+          by cell. It is this one, not the overlap of ``se``, that tells models apart;
+        * ``elpd_iw``: the sum without smoothing; ``monte_carlo_se``: what it would change by with
+          other draws;
+        * ``per_cell``, ``n_cells``; ``median_k``, ``share_high_k``, ``k_threshold``,
+          ``reliable``: whether importance sampling succeeded, see
+          :func:`~pyro_contrastive.analysis.pareto.k_threshold` (unreliable: in more than 5 % of
+          the cells k is above it);
+        * ``n_trained_on``: how many of the cells the model has seen in training, missing where
+          that is not known (after loading); ``reading``: all of this in words.
+
+        ``cells`` has the estimates and k of every cell and model.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two models, or none of their cells was held out by all of them; if
+        they describe different genes or numbers (counts and their logarithms, say), or one gives
+        the data a probability and another a density: no such difference means anything.
+
+    Warns
+    -----
+    UserWarning
+        If some models are told the library size and others infer it. The former are given the
+        total of the very cell they predict, which favours them.
+    """
+    if len(models) < 2:  # noqa: PLR2004
+        msg = f"compare_models needs two models or more, as {{name: model}}; got {list(models)}."
+        raise ValueError(msg)
+    first = next(iter(models.values()))
+    adata = first._adata(adata)
+    _check_measures(models)
+    data = {name: model._data(adata) for name, model in models.items()}
+    _check_same_data(models, data)
+    seen = {name: _trained_on(model, adata) for name, model in models.items()}
+    chosen = _held_out(seen, adata.n_obs) if indices is None else None
+    cells = as_indices(indices, adata.n_obs) if chosen is None else chosen
+    estimates: dict[str, CellEstimates] = {}
+
+    def improver(model: ModelBase) -> Callable[[CellBatch], LocalGuide | None]:
+        steps = LocalFit(n_steps=local_steps)
+        return lambda batch: fit_local(model.module, batch, steps) if local_steps else None
+
+    with progress("Comparison", len(models) * len(cells), silent=silent):
+        for name, model in models.items():
+            with seeded(seed):
+                weights = log_weights_of_cells(
+                    model.module, data[name], cells, n_samples, batch_size, improver(model)
+                )
+            estimates[name] = estimate(weights)
+    n_seen = {
+        name: None if found is None else int(np.isin(cells, found).sum())
+        for name, found in seen.items()
+    }
+    table = compare(estimates, {name: _note(n) for name, n in n_seen.items()})
+    position = list(table.columns).index("median_k")
+    trained_on = pd.array([n_seen[str(name)] for name in table.index], dtype="Int64")
+    table.insert(position, "n_trained_on", trained_on)
+    parts = [
+        pd.DataFrame(
+            {
+                "cell": adata.obs_names[cells],
+                "model": name,
+                "iw": found.iw,
+                "psis": found.psis,
+                "k": found.k,
+            }
+        )
+        for name, found in estimates.items()
+    ]
+    return Comparison(table, pd.concat(parts, ignore_index=True))
+
+
+def _note(n_seen: int | None) -> str:
+    """Say what training may have done to an estimate."""
+    if n_seen is None:
+        return "It is not known whether it was trained on these cells."
+    return f"It was trained on {n_seen} of these cells, which flatters it." if n_seen else ""
+
+
+def _check_measures(models: Mapping[str, ModelBase]) -> None:
+    """Refuse to compare probabilities with densities; say if totals are given to some only."""
+    discrete = {n: m.module.model.likelihood.support.is_discrete for n, m in models.items()}
+    if len(set(discrete.values())) > 1:
+        counts = [name for name, is_discrete in discrete.items() if is_discrete]
+        others = [name for name, is_discrete in discrete.items() if not is_discrete]
+        msg = (
+            f"{counts} give counts a probability, {others} give numbers a density: the two have "
+            "different units, and their difference means nothing. Compare models of counts with "
+            "models of counts."
+        )
+        raise ValueError(msg)
+    told = {n: m.module.use_observed_lib_size for n, m in models.items() if _uses_library(m)}
+    if len(set(told.values())) > 1:
+        given = [name for name, is_told in told.items() if is_told]
+        warnings.warn(
+            f"{given} are told the total count of each cell they predict, the other models infer "
+            "it: the comparison favours those that are told. Use the same use_observed_lib_size.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _uses_library(model: ModelBase) -> bool:
+    return bool(model.module.model.likelihood.uses_library)
+
+
+def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellData]) -> None:
+    """Refuse models that describe other genes, or other numbers, than the first."""
+    (first, reference), *others = models.items()
+    order = np.argsort(np.asarray(reference.genes))
+    numbers = csr_matrix(data[first].counts)[:, order]
+    for name, model in others:
+        if set(model.genes) != set(reference.genes):
+            n_only = len(set(model.genes) ^ set(reference.genes))
+            msg = (
+                f"{first!r} and {name!r} describe different genes ({n_only} are in one of them "
+                "only): a likelihood of more genes is lower for no fault of the model. Fit both to "
+                "the same genes."
+            )
+            raise ValueError(msg)
+        own = csr_matrix(data[name].counts)[:, np.argsort(np.asarray(model.genes))]
+        if (numbers != own).nnz:
+            layers = [str(m.setup.layer or "X") for m in (reference, model)]
+            msg = (
+                f"{first!r} and {name!r} describe different numbers (layers {layers[0]} and "
+                f"{layers[1]}): likelihoods of data on different scales cannot be compared. Fit "
+                "both to the same layer."
+            )
+            raise ValueError(msg)
+
+
+def _trained_on(model: ModelBase, adata: AnnData) -> NDArray[np.int64] | None:
+    """Which of these cells the model was trained on, by name; ``None`` where it is not known."""
+    if model.train_indices is None or model.adata is None:
+        return None
+    if model.adata is adata:
+        return model.train_indices
+    names = model.adata.obs_names[model.train_indices]
+    return np.flatnonzero(adata.obs_names.isin(names))
+
+
+def _held_out(seen: Mapping[str, NDArray[np.int64] | None], n_cells: int) -> NDArray[np.int64]:
+    """Cells that no model was trained on.
+
+    Raises
+    ------
+    ValueError
+        If it is not known, or there are none.
+    """
+    unknown = [name for name, found in seen.items() if found is None]
+    if unknown:
+        msg = (
+            f"It is not known which cells {unknown} were trained on (they are untrained, or were "
+            "loaded): give indices= of cells that were held out from all models."
+        )
+        raise ValueError(msg)
+    held_out = np.setdiff1d(
+        np.arange(n_cells), np.concatenate([found for found in seen.values() if found is not None])
+    )
+    if not held_out.size:
+        msg = (
+            "No cell was held out by all the models. Train them with the same seed= (so that they "
+            "hold out the same cells) and train_size below 1, or give indices=."
+        )
+        raise ValueError(msg)
+    return held_out
