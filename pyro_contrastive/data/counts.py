@@ -42,6 +42,10 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
     counts: Matrix
     if sp.issparse(matrix):
         counts = sp.csr_matrix(matrix, dtype=np.float32)
+        if (counts.data == 0).any() or not counts.has_canonical_format:
+            counts = counts.copy()  # the values may be the AnnData's own
+            counts.sum_duplicates()
+            counts.eliminate_zeros()
     else:
         counts = np.ascontiguousarray(matrix, dtype=np.float32)
     bad = ~np.isfinite(stored_values(counts))
@@ -86,6 +90,12 @@ def row_sums(counts: Matrix) -> NDArray[np.float64]:
 def stored_values(counts: Matrix) -> NDArray[np.float32]:
     """Return the values of a dense matrix, ``[cells, genes]``, or the stored ones of a sparse."""
     return counts if isinstance(counts, np.ndarray) else counts.data
+
+
+def positions(counts: sp.csr_matrix) -> NDArray[np.int64]:
+    """Where the stored values are in the dense matrix, flattened row by row."""
+    starts = np.arange(counts.shape[0], dtype=np.int64) * counts.shape[1]
+    return np.repeat(starts, np.diff(counts.indptr)) + counts.indices
 
 
 def first_of(chosen: NDArray[np.bool_], counts: Matrix, adata: AnnData) -> str:
