@@ -210,15 +210,16 @@ class _NonZero(NamedTuple):
     large: Tensor
 
     @classmethod
-    def of(cls, value: Tensor, flat: Tensor | None = None) -> Self:
-        """Find them; ``flat`` is where they are, if that is known."""
-        # NaN and (unvalidated) negative counts count as non-zero, to come out as NaN.
+    def of(cls, value: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Self:
+        """Find them; ``at`` is where they are, in the whole and along the last axis, if known."""
         every = value.reshape(-1)
-        if flat is None:
-            flat = (every != 0).nonzero().squeeze(-1)
         n_last = value.shape[-1] if value.dim() else 1
+        if at is None:
+            # NaN and (unvalidated) negative counts count as non-zero, to come out as NaN.
+            flat = (every != 0).nonzero().squeeze(-1)
+            at = flat, flat % max(n_last, 1)
+        flat, last = at
         x = every.index_select(0, flat).double()
-        last = flat % max(n_last, 1)
         count = x.clamp(0, _SMALL_COUNT).nan_to_num_()
         large = (count != x).nonzero().squeeze(-1)
         return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
@@ -227,17 +228,19 @@ class _NonZero(NamedTuple):
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def remember_nonzero(counts: Tensor, flat: Tensor) -> None:
+def remember_nonzero(counts: Tensor, row: Tensor, column: Tensor) -> None:
     """Remember where a tensor of counts is not zero, so that its log-density need not search.
 
     Parameters
     ----------
     counts
-        The tensor; what is remembered goes when it goes, or is changed in place.
-    flat
-        Positions of all its non-zero entries, each once, in the flattened tensor.
+        The tensor, ``[cells, genes]``; what is remembered goes when it goes, or is changed in
+        place.
+    row, column
+        Positions of all its non-zero entries, each once.
     """
-    _known[counts] = (counts._version, _NonZero.of(counts, flat))
+    flat = row * counts.shape[1] + column
+    _known[counts] = (counts._version, _NonZero.of(counts, (flat, column)))
 
 
 def _nonzero_of(value: Tensor) -> _NonZero:

@@ -43,6 +43,11 @@ class Compressed:
             torch.as_tensor(matrix.data, device=device, dtype=dtype),
         )
 
+    def rows(self) -> Tensor:
+        """Row of every entry."""
+        starts = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return starts.repeat_interleave(self.offsets.diff())
+
     def to(self, device: torch.device | str) -> Self:
         """Copy to `device`."""
         return type(self)(*(a.to(device) for a in (self.indices, self.offsets, self.values)))

@@ -48,6 +48,7 @@ def test_every_preset_trains_and_comes_back(name, adata, tmp_path) -> None:
         ("MM-cVAE", ["mmd_z", "mmd_s"]),
         ("SepVAE", ["narrowsalient", "salientclassifier", "totalcorrelation"]),
         ("cvae", ["totalcorrelation"]),
+        ("separated", ["wasserstein", "mmd_z", "hsic"]),
     ],
 )
 def test_the_history_has_the_terms_of_a_preset(name, penalties, adata) -> None:

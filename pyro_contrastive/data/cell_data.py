@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_contrastive._count_density import remember_nonzero
 from pyro_contrastive.cells import BACKGROUND, CellBatch
-from pyro_contrastive.data.counts import Matrix, positions, row_sums
+from pyro_contrastive.data.counts import Matrix, row_sums
 from pyro_contrastive.sparse_rows import SparseRows
 
 
@@ -74,7 +74,8 @@ class CellData:
         sparse = None
         if not isinstance(rows, np.ndarray):
             sparse = SparseRows.of(rows, device, dtype)
-            remember_nonzero(x, torch.as_tensor(positions(rows), device=device))
+        if sparse is not None:
+            remember_nonzero(x, sparse.cells_by_genes.rows(), sparse.cells_by_genes.indices)
         size_factor = tensor(self.size_factor, dtype)
         known = unknown if self.condition is None else self.condition[indices]
         return CellBatch(

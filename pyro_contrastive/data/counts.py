@@ -92,12 +92,6 @@ def stored_values(counts: Matrix) -> NDArray[np.float32]:
     return counts if isinstance(counts, np.ndarray) else counts.data
 
 
-def positions(counts: sp.csr_matrix) -> NDArray[np.int64]:
-    """Where the stored values are in the dense matrix, flattened row by row."""
-    starts = np.arange(counts.shape[0], dtype=np.int64) * counts.shape[1]
-    return np.repeat(starts, np.diff(counts.indptr)) + counts.indices
-
-
 def first_of(chosen: NDArray[np.bool_], counts: Matrix, adata: AnnData) -> str:
     """Describe the first of the chosen values: its value, its cell and its gene.
 
