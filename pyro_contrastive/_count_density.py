@@ -25,7 +25,8 @@ not. Non-zero entries are found at run time, which `torch.func.vmap` and tracing
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -225,10 +226,11 @@ class _NonZero(NamedTuple):
         return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
 
 
+# By tensor: its version then, and what is known of it, or how to find out.
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def remember_nonzero(counts: Tensor, row: Tensor, column: Tensor) -> None:
+def remember_nonzero(counts: Tensor, positions: Callable[[], tuple[Tensor, Tensor]]) -> None:
     """Remember where a tensor of counts is not zero, so that its log-density need not search.
 
     Parameters
@@ -236,16 +238,26 @@ def remember_nonzero(counts: Tensor, row: Tensor, column: Tensor) -> None:
     counts
         The tensor, ``[cells, genes]``; what is remembered goes when it goes, or is changed in
         place.
-    row, column
-        Positions of all its non-zero entries, each once.
+    positions
+        Returns row and column of all its non-zero entries, each once; called when needed.
     """
-    flat = row * counts.shape[1] + column
-    _known[counts] = (counts._version, _NonZero.of(counts, (flat, column)))
+
+    def find() -> _NonZero:
+        row, column = positions()
+        return _NonZero.of(counts_ref(), (row * n_genes + column, column))
+
+    counts_ref, n_genes = weakref.ref(counts), counts.shape[1]
+    _known[counts] = (counts._version, find)
 
 
 def _nonzero_of(value: Tensor) -> _NonZero:
     version, found = _known.get(value, (None, None))
-    return found if found is not None and version == value._version else _NonZero.of(value)
+    if found is None or version != value._version:
+        return _NonZero.of(value)
+    if not isinstance(found, _NonZero):
+        found = found()
+        _known[value] = (version, found)
+    return found
 
 
 def _large_mean_zeros(value: Tensor, mean: Tensor) -> Tensor:

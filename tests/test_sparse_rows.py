@@ -63,6 +63,13 @@ def test_the_product_and_its_gradient_by_hand() -> None:
     )
 
 
+def test_the_transpose_by_sorting_is_the_one_by_counting() -> None:
+    rows = SparseRows.of(counts(), CPU, torch.float32).cells_by_genes
+    found, counted = rows.transposed_by_sorting(12), rows.transposed(12)
+    for name in ("indices", "offsets", "values"):
+        assert torch.equal(getattr(found, name), getattr(counted, name))
+
+
 def test_cells_without_counts_and_no_cells_at_all() -> None:
     rows = SparseRows.of(scipy.sparse.csr_matrix((3, 12), dtype=np.float32), CPU, torch.float32)
     assert torch.equal(rows.linear(torch.randn(2, 12)), torch.zeros(3, 2))
@@ -105,13 +112,13 @@ def test_encoder_weights_lie_in_memory_as_their_gradient_does(tmp_path) -> None:
 
 def test_where_counts_are_not_zero_is_known_and_changes_nothing() -> None:
     batch, plain = both()
-    assert len(_known[batch.x][1].flat) == int((batch.x != 0).sum())
     assert plain.x is batch.x
     torch.manual_seed(0)
     mean, theta, logits = 9 * torch.rand(30, 12), torch.rand(12) + 0.1, torch.randn(30, 12)
     for make in (lambda: NB(mean, theta), lambda: ZINB(mean, theta, logits)):
         found = make().log_prob(batch.x)
         torch.testing.assert_close(found, make().log_prob(batch.x.clone()), rtol=0, atol=0)
+    assert len(_known[batch.x][1].flat) == int((batch.x != 0).sum())
     drawn = ZINB(mean.expand(3, 30, 12), theta, logits).log_prob(batch.x)  # another shape
     torch.testing.assert_close(drawn[2], found, rtol=0, atol=0)
 
@@ -148,5 +155,5 @@ def test_odd_but_legal_sparse_counts_are_the_same_data(kind) -> None:
 def test_rows_move_with_the_batch() -> None:
     batch, _ = both()
     moved = batch.to("meta")
-    assert moved.rows.genes_by_cells.values.device.type == "meta"
+    assert moved.rows.cells_by_genes.values.device.type == "meta"
     assert CellBatch.cat([batch, batch]).rows is None  # dense: nothing is wrong, only slower

@@ -75,7 +75,7 @@ class CellData:
         if not isinstance(rows, np.ndarray):
             sparse = SparseRows.of(rows, device, dtype)
         if sparse is not None:
-            remember_nonzero(x, sparse.cells_by_genes.rows(), sparse.cells_by_genes.indices)
+            remember_nonzero(x, sparse.cells_by_genes.positions)
         size_factor = tensor(self.size_factor, dtype)
         known = unknown if self.condition is None else self.condition[indices]
         return CellBatch(
