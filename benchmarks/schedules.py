@@ -41,6 +41,8 @@ from sklearn.model_selection import cross_val_predict
 from pyro_contrastive import HSIC, MMD, ContrastiveVI, Wasserstein
 from pyro_contrastive.analysis.separation import score_labels, score_latents
 
+AFFECTED = 0.1
+"""Share of genes that the simulated treatment changes in every treated cell."""
 WEIGHTS = {"fast": 0.0, "separated / 3": 1 / 3, "separated": 1.0, "separated x 3": 3.0}
 
 
@@ -82,10 +84,12 @@ def scores(model: Any, adata: ad.AnnData, options: argparse.Namespace) -> dict[s
 def simulated(dependent: bool, seed: int) -> ad.AnnData:
     """Draw counts whose salient latent follows from the background latent in part, or not."""
     rng = np.random.default_rng(seed)
-    n, n_genes, treated = 2_000, 500, np.arange(2_000) >= 1_000
+    n, n_genes = 2_000, 500
+    treated = np.arange(n) >= n // 2
     z, noise = rng.standard_normal((n, 4)), rng.standard_normal((n, 2))
     s = (0.8 * z[:, :2] + 0.6 * noise if dependent else noise) * treated[:, None]
-    logits = rng.normal(0, 1, n_genes) + 1.0 * treated[:, None] * (rng.random(n_genes) < 0.1)
+    affected = rng.random(n_genes) < AFFECTED
+    logits = rng.normal(0, 1, n_genes) + 1.0 * treated[:, None] * affected
     logits = logits + z @ rng.normal(0, 0.4, (4, n_genes)) + s @ rng.normal(0, 0.4, (2, n_genes))
     scale = np.exp(logits - logits.max(1, keepdims=True))
     library = 1_000 * np.exp(rng.normal(0, 0.3, (n, 1)))

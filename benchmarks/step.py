@@ -23,8 +23,8 @@ import pandas as pd
 import pyro
 import torch
 from anndata import AnnData
-
 from common import REFERENCE, arguments_of_data, show, simulated, start
+
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.torch_tools import own_params, reused_memory

@@ -14,8 +14,8 @@ from pyro_contrastive import CellBatch, Gaussian, Likelihood, NegativeBinomial
 from pyro_contrastive._count_density import _known
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import read_counts
-from pyro_contrastive.distributions import NegativeBinomial as NB
-from pyro_contrastive.distributions import ZeroInflatedNegativeBinomial as ZINB
+from pyro_contrastive.distributions import NegativeBinomial as Plain
+from pyro_contrastive.distributions import ZeroInflatedNegativeBinomial as ZeroInflated
 from pyro_contrastive.sparse_rows import PAYS_BELOW, SparseRows
 
 CPU = "cpu"
@@ -115,11 +115,11 @@ def test_where_counts_are_not_zero_is_known_and_changes_nothing() -> None:
     assert plain.x is batch.x
     torch.manual_seed(0)
     mean, theta, logits = 9 * torch.rand(30, 12), torch.rand(12) + 0.1, torch.randn(30, 12)
-    for make in (lambda: NB(mean, theta), lambda: ZINB(mean, theta, logits)):
+    for make in (lambda: Plain(mean, theta), lambda: ZeroInflated(mean, theta, logits)):
         found = make().log_prob(batch.x)
         torch.testing.assert_close(found, make().log_prob(batch.x.clone()), rtol=0, atol=0)
     assert len(_known[batch.x][1].flat) == int((batch.x != 0).sum())
-    drawn = ZINB(mean.expand(3, 30, 12), theta, logits).log_prob(batch.x)  # another shape
+    drawn = ZeroInflated(mean.expand(3, 30, 12), theta, logits).log_prob(batch.x)  # another shape
     torch.testing.assert_close(drawn[2], found, rtol=0, atol=0)
 
 
@@ -128,7 +128,7 @@ def test_counts_that_were_changed_in_place_are_searched_again() -> None:
     mean, theta = torch.full((30, 12), 2.0), torch.ones(12)
     batch.x[:] = 3.0
     torch.testing.assert_close(
-        NB(mean, theta).log_prob(batch.x), NB(mean, theta).log_prob(torch.full((30, 12), 3.0))
+        Plain(mean, theta).log_prob(batch.x), Plain(mean, theta).log_prob(torch.full((30, 12), 3.0))
     )
 
 
