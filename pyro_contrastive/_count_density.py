@@ -25,17 +25,17 @@ not. Non-zero entries are found at run time, which `torch.func.vmap` and tracing
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Size, Tensor
 from torch.autograd.function import BackwardCFunction, Function, FunctionCtx
 from torch.nn.functional import softplus
-from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["log_density", "remember_nonzero"]
+from pyro_contrastive._nonzero import SMALL_COUNT, NonZero, nonzero_of
+
+__all__ = ["log_density"]
 
 # Stirling's formula is good to 2e-14 from here on with five terms of its remainder,
 # whose coefficients are B_2k / (2k (2k - 1)); NIST DLMF, equation 5.11.1.
@@ -45,8 +45,6 @@ _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 _IDENTITY_FROM = 80.0
 # Up to this mean the short formulas for a zero count lose less than 1e-6 in single precision.
 _LARGE_MEAN = 4.0
-# Counts up to this are looked up in tables of every gene.
-_SMALL_COUNT = 15
 
 
 class _Terms(NamedTuple):
@@ -167,7 +165,7 @@ def _take(tensor: Tensor, shape: Size, flat: Tensor, last: Tensor) -> Tensor:
 class _SmallCounts(NamedTuple):
     """``lgamma(k + t) - lgamma(t) - lgamma(k + 1)`` and its derivative, ``[counts, genes]``.
 
-    For k up to `_SMALL_COUNT` these are short sums, which all cells share.
+    For k up to `SMALL_COUNT` these are short sums, which all cells share.
     """
 
     value: Tensor
@@ -175,14 +173,14 @@ class _SmallCounts(NamedTuple):
 
     @classmethod
     def of(cls, t: Tensor) -> Self:
-        k = torch.arange(_SMALL_COUNT, dtype=t.dtype, device=t.device).unsqueeze(-1)
+        k = torch.arange(SMALL_COUNT, dtype=t.dtype, device=t.device).unsqueeze(-1)
         shifted = t + k
         none = torch.zeros_like(t).unsqueeze(0)
         value = torch.cat([none, (shifted / (k + 1)).log_()]).cumsum(0)
         return cls(value, torch.cat([none, shifted.reciprocal_()]).cumsum(0))
 
-    def terms(self, counts: _NonZero, m: Tensor, t: Tensor) -> _Terms:
-        """Evaluate counts of 1 to `_SMALL_COUNT` in float64.
+    def terms(self, counts: NonZero, m: Tensor, t: Tensor) -> _Terms:
+        """Evaluate counts of 1 to `SMALL_COUNT` in float64.
 
         With counts as small as these, what float64 loses by cancellation does not matter.
         """
@@ -194,70 +192,6 @@ class _SmallCounts(NamedTuple):
         d_t = self.slope.view(-1).index_select(0, counts.entry)
         d_t.sub_(log1p).sub_(excess / (t + m))
         return _Terms(value, excess.div_(grown.mul_(m)), d_t)
-
-
-class _NonZero(NamedTuple):
-    """The non-zero entries of a tensor of counts, which do not change while parameters do.
-
-    ``flat`` and ``last`` are their positions in the whole and along the last axis, ``x`` they
-    themselves in float64, ``entry`` their positions in the tables of small counts, and ``large``
-    which of them are not to be found there.
-    """
-
-    flat: Tensor
-    last: Tensor
-    x: Tensor
-    entry: Tensor
-    large: Tensor
-
-    @classmethod
-    def of(cls, value: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Self:
-        """Find them; ``at`` is where they are, in the whole and along the last axis, if known."""
-        every = value.reshape(-1)
-        n_last = value.shape[-1] if value.dim() else 1
-        if at is None:
-            # NaN and (unvalidated) negative counts count as non-zero, to come out as NaN.
-            flat = (every != 0).nonzero().squeeze(-1)
-            at = flat, flat % max(n_last, 1)
-        flat, last = at
-        x = every.index_select(0, flat).double()
-        count = x.clamp(0, _SMALL_COUNT).nan_to_num_()
-        large = (count != x).nonzero().squeeze(-1)
-        return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
-
-
-# By tensor: its version then, and what is known of it, or how to find out.
-_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def remember_nonzero(counts: Tensor, positions: Callable[[], tuple[Tensor, Tensor]]) -> None:
-    """Remember where a tensor of counts is not zero, so that its log-density need not search.
-
-    Parameters
-    ----------
-    counts
-        The tensor, ``[cells, genes]``; what is remembered goes when it goes, or is changed in
-        place.
-    positions
-        Returns row and column of all its non-zero entries, each once; called when needed.
-    """
-
-    def find() -> _NonZero:
-        row, column = positions()
-        return _NonZero.of(counts_ref(), (row * n_genes + column, column))
-
-    counts_ref, n_genes = weakref.ref(counts), counts.shape[1]
-    _known[counts] = (counts._version, find)
-
-
-def _nonzero_of(value: Tensor) -> _NonZero:
-    version, found = _known.get(value, (None, None))
-    if found is None or version != value._version:
-        return _NonZero.of(value)
-    if not isinstance(found, _NonZero):
-        found = found()
-        _known[value] = (version, found)
-    return found
 
 
 def _large_mean_zeros(value: Tensor, mean: Tensor) -> Tensor:
@@ -274,14 +208,14 @@ def _large_mean_zeros(value: Tensor, mean: Tensor) -> Tensor:
 
 
 def _nonzero_counts_terms(
-    counts: _NonZero, m: Tensor, t: Tensor, p: Tensor | None, per_gene: Tensor | None
+    counts: NonZero, m: Tensor, t: Tensor, p: Tensor | None, per_gene: Tensor | None
 ) -> _Terms:
     """Evaluate the gathered non-zero counts in float64.
 
     ``per_gene`` is the inverse dispersion of every gene, if cells share it.
     """
     x = counts.x
-    if per_gene is not None and per_gene.numel() * _SMALL_COUNT < 2 * x.numel():
+    if per_gene is not None and per_gene.numel() * SMALL_COUNT < 2 * x.numel():
         terms = _SmallCounts.of(per_gene).terms(counts, m, t)
         if counts.large.numel():
             at = counts.large
@@ -320,11 +254,12 @@ def _terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
     if zeros.numel():
         last = zeros % shape[-1] if shape else zeros
         _put(_zero_terms(*(gather(a, zeros, last) for a in (mean, t, p))), zeros, dense)
-    counts = _nonzero_of(value)
+    counts = nonzero_of(value)
     shared = shape and t.numel() == t.shape[-1:].numel() == shape[-1]
     per_gene = t.reshape(-1).double() if shared else None
-    gathered = [gather(a, counts.flat, counts.last) for a in (mean, t, p)]
-    _put(_nonzero_counts_terms(counts, *gathered, per_gene), counts.flat, dense)
+    rate, dispersion, logit = (gather(a, counts.flat, counts.last) for a in (mean, t, p))
+    found = _nonzero_counts_terms(counts, rate, dispersion, logit, per_gene)
+    _put(found, counts.flat, dense)
     return dense
 
 

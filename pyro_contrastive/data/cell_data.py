@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_contrastive._count_density import remember_nonzero
+from pyro_contrastive._nonzero import remember_nonzero
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.counts import Matrix, row_sums
 from pyro_contrastive.sparse_rows import SparseRows
