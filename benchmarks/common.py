@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.report.demo import DEMO_SETTINGS
+from pyro_contrastive.testing import SimulationSettings, simulate
 
 REFERENCE = "scvi-tools"
 PACKAGES = ("pyro-contrastive", "pyro-ppl", "torch", "scvi-tools", "scanpy")
@@ -58,6 +59,39 @@ def parser(description: str, **data: Any) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=1)
     made.add_argument("--threads", type=int, default=1)
     return made
+
+
+def arguments_of_data(made: argparse.ArgumentParser) -> None:
+    """Add the arguments of benchmarks on simulated counts."""
+    made.add_argument("--cells", type=int, default=10_000)
+    made.add_argument("--genes", type=int, default=2_000)
+    made.add_argument("--density", type=float, default=0.1)
+    made.add_argument("--batch-size", type=int, default=128, help="of each population")
+    made.add_argument("--threads", type=int, default=1)
+
+
+def simulated(n_cells: int, n_genes: int, density: float, seed: int = 0) -> ad.AnnData:
+    """Draw counts of which a share of `density` is not zero, half the cells treated.
+
+    From the contrastive model itself, in pieces, for it makes dense matrices on the way.
+    """
+    total = 1.6 * n_genes * density  # a start; then halve the interval
+    low, high = total / 30, total * 300
+    for _ in range(20):
+        total = (low * high) ** 0.5
+        found = _some_counts(200, n_genes, total, seed).X
+        low, high = (total, high) if found.nnz < density * 200 * n_genes else (low, total)
+    n_pieces = -(-n_cells // 10_000)
+    sizes = [len(part) for part in np.array_split(np.arange(n_cells), n_pieces)]
+    pieces = [_some_counts(n, n_genes, total, seed + i) for i, n in enumerate(sizes)]
+    return pieces[0] if n_pieces == 1 else ad.concat(pieces, index_unique="-")
+
+
+def _some_counts(n_cells: int, n_genes: int, total: float, seed: int) -> ad.AnnData:
+    half = n_cells // 2
+    settings = SimulationSettings(half, n_cells - half, n_genes, mean_total=total)
+    made = simulate(settings, seed=seed)
+    return ad.AnnData(made.X, obs=made.obs[["condition"]])
 
 
 def start(options: argparse.Namespace) -> None:

@@ -13,6 +13,9 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -21,6 +24,7 @@ import torch
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.data import load_kang
+from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.interop.scvi import rename_scvi_weights
 from pyro_contrastive.training.devices import one_device
@@ -29,6 +33,8 @@ from pyro_contrastive.training.history import History
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
 from pyro_contrastive.training.splits import Population, Split, split_populations
 from pyro_contrastive.vae import ContrastiveVAE
+
+Weights = dict[str, torch.Tensor]
 
 
 def arguments() -> argparse.Namespace:
@@ -58,8 +64,13 @@ def load(options: argparse.Namespace) -> ad.AnnData:
 
 
 def train_reference(
-    adata: ad.AnnData, split: Split, cells: Population, epochs: int | None, seed: int
-) -> tuple[dict[str, torch.Tensor], float]:
+    adata: ad.AnnData,
+    split: Split,
+    cells: Population,
+    epochs: int | None,
+    seed: int,
+    callbacks: Sequence[Any] = (),
+) -> tuple[Weights, float]:
     """Train scvi-tools' model; return its weights under our names, and the seconds."""
     import scvi
 
@@ -75,9 +86,104 @@ def train_reference(
         datasplitter_kwargs={"external_indexing": [*parts, np.array([], dtype=int)]},
         enable_progress_bar=False,
         logger=False,
+        **({"callbacks": list(callbacks)} if callbacks else {}),
     )
     seconds = time.perf_counter() - start
     return rename_scvi_weights(model.module.state_dict(), latent_library=False), seconds
+
+
+def bundled() -> tuple[ad.AnnData, CellData, Population]:
+    """Return the bundled data, set up, and its populations."""
+    adata = load_kang()
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    data = Setup.of(adata).extract(adata)
+    background = np.flatnonzero(data.condition == 0)
+    return adata, data, Population(background, np.flatnonzero(data.condition != 0))
+
+
+def held_out(weights: Weights, data: CellData, cells: Population) -> float:
+    """Negative ELBO per pair of held-out cells of a default model with these weights."""
+    vae = ContrastiveVAE(data.counts.shape[1])
+    vae.load_state_dict(weights, strict=False)
+    return sum(evaluate(vae, data, cells, 512, "cpu").values())
+
+
+Curve = list[tuple[float, float]]
+"""Processor seconds since the start, and the held-out negative ELBO then."""
+
+
+def reference_curve(epochs: int | None, seed: int) -> Curve:
+    """Train scvi-tools' model on the bundled data; evaluate what it was after some epochs."""
+    from lightning.pytorch.callbacks import Callback
+
+    adata, data, cells = bundled()
+    split = split_populations(cells.background, cells.target, rng=np.random.default_rng(seed))
+    kept: list[tuple[float, Weights]] = []
+    begun, keeping = time.process_time(), 0.0
+
+    class Keep(Callback):
+        """Keeps the weights of every fourth epoch, off the clock."""
+
+        def on_train_epoch_end(self, trainer: Any, plan: Any) -> None:
+            nonlocal keeping
+            at = time.process_time()
+            if trainer.current_epoch % 4 == 0 or trainer.current_epoch + 1 == trainer.max_epochs:
+                weights = {k: v.detach().clone() for k, v in plan.module.state_dict().items()}
+                kept.append((at - begun - keeping, weights))
+            keeping += time.process_time() - at
+
+    train_reference(adata, split, cells, epochs, seed, [Keep()])
+    return [
+        (at, held_out(rename_scvi_weights(w, latent_library=False), data, split.validation))
+        for at, w in kept
+    ]
+
+
+def our_curve(setting: str, epochs: int | None, seed: int) -> Curve:
+    """Train ours on the bundled data with the fast schedule; evaluate it after every epoch.
+
+    Parameters
+    ----------
+    setting
+        ``"fast"``, or ``"separated"`` for the preset with the fast schedule.
+    epochs, seed
+        Default: those of the schedule.
+    """
+    adata, data, cells = bundled()
+    rng = np.random.default_rng(seed)
+    split = split_populations(cells.background, cells.target, rng=rng)
+    pyro.set_rng_seed(seed)
+    make = partial(ContrastiveVI.from_preset, adata, "separated")
+    model = make() if setting == "separated" else ContrastiveVI(adata)
+    kept: list[tuple[float, Weights]] = []
+    begun, keeping = time.process_time(), 0.0
+
+    class Keeping(History):
+        """Keeps the weights of every epoch, off the clock."""
+
+        def add_epoch(self, values: Mapping[str, float]) -> None:
+            nonlocal keeping
+            at = time.process_time()
+            weights = {k: v.detach().clone() for k, v in model.module.state_dict().items()}
+            kept.append((at - begun - keeping, weights))
+            super().add_epoch(values)
+            keeping += time.process_time() - at
+
+    steps = -(-max(len(split.train.background), len(split.train.target)) // 128)
+    fit(
+        model.module,
+        data,
+        split,
+        TrainingPlan.from_kwargs(None, "fast"),
+        Keeping(),
+        max_epochs=epochs or default_max_epochs(len(data), "fast", steps),
+        batch_size=128,
+        fabric=one_device("cpu", 1),
+        rng=rng,
+        progress_bar=False,
+        check_val_every_n_epoch=None,
+    )
+    return [(at, held_out(w, data, split.validation)) for at, w in kept]
 
 
 def main() -> None:

@@ -92,7 +92,9 @@ class CountDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         shape = _common_shape(value, self.batch_shape)
-        return log_density(value.expand(shape), self.rate, self.inverse_dispersion, self.zi_logits)
+        if value.shape != shape:
+            value = value.expand(shape)
+        return log_density(value, self.rate, self.inverse_dispersion, self.zi_logits)
 
     def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draw counts, without gradient.

@@ -166,7 +166,8 @@ PRESETS: dict[str, Preset] = {
     "separated": Preset(
         "this library; its parts are from contrastiveVI, MM-cVAE and StrastiveVI",
         'Wasserstein(1), MMD(30, "z"), HSIC(30); train it with schedule="fast"',
-        "not published; how it was chosen is in benchmarks/README.md",
+        "not published; how it was chosen is in benchmarks/README.md. Where the response follows "
+        "from what a cell is, HSIC leaves that part of it to z: give penalties= without HSIC then",
         _separated,
     ),
     "log-linear": Preset(

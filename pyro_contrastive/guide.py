@@ -122,13 +122,10 @@ class ContrastiveGuide(NamedPyroModule):
             encoders["library"] = self.library_encoder
         covariates = self.covariates(batch, like=batch.x)
         if batch.rows is not None and self.takes_logs:
-            # All encoders see the same: one pass over the counts, the non-zero ones of them.
-            weights = [encoder.input_weight for encoder in encoders.values()]
-            products = batch.rows.log1p().linear(torch.cat(weights))
-            parts = torch.split(products, [len(weight) for weight in weights], dim=-1)
+            logs = batch.rows.log1p()  # the same for all encoders
             moments = {
-                name: encoder.of_product(part, covariates)
-                for (name, encoder), part in zip(encoders.items(), parts, strict=True)
+                name: encoder.of_product(logs.linear(encoder.input_weight), covariates)
+                for name, encoder in encoders.items()
             }
         else:
             x = self.encoder_input(batch.x)  # [cells, genes]

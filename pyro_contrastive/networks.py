@@ -56,6 +56,8 @@ class Block(nn.Module):
 
     def of_product(self, product: Tensor, covariates: Tensor) -> Tensor:
         """Finish what has been begun: `product` is the input times its weights, without bias."""
+        if not covariates.shape[-1]:
+            return self._activate(product + self.linear.bias)
         weights = self.linear.weight[:, self.n_in :]
         return self._activate(product + F.linear(covariates, weights, self.linear.bias))
 
@@ -129,6 +131,9 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.body = Body(n_input, n_covariates, n_hidden, n_layers, dropout_rate)
+        # In memory gene by gene, as the sparse product reads the weights and makes their gradient.
+        first = cast(Block, self.body.blocks[0]).linear
+        first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         self.mean = nn.Linear(n_hidden, n_output)
         self.log_variance = nn.Linear(n_hidden, n_output)
 
@@ -140,7 +145,8 @@ class Encoder(nn.Module):
     def input_weight(self) -> Tensor:
         """Weights of the first layer on the counts, ``[hidden, genes]``."""
         first = cast(Block, self.body.blocks[0])
-        return first.linear.weight[:, : first.n_in]
+        weight = first.linear.weight
+        return weight if weight.shape[1] == first.n_in else weight[:, : first.n_in]
 
     def of_product(self, product: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
         """Return the same from the input times :attr:`input_weight`, ``[cells, hidden]``."""

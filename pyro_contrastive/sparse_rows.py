@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -38,10 +39,34 @@ class Compressed:
     def of(cls, matrix: csr_matrix, device: torch.device | str, dtype: torch.dtype) -> Self:
         """Copy a SciPy matrix."""
         return cls(
-            torch.as_tensor(matrix.indices.astype(np.int64), device=device),
-            torch.as_tensor(matrix.indptr.astype(np.int64), device=device),
+            torch.as_tensor(matrix.indices.astype(np.int64, copy=False), device=device),
+            torch.as_tensor(matrix.indptr.astype(np.int64, copy=False), device=device),
             torch.as_tensor(matrix.data, device=device, dtype=dtype),
         )
+
+    def rows(self) -> Tensor:
+        """Row of every entry."""
+        rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return rows.repeat_interleave(self.offsets.diff())
+
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """Row and column of every entry."""
+        return self.rows(), self.indices
+
+    def transposed(self, n_columns: int) -> Self:
+        """Return the same matrix by columns."""
+        if self.indices.device.type == "cpu":  # by counting, which is faster than to sort
+            arrays = (self.values.numpy(), self.indices.numpy(), self.offsets.numpy())
+            matrix = csr_matrix(arrays, shape=(len(self.offsets) - 1, n_columns))
+            return type(self).of(csr_matrix(matrix.T), "cpu", self.values.dtype)
+        return self.transposed_by_sorting(n_columns)
+
+    def transposed_by_sorting(self, n_columns: int) -> Self:
+        """Return the same, on any device."""
+        order = self.indices.argsort(stable=True)
+        ends = self.indices.bincount(minlength=n_columns).cumsum(0)
+        offsets = torch.cat([ends.new_zeros(1), ends])
+        return type(self)(self.rows()[order], offsets, self.values[order])
 
     def to(self, device: torch.device | str) -> Self:
         """Copy to `device`."""
@@ -59,35 +84,42 @@ class Compressed:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SparseRows:
-    """The counts of some cells, and their transpose, which the gradient needs.
+    """The counts of some cells; their transpose, which a gradient needs, is made when it does.
 
     Parameters
     ----------
-    cells_by_genes, genes_by_cells
-        The same entries, compressed either way.
+    cells_by_genes
+        The entries, cell by cell.
+    n_genes
+        Number of genes.
     """
 
     cells_by_genes: Compressed
-    genes_by_cells: Compressed
+    n_genes: int
 
     @classmethod
     def of(cls, counts: csr_matrix, device: torch.device | str, dtype: torch.dtype) -> Self | None:
         """Copy SciPy's CSR counts; ``None`` if they are not sparse enough for it to pay."""
         if counts.nnz > PAYS_BELOW * counts.shape[0] * counts.shape[1]:
             return None
-        transposed = csr_matrix(counts.T)
-        return cls(Compressed.of(counts, device, dtype), Compressed.of(transposed, device, dtype))
+        return cls(Compressed.of(counts, device, dtype), counts.shape[1])
+
+    @cached_property
+    def genes_by_cells(self) -> Compressed:
+        """The same entries, gene by gene."""
+        return self.cells_by_genes.transposed(self.n_genes)
 
     def to(self, device: torch.device | str) -> Self:
         """Copy to `device`."""
-        return type(self)(self.cells_by_genes.to(device), self.genes_by_cells.to(device))
+        return type(self)(self.cells_by_genes.to(device), self.n_genes)
 
     def log1p(self) -> Self:
         """Take log(1 + .) of every count: 0 stays 0."""
-        both = (self.cells_by_genes, self.genes_by_cells)
-        return type(self)(*(Compressed(a.indices, a.offsets, torch.log1p(a.values)) for a in both))
+        counts = self.cells_by_genes
+        logs = Compressed(counts.indices, counts.offsets, torch.log1p(counts.values))
+        return type(self)(logs, self.n_genes)
 
     def linear(self, weight: Tensor) -> Tensor:
         """Multiply with the transposed `weight`, ``[width, genes]``: ``[cells, width]``."""

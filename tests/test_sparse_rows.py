@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse
@@ -10,7 +11,11 @@ from helpers import make_vae
 from pyro.infer import TraceMeanField_ELBO
 
 from pyro_contrastive import CellBatch, Gaussian, Likelihood, NegativeBinomial
+from pyro_contrastive._nonzero import _known
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.counts import read_counts
+from pyro_contrastive.distributions import NegativeBinomial as Plain
+from pyro_contrastive.distributions import ZeroInflatedNegativeBinomial as ZeroInflated
 from pyro_contrastive.sparse_rows import PAYS_BELOW, SparseRows
 
 CPU = "cpu"
@@ -58,6 +63,13 @@ def test_the_product_and_its_gradient_by_hand() -> None:
     )
 
 
+def test_the_transpose_by_sorting_is_the_one_by_counting() -> None:
+    rows = SparseRows.of(counts(), CPU, torch.float32).cells_by_genes
+    found, counted = rows.transposed_by_sorting(12), rows.transposed(12)
+    for name in ("indices", "offsets", "values"):
+        assert torch.equal(getattr(found, name), getattr(counted, name))
+
+
 def test_cells_without_counts_and_no_cells_at_all() -> None:
     rows = SparseRows.of(scipy.sparse.csr_matrix((3, 12), dtype=np.float32), CPU, torch.float32)
     assert torch.equal(rows.linear(torch.randn(2, 12)), torch.zeros(3, 2))
@@ -85,8 +97,63 @@ def test_other_inputs_are_computed_from_the_whole_matrix() -> None:
     assert issubclass(NegativeBinomial, Likelihood)
 
 
+def test_encoder_weights_lie_in_memory_as_their_gradient_does(tmp_path) -> None:
+    vae = make_vae()
+    batch, _ = both()
+    for _ in range(2):  # also after a trip through a file of weights
+        vae.zero_grad()
+        vae.objective(vae.model, vae.guide)(batch).backward()
+        for encoder in (vae.guide.z_encoder, vae.guide.s_encoder):
+            weight = encoder.body.blocks[0].linear.weight
+            assert weight.t().is_contiguous()
+            assert weight.grad.stride() == weight.stride()
+        vae.load_state_dict({k: v.contiguous() for k, v in vae.state_dict().items()})
+
+
+def test_where_counts_are_not_zero_is_known_and_changes_nothing() -> None:
+    batch, plain = both()
+    assert plain.x is batch.x
+    torch.manual_seed(0)
+    mean, theta, logits = 9 * torch.rand(30, 12), torch.rand(12) + 0.1, torch.randn(30, 12)
+    for make in (lambda: Plain(mean, theta), lambda: ZeroInflated(mean, theta, logits)):
+        found = make().log_prob(batch.x)
+        torch.testing.assert_close(found, make().log_prob(batch.x.clone()), rtol=0, atol=0)
+    assert len(_known[batch.x][1].flat) == int((batch.x != 0).sum())
+    drawn = ZeroInflated(mean.expand(3, 30, 12), theta, logits).log_prob(batch.x)  # another shape
+    torch.testing.assert_close(drawn[2], found, rtol=0, atol=0)
+
+
+def test_counts_that_were_changed_in_place_are_searched_again() -> None:
+    batch, _ = both()
+    mean, theta = torch.full((30, 12), 2.0), torch.ones(12)
+    batch.x[:] = 3.0
+    torch.testing.assert_close(
+        Plain(mean, theta).log_prob(batch.x), Plain(mean, theta).log_prob(torch.full((30, 12), 3.0))
+    )
+
+
+@pytest.mark.parametrize("kind", ["stored zeros", "entries in two parts"])
+def test_odd_but_legal_sparse_counts_are_the_same_data(kind) -> None:
+    table = counts().tocoo()
+    if kind == "stored zeros":
+        row, column = np.append(table.row, 0), np.append(table.col, np.argmin(counts()[[0]]))
+        values = np.append(table.data, 0)
+        odd = scipy.sparse.coo_matrix((values, (row, column)), (30, 12)).tocsr()
+    else:
+        indices = np.repeat(counts().indices, 2)
+        odd = scipy.sparse.csr_matrix(
+            (np.repeat(counts().data / 2, 2), indices, 2 * counts().indptr), (30, 12)
+        )
+    assert odd.nnz > counts().nnz
+    n_before = odd.nnz
+    data = read_counts(ad.AnnData(odd), None)
+    assert data.nnz == counts().nnz
+    assert odd.nnz == n_before  # the user's own matrix is left alone
+    np.testing.assert_array_equal(data.toarray(), counts().toarray())
+
+
 def test_rows_move_with_the_batch() -> None:
     batch, _ = both()
     moved = batch.to("meta")
-    assert moved.rows.genes_by_cells.values.device.type == "meta"
+    assert moved.rows.cells_by_genes.values.device.type == "meta"
     assert CellBatch.cat([batch, batch]).rows is None  # dense: nothing is wrong, only slower

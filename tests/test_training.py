@@ -885,14 +885,14 @@ def test_every_parameter_is_trained():
 
 
 def interrupt_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = fit._Run.train_step
+    original = fit.Run.train_step
 
-    def train_step(self: fit._Run, *args: Any) -> Any:
+    def train_step(self: fit.Run, *args: Any) -> Any:
         if self.step == step:
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(fit._Run, "train_step", train_step)
+    monkeypatch.setattr(fit.Run, "train_step", train_step)
 
 
 def test_ctrl_c_keeps_what_was_learned(monkeypatch, caplog):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.progress import track
 
 from pyro_contrastive.analysis import differential_statistics as statistics
 from pyro_contrastive.analysis.differential_settings import BatchCodes, DifferentialSettings
@@ -76,6 +75,8 @@ def differential_expression(
             f"{type(vae.model.likelihood).__name__}, which has a pseudocount of its own."
         )
         raise ValueError(msg)
+    from rich.progress import track  # noqa: PLC0415  # slow to import
+
     rng = numpy_rng()
     tables = []
     for pair in track(pairs, "Differential expression", disable=silent):

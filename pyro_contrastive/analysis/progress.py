@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
 
 from pyro_contrastive._settings import settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 DELAY = 3.0
 """Seconds of work before there is a bar: quick calls leave no trace."""
@@ -20,6 +22,8 @@ clock = time.monotonic
 
 def stderr_console() -> Console:
     """Return a console of its own, so that the bar can be drawn beside another one of rich."""
+    from rich.console import Console  # noqa: PLC0415  # slow, and quick calls draw nothing
+
     return Console(stderr=True)
 
 
@@ -64,6 +68,14 @@ class CellBar:
         return self._wanted and self._done < self._n_cells and clock() - self._start >= DELAY
 
     def _draw(self) -> None:
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         console = stderr_console()
         if not (console.is_interactive or console.is_jupyter):
             self._wanted = False

@@ -11,6 +11,7 @@ from pyro_contrastive.analysis.facts import (
     TOO_MUCH_IN_S,
     Facts,
     Finding,
+    Structure,
     raise_or_add,
     told,
 )
@@ -35,7 +36,14 @@ def salient_map(facts: Facts) -> Finding:
     n_used = int(facts.usage.query("latent == 'salient'")["used"].sum())
     if n_used == 0 or facts.salient_nats < NATS_USED or facts.structure is None:
         return _collapsed(facts, n_used)
-    excess, n_groups = facts.structure.excess, facts.structure.n_groups
+    if float(facts.condition_in_s["excess"]) < SEPARATED_WELL:
+        return _overlapping(facts, facts.structure)
+    return _apart(facts, facts.structure)
+
+
+def _overlapping(facts: Facts, structure: Structure) -> Finding:
+    """Say why treated cells do not lie apart from background cells."""
+    excess, n_groups = structure.excess, structure.n_groups
     separation = float(facts.condition_in_s["excess"])
     if separation < SEPARATED and not told(facts.condition_in_x):
         seen = facts.condition_in_x
@@ -61,17 +69,21 @@ def salient_map(facts: Facts) -> Finding:
             f"map the treated cells alone; "
             f"{raise_or_add(facts, 'Wasserstein', 'wasserstein_penalty=1')}",
         )
-    if separation < SEPARATED_WELL:
-        return Finding(
-            NAME,
-            excess,
-            "look",
-            "s tells treated from background cells in part: the two overlap on a map, as they do "
-            "where some treated cells have not responded, or the response is small beside the "
-            "noise of a cell.",
-            "more epochs, more genes that respond; EscapingPerturbation as salient_prior, if some "
-            "cells escape their treatment",
-        )
+    return Finding(
+        NAME,
+        excess,
+        "look",
+        "s tells treated from background cells in part: the two overlap on a map, as they do where "
+        "some treated cells have not responded, or the response is small beside the noise of a "
+        "cell.",
+        "more epochs, more genes that respond; EscapingPerturbation as salient_prior, if some "
+        "cells escape their treatment",
+    )
+
+
+def _apart(facts: Facts, structure: Structure) -> Finding:
+    """Say how treated cells lie among themselves, once they lie apart from background cells."""
+    excess, n_groups = structure.excess, structure.n_groups
     if excess <= STRUCTURED:
         return Finding(
             NAME,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_contrastive._nonzero import remember_nonzero
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.counts import Matrix, row_sums
 from pyro_contrastive.sparse_rows import SparseRows
@@ -69,16 +70,22 @@ class CellData:
                 return None
             return torch.as_tensor(values[indices], device=device, dtype=dtype)
 
+        x = torch.as_tensor(dense, device=device, dtype=dtype)
+        sparse = None
+        if not isinstance(rows, np.ndarray):
+            sparse = SparseRows.of(rows, device, dtype)
+        if sparse is not None:
+            remember_nonzero(x, sparse.cells_by_genes.positions)
         size_factor = tensor(self.size_factor, dtype)
         known = unknown if self.condition is None else self.condition[indices]
         return CellBatch(
             condition=torch.as_tensor(known, device=device),
-            x=torch.as_tensor(dense, device=device, dtype=dtype),
+            x=x,
             batch=tensor(self.batch),
             categorical=tensor(self.categorical),
             continuous=tensor(self.continuous, dtype),
             library=None if size_factor is None else size_factor.unsqueeze(-1),
-            rows=None if isinstance(rows, np.ndarray) else SparseRows.of(rows, device, dtype),
+            rows=sparse,
         )
 
     def with_codes(self, condition: NDArray[np.int64]) -> CellData:

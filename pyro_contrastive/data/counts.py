@@ -42,6 +42,10 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
     counts: Matrix
     if sp.issparse(matrix):
         counts = sp.csr_matrix(matrix, dtype=np.float32)
+        if (counts.data == 0).any() or not counts.has_canonical_format:
+            counts = counts.copy()  # the values may be the AnnData's own
+            counts.sum_duplicates()
+            counts.eliminate_zeros()
     else:
         counts = np.ascontiguousarray(matrix, dtype=np.float32)
     bad = ~np.isfinite(stored_values(counts))

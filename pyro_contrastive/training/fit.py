@@ -70,7 +70,7 @@ class _Loss(nn.Module):
         return self.vae.objective.differentiable_loss(self.vae.model, self.vae.guide, batch)
 
 
-class _Run:
+class Run:
     """One run of training: what stays the same from step to step."""
 
     def __init__(
@@ -281,7 +281,7 @@ def fit(
     if check_val_every_n_epoch is not None:
         _check_positive(check_val_every_n_epoch=check_val_every_n_epoch)
     start = time.perf_counter()
-    run = _Run(
+    run = Run(
         vae,
         data,
         split,

@@ -1,0 +1,104 @@
+"""Where the time of our training step goes, beside a floor computed from operations and bytes.
+
+    python benchmarks/profile_step.py [--cells 4000 --genes 2000 --density 0.1 --batch-size 128]
+
+The parts are timed one after another in running steps (processor time, medians). The floor is what
+the arithmetic cannot go below on this machine: operations of the dense matrix products over the
+speed of a large one; non-zero counts times hidden units, for the sparse products, at the same
+speed; log, exp and sigmoid of every cell and gene, timed alone; and the arrays of [cells, genes]
+that have to be written and read once, over the speed of copying one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import pyro
+import torch
+from common import arguments_of_data, show, simulated, start
+from step import our_run
+
+from pyro_contrastive.torch_tools import own_params, reused_memory
+from pyro_contrastive.training.fit import Run
+
+# Per cell and gene: gradient and value of two heads, of the mean, and of three parameters.
+ARRAYS = 10
+FUNCTIONS = (torch.log1p, torch.exp, torch.log, torch.sigmoid, torch.exp)  # the last: of softmax
+
+
+def seconds(work: Callable[[], object], times: int = 30) -> float:
+    """Return the median processor time of some work."""
+    taken = []
+    for _ in range(times):
+        begun = time.process_time()
+        work()
+        taken.append(time.process_time() - begun)
+    return sorted(taken)[times // 2]
+
+
+def parts(run: Run, n_epochs: int) -> pd.Series:
+    """Time the parts of running steps; return medians in milliseconds."""
+    objective, vae, rows = run.vae.objective, run.vae, []
+    vae.train()
+    with reused_memory(), pyro.validation_enabled(False), own_params():
+        for _ in range(n_epochs):
+            for indices in run.batches.epoch():
+                marks = [time.process_time()]
+                batch = run.cells(indices)
+                marks.append(time.process_time())
+                run.optimizer.zero_grad()
+                traces = objective._get_trace(vae.model, vae.guide, (batch,), {})
+                marks.append(time.process_time())
+                _, loss = objective._differentiable_loss_particle(*traces)
+                marks.append(time.process_time())
+                loss.backward()
+                marks.append(time.process_time())
+                run.optimizer.step()
+                marks.append(time.process_time())
+                rows.append(marks)
+    names = ("mini-batch", "model and guide", "loss and its parts", "gradient", "optimiser")
+    table = 1e3 * pd.DataFrame(rows).diff(axis=1).iloc[:, 1:].set_axis(names, axis=1)
+    return table.median()
+
+
+def floor(options: argparse.Namespace, n_hidden: int = 128) -> pd.Series:
+    """Compute the floor, in milliseconds."""
+    n_cells, n_genes = 2 * options.batch_size, options.genes
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    speed = 2 * 1024**3 / seconds(lambda: left @ right)  # operations a second
+    table = torch.rand(n_cells, n_genes) + 0.1
+    other = torch.empty_like(table)
+    products = 2 * n_cells * n_genes * n_hidden  # of one of the dense products
+    sparse = products * options.density
+    found = {
+        "dense products (6)": 6 * products / speed,
+        "sparse products (4)": 4 * sparse / speed,
+        "functions": sum(seconds(lambda f=f: f(table, out=other)) for f in FUNCTIONS),
+        "arrays": ARRAYS * seconds(lambda: other.copy_(table)),
+    }
+    return 1e3 * pd.Series(found)
+
+
+def main() -> None:
+    """Print the parts of the step and the parts of the floor."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments_of_data(made)
+    made.set_defaults(cells=4_000)
+    made.add_argument("--epochs", type=int, default=4)
+    made.add_argument("--quick", action="store_true")
+    options = made.parse_args()
+    start(options)
+    adata = simulated(options.cells, options.genes, options.density)
+    measured = parts(our_run(adata, options.batch_size), 1 if options.quick else options.epochs)
+    computed = floor(options)
+    for title, column in (("Measured", measured), ("Floor", computed)):
+        column["in all"] = column.sum()
+        show(f"{title}, ms a step", column.to_frame("ms"), digits=2)
+    print(f"\nmeasured / floor: {measured['in all'] / computed['in all']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

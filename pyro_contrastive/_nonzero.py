@@ -1,0 +1,73 @@
+"""The non-zero entries of counts, found once for every tensor of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+SMALL_COUNT = 15
+"""Counts up to this are looked up in tables of every gene."""
+
+
+class NonZero(NamedTuple):
+    """The non-zero entries of a tensor of counts, which do not change while parameters do.
+
+    ``flat`` and ``last`` are their positions in the whole and along the last axis, ``x`` they
+    themselves in float64, ``entry`` their positions in the tables of small counts, and ``large``
+    which of them are not to be found there.
+    """
+
+    flat: Tensor
+    last: Tensor
+    x: Tensor
+    entry: Tensor
+    large: Tensor
+
+    @classmethod
+    def of(cls, value: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Self:
+        """Find them; ``at`` is where they are, in the whole and along the last axis, if known."""
+        every = value.reshape(-1)
+        n_last = value.shape[-1] if value.dim() else 1
+        if at is None:
+            # NaN and (unvalidated) negative counts count as non-zero, to come out as NaN.
+            flat = (every != 0).nonzero().squeeze(-1)
+            at = flat, flat % max(n_last, 1)
+        flat, last = at
+        x = every.index_select(0, flat).double()
+        count = x.clamp(0, SMALL_COUNT).nan_to_num_()
+        large = (count != x).nonzero().squeeze(-1)
+        return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
+
+
+# By tensor: its version then, and what is known of it, or how to find out.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def remember_nonzero(counts: Tensor, positions: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    """Remember where a tensor of counts is not zero, so that its log-density need not search.
+
+    Parameters
+    ----------
+    counts
+        The tensor, ``[cells, genes]``; what is remembered goes when it goes, or is changed in
+        place.
+    positions
+        Returns row and column of all its non-zero entries, each once; called when needed.
+    """
+    _known[counts] = (counts._version, positions)
+
+
+def nonzero_of(value: Tensor) -> NonZero:
+    """Find the non-zero counts, or recall them."""
+    known: tuple[int, Any] | None = _known.get(value, None)  # type: ignore[no-untyped-call]
+    if known is None or known[0] != value._version:
+        return NonZero.of(value)
+    version, found = known
+    if not isinstance(found, NonZero):
+        row, column = found()
+        found = NonZero.of(value, (row * value.shape[1] + column, column))
+        _known[value] = (version, found)
+    return found
