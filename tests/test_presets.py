@@ -90,7 +90,6 @@ def test_every_preset_is_saved_and_comes_back(fitted, adata, tmp_path) -> None:
         ("separated", ["wasserstein", "mmd_z", "hsic"]),
         ("SepVAE", ["narrowsalient", "salientclassifier", "totalcorrelation"]),
         ("cvae", ["totalcorrelation"]),
-        ("separated", ["wasserstein", "mmd_z", "hsic"]),
     ],
 )
 def test_the_history_has_the_terms_of_a_preset(name, penalties, adata) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
 from pyro_contrastive.data.cell_data import CellData
@@ -29,7 +31,12 @@ that is too little.)
 KL_DRAWS = 10
 
 
-def latent_usage(vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64]) -> pd.DataFrame:
+def latent_usage(
+    vae: ContrastiveVAE,
+    data: CellData,
+    indices: NDArray[np.int64],
+    batch_size: int | None = None,
+) -> pd.DataFrame:
     """Tell how much each dimension of z and s says of a cell; call seeded.
 
     Parameters
@@ -37,6 +44,8 @@ def latent_usage(vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64]
     vae, data, indices
         The model, the data and which cells. For s the target cells among them, and of each
         dimension those that have it.
+    batch_size
+        Cells at a time.
 
     Returns
     -------
@@ -44,7 +53,7 @@ def latent_usage(vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64]
     """
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"z": [], SALIENT: []}
     with evaluating(vae):
-        for batch in chunks(vae, data, indices, None, KL_DRAWS):
+        for batch in chunks(vae, data, indices, batch_size, KL_DRAWS):
             posterior = draw_posterior(vae, batch, KL_DRAWS)
             model = run_model(vae, batch, posterior, KL_DRAWS)
             for site, found in parts.items():
@@ -71,17 +80,27 @@ def _moments(q: torch.distributions.Distribution) -> tuple[Tensor, Tensor]:
     return q.mean, q.variance
 
 
-def _kl_by_dimension(q: dict[str, object], prior: object) -> Tensor:
+def _kl_by_dimension(q: dict[str, Any], prior: Any) -> Tensor:
     """KL divergence of every dimension, ``[cells, latents]``; NaN if the prior does not factor."""
-    posterior, value = q["fn"], q["value"]
-    assert isinstance(value, Tensor)
-    if not (isinstance(posterior, Independent) and isinstance(prior, Independent)):
+    value: Tensor = q["value"]
+    posterior, prior = _dimensions(q["fn"]), _dimensions(prior)
+    if posterior is None or prior is None:
         return torch.full_like(value[0], torch.nan)
     try:
-        kl = kl_divergence(posterior.base_dist, prior.base_dist).expand_as(value)
+        kl = kl_divergence(posterior, prior).expand_as(value)
     except NotImplementedError:
-        kl = posterior.base_dist.log_prob(value) - prior.base_dist.log_prob(value)
+        kl = posterior.log_prob(value) - prior.log_prob(value)
     return kl.mean(0)
+
+
+def _dimensions(distribution: Any) -> Distribution | None:
+    """Return the distribution whose batch shape ends with the dimensions, if they are apart."""
+    # Pyro wraps what a plate broadcasts or a handler masks.
+    while not isinstance(distribution, Independent):
+        if not hasattr(distribution, "base_dist"):
+            return None
+        distribution = distribution.base_dist
+    return distribution.base_dist
 
 
 def _table(
@@ -94,7 +113,7 @@ def _table(
     rows = []
     for k in range(means.shape[1]):
         there = np.isfinite(means[:, k])
-        if there.sum() < 2:  # noqa: PLR2004  # no variance
+        if not there.any():
             continue
         between, within = float(means[there, k].var()), float(variances[there, k].mean())
         rows.append(

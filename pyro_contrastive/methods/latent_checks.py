@@ -28,7 +28,9 @@ class LatentCheckMethods(LatentMethods):
         seed: int | None = None,
         silent: bool = False,
     ) -> pd.DataFrame:
-        r"""Tell how much each dimension of the latents says of a cell.
+        """Tell how much each dimension of the latents says of a cell, by variances.
+
+        Unlike :meth:`get_latent_usage`, which measures by the prior, it works with any prior.
 
         Parameters
         ----------

@@ -9,10 +9,9 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_contrastive.analysis.posterior import latent_representation, library_size
+from pyro_contrastive.analysis.latent_usage import latent_usage
+from pyro_contrastive.analysis.posterior import SITES, latent_representation, library_size
 from pyro_contrastive.analysis.progress import progress
-from pyro_contrastive.analysis.usage import latent_usage
-from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import seeded
 
@@ -132,8 +131,8 @@ class LatentMethods(ModelBase):
         adata
             Cells with the model's genes and conditions; default those it was made with.
         indices
-            Which cells, as indices or boolean mask; default all for the background latent, target
-            cells for the salient one, which others do not have.
+            Which cells, as indices or boolean mask; default all. For the salient latent the target
+            cells among them, for others have none.
         threshold
             Nats per cell from which on a dimension counts as active. A convention: look for a gap.
         batch_size
@@ -151,18 +150,28 @@ class LatentMethods(ModelBase):
         ------
         ValueError
             If `representation_kind` is neither of the two, or the prior does not say something of
-            each dimension by itself (mixtures and flows do not).
+            each dimension by itself (mixtures and flows do not; see :meth:`latent_signal`).
         """
-        _, data, chosen = self._cells(adata, indices)
-        if indices is None and representation_kind == "salient" and data.condition is not None:
-            chosen = chosen[data.condition[chosen] != BACKGROUND]
-        with progress("Latent usage", len(chosen), silent=silent):
-            nats, means = latent_usage(
-                self.module, data, chosen, representation_kind, batch_size=batch_size
+        if representation_kind not in SITES:
+            msg = f"representation_kind must be one of {list(SITES)}, not {representation_kind!r}."
+            raise ValueError(msg)
+        _, data, cells = self._cells(adata, indices)
+        # Draws are made on the way, for priors without a closed form.
+        with seeded(0), progress("Latent usage", len(cells), silent=silent):
+            usage = latent_usage(self.module, data, cells, batch_size)
+        usage = usage[usage["latent"] == representation_kind].set_index("dimension")
+        if usage["kl"].isna().any():
+            priors = {"salient": "salient_prior", "background": "background_prior"}
+            prior = getattr(self.module.model, priors[representation_kind])
+            msg = (
+                f"{type(prior).__name__} says nothing of a dimension by itself, so that only the "
+                "sum over dimensions is known: kl_z and kl_s in model.history. latent_signal() "
+                "tells, by variances, with any prior."
             )
-        table = pd.DataFrame({"nats": nats.mean(0), "spread": means.std(0)})
+            raise ValueError(msg)
+        table = pd.DataFrame({"nats": usage["kl"], "spread": usage["variance_of_means"] ** 0.5})
         table["active"] = table["nats"] > threshold
-        return table.rename_axis("dimension")
+        return table
 
     def score_latents(
         self, adata: AnnData | None = None, labels_key: str | None = None, *, seed: int = 0
