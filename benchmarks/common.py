@@ -43,9 +43,8 @@ OURS = {
     "ours": Configuration(),
     # The objective and the warm-up of scvi-tools: what is left is the mini-batches and the seed.
     "ours, as scvi-tools": Configuration(train={"plan_kwargs": {"n_epochs_kl_warmup": 400}}),
-    "ours, demo penalties": Configuration(
-        model={key: DEMO_SETTINGS.model[key] for key in ("wasserstein_penalty", "penalties")},
-        train={"max_epochs": DEMO_SETTINGS.train["max_epochs"]},
+    "ours, separated": Configuration(
+        model={"penalties": DEMO_SETTINGS.model["penalties"]}, train={"schedule": "fast"}
     ),
 }
 

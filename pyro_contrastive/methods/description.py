@@ -10,9 +10,6 @@ from typing import Any
 
 import pandas as pd
 from anndata import AnnData
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.methods.base import ModelBase
@@ -133,6 +130,11 @@ def _print_levels(setup: Setup) -> None:
 
 
 def _print_table(title: str, header: tuple[str, str], rows: Mapping[str, Any]) -> None:
+    # Importing the package must not take the time that rich does.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(*header, title=title)
     for name, value in rows.items():
         table.add_row(escape(name), escape(str(value)))

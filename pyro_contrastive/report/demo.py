@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pyro_contrastive.data.bundled import load_kang
-from pyro_contrastive.penalties import HSIC, MMD
+from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.inputs import prepare_folder
 from pyro_contrastive.report.pipeline import register, run_study
@@ -19,21 +19,12 @@ __all__ = ["DEMO_SETTINGS", "DEMO_STUDY", "run_demo"]
 # The one place for the demo's model and training settings.
 DEMO_SETTINGS = FitSettings(
     model={
-        "n_background_latent": 10,
-        "n_salient_latent": 10,
         "n_hidden": 128,
         "n_layers": 1,
         # Without penalties interferon is found in both latents, and cell type too.
-        "wasserstein_penalty": 10.0,
-        "penalties": (MMD(30.0), HSIC(10.0)),
+        **preset_arguments("separated", Sizes(2, 10, 10)),
     },
-    train={
-        "max_epochs": 60,
-        "batch_size": 128,
-        "train_size": 0.9,
-        "early_stopping": True,
-        "plan_kwargs": {"lr": 1e-3},
-    },
+    train={"schedule": "fast", "batch_size": 128, "train_size": 0.9},
 )
 
 DEMO_STUDY = Study(
