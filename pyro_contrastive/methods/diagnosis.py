@@ -100,7 +100,7 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         --------
         >>> from pyro_contrastive import ContrastiveVI
         >>> from pyro_contrastive.data import load_kang
-        >>> adata = load_kang()[::40, :50].copy()
+        >>> adata = load_kang()[::40].copy()
         >>> ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
         >>> model = ContrastiveVI(adata, n_hidden=8)
         >>> _ = model.train(max_epochs=1, enable_progress_bar=False)
