@@ -17,6 +17,7 @@ from pyro_contrastive.analysis.runs import (
     draw_posterior,
     dtype_of,
     run_model,
+    value_at,
 )
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.cell_data import CellData
@@ -118,15 +119,15 @@ def decode(
     codes = decoding.batches or (None,)
     for code in codes:
         decoded = decoded_under(batch, decoding, code)
-        nodes = run_model(vae, decoded, posterior, decoding.n_samples, do).nodes
-        if decoding.site not in nodes:
+        value = value_at(decoding.site, vae, decoded, posterior, decoding.n_samples, do)
+        if value is None:
             msg = (
                 f"{type(vae.model.likelihood).__name__} has no {decoding.site!r}: normalised "
                 "expression has no meaning for this likelihood. One of your own can say what it "
                 "is: override Likelihood.expression."
             )
             raise ValueError(msg)
-        value = nodes[decoding.site]["value"][..., decoding.genes]
+        value = value[..., decoding.genes]
         total = total + (value.mean(0) if decoding.average else value)
     return (total / len(codes)).cpu().numpy()
 

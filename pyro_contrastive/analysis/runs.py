@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.runtime import NonlocalExit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -129,10 +130,42 @@ def run_model(
     """
     # Innermost, so that what `do` sets stays set.
     model: Any = poutine.uncondition(vae.model) if replicate else vae.model
+    program = _replayed(model, posterior, n_samples, do)
+    return poutine.trace(program).get_trace(batch)
+
+
+def value_at(
+    site: str,
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    posterior: Trace,
+    n_samples: int = 1,
+    do: dict[str, Tensor] | None = None,
+) -> Tensor | None:
+    """Run the model up to a site, and no further; return its value, or ``None`` without one.
+
+    What comes after expression, the distribution of all counts, takes as long again. Parameters as
+    in :func:`run_model`.
+    """
+    program = _replayed(vae.model, posterior, n_samples, do)
+    program = poutine.escape(program, escape_fn=lambda msg: bool(msg["name"] == site))
+    try:
+        program(batch)
+    except NonlocalExit as stopped:
+        value: Tensor = stopped.site["value"]
+        return value
+    return None
+
+
+def _replayed(
+    model: Any, posterior: Trace, n_samples: int, do: dict[str, Tensor] | None
+) -> Callable[[CellBatch], Any]:
     if do is not None:
         model = poutine.do(model, do)
-    program = poutine.replay(_samples(n_samples)(model), trace=posterior)
-    return poutine.trace(program).get_trace(batch)
+    replayed: Callable[[CellBatch], Any] = poutine.replay(
+        _samples(n_samples)(model), trace=posterior
+    )
+    return replayed
 
 
 def _samples(n_samples: int) -> Any:
