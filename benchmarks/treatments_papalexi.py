@@ -7,9 +7,9 @@ fifths of the cells of every knock-out are trained on; scored are salient latent
 no model has seen (the encoder is told counts and batch, never the knock-out):
 
 * how far the mean of a knock-out lies from 0, in standard deviations of all knocked-out cells. Four
-  genes are known to answer for the interferon pathway (IFNGR1, IFNGR2, JAK2, STAT1): printed are the
-  least of these four and the most of the other 21, and the ratio of the two. Above 1, the four stand
-  out. For priors with a mean per knock-out the same is printed of the means themselves, centred;
+  genes are known to answer for the interferon pathway (IFNGR1, IFNGR2, JAK2, STAT1): printed are
+  the least of these four, the most of the other 21, and the ratio of the two. Above 1, the four
+  stand out. For priors with a mean per knock-out also the same of the means themselves, centred;
 * balanced accuracy of a multinomial logistic regression fitted on the training cells' latents
   (chance: 1/25), and its top-5 accuracy. Most knock-outs do next to nothing, and all count alike
   here.
