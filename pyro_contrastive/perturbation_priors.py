@@ -84,7 +84,9 @@ class EscapingPerturbation(Prior):
     n_latent
         Dimension of s.
     escape_scale
-        :math:`\tau`, between 0 and 1.
+        :math:`\tau`, between 0 and 1. Default 0.5: an untrained guide, of width 1, must be able to
+        find those who escape. With 0.1 three of four fits of simulated counts never did, with 0.3
+        to 0.7 all of them.
 
     Raises
     ------
@@ -92,7 +94,7 @@ class EscapingPerturbation(Prior):
         If a size is not positive or `escape_scale` is outside its range.
     """
 
-    def __init__(self, n_conditions: int, n_latent: int, escape_scale: float = 0.1) -> None:
+    def __init__(self, n_conditions: int, n_latent: int, escape_scale: float = 0.5) -> None:
         super().__init__()
         check_at_least(1, "EscapingPerturbation", n_conditions=n_conditions, n_latent=n_latent)
         if not 0 < escape_scale < 1:

@@ -280,8 +280,8 @@ def test_means_per_treatment_and_escapers_are_found() -> None:
         salient_prior=prior,
         penalties=[Wasserstein(1.0)],
     )
-    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.005}), vae.objective)
-    for _ in range(1000):
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), vae.objective)
+    for _ in range(500):
         svi.step(batch)
     vae.eval()
     with torch.no_grad():
