@@ -31,7 +31,7 @@ from pyro_contrastive.testing import SimulationSettings, simulate
 
 pytestmark = pytest.mark.slow
 N_CELLS, N_GENES = 600, 60  # cells of each population
-SEED = 0  # of the training; the limits were tried with 0 to 3
+SEED = 0  # of the training; the limits were tried with 0 and 1
 TREATED = np.arange(2 * N_CELLS) >= N_CELLS
 
 
