@@ -133,20 +133,9 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         data = setup.extract(adata)
         check_support(data.counts, setup.with_genes(adata), setup.layer, likelihood)
         warn_of_counts(data.counts, setup.layer, likelihood)
-        if setup.size_factor_key is not None and not likelihood.uses_library:
-            msg = (
-                f"The setup names a size_factor_key, but {type(likelihood).__name__} has no "
-                "library size; set up the data without it."
-            )
-            raise ValueError(msg)
+        _check_size_factors(setup, likelihood, observed=use_observed_lib_size)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:
-            if setup.size_factor_key is not None:
-                msg = (
-                    "The setup names a size_factor_key, which is an observed library size; use "
-                    "use_observed_lib_size=True, or set up the data without it."
-                )
-                raise ValueError(msg)
             moments = data.library_moments(setup.n_batch)
             library = dict(zip(("library_log_means", "library_log_vars"), moments, strict=True))
         components = {
@@ -252,3 +241,21 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         conditions = Setup.of(adata).conditions
         sizes = Sizes(max(len(conditions), 2), n_background_latent, n_salient_latent)
         return cls(adata, **(preset_arguments(preset, sizes) | changes))
+
+
+def _check_size_factors(setup: Setup, likelihood: Likelihood, *, observed: bool) -> None:
+    """Refuse size factors where there is no observed library size that they could be."""
+    if setup.size_factor_key is None:
+        return
+    if not likelihood.uses_library:
+        msg = (
+            f"The setup names a size_factor_key, but {type(likelihood).__name__} has no "
+            "library size; set up the data without it."
+        )
+        raise ValueError(msg)
+    if not observed:
+        msg = (
+            "The setup names a size_factor_key, which is an observed library size; use "
+            "use_observed_lib_size=True, or set up the data without it."
+        )
+        raise ValueError(msg)

@@ -20,8 +20,9 @@ from pyro_contrastive.groups import Group, Groups, LossOutput
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION
 from pyro_contrastive.model import ContrastiveModel
-from pyro_contrastive.objective import contrastive_elbo, site_losses
+from pyro_contrastive.objective import contrastive_elbo
 from pyro_contrastive.penalties import Penalty, Wasserstein
+from pyro_contrastive.sites import site_losses
 
 
 class ReferenceMethods:

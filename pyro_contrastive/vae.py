@@ -132,17 +132,13 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         elbo_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "n_input": n_input,
-            "n_hidden": n_hidden,
-            "n_background_latent": n_background_latent,
-            "n_salient_latent": n_salient_latent,
-            "n_layers": n_layers,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                msg = f"{name} must be at least 1, not {size}."
-                raise ValueError(msg)
+        _check_sizes(
+            n_input=n_input,
+            n_hidden=n_hidden,
+            n_background_latent=n_background_latent,
+            n_salient_latent=n_salient_latent,
+            n_layers=n_layers,
+        )
         self.n_input = n_input
         self.n_batch = n_batch
         self.n_background_latent = n_background_latent
@@ -277,6 +273,13 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         drawn = {name: sites[name]["value"] for name in names}
         drawn["s"] = self.model.used_salient(drawn["s"], cells)
         return drawn
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            msg = f"{name} must be at least 1, not {size}."
+            raise ValueError(msg)
 
 
 def positive_sites(**priors: Prior) -> list[str]:

@@ -27,7 +27,8 @@ from pyro_contrastive.learned_priors import (
     VampPrior,
 )
 from pyro_contrastive.model import CELLS
-from pyro_contrastive.objective import contrastive_elbo, site_losses
+from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.sites import site_losses
 from pyro_contrastive.sparse_prior import SparseSalient
 from pyro_contrastive.testing import SimulationSettings, simulate
 

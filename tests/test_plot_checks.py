@@ -26,7 +26,7 @@ from pyro_contrastive.plotting import (
     plot_statistic,
     plot_trend,
 )
-from pyro_contrastive.plotting.latents import _FEW, _INK
+from pyro_contrastive.plotting.style import FEW, INK
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_trend_draws_the_data_black_and_models_in_colours(check, ax):
     )
     np.testing.assert_array_equal(lines["data"].get_ydata(), table["observed"])
     np.testing.assert_array_equal(lines["NB"].get_ydata(), table["replicate_mean"])
-    assert [lines[n].get_color() for n in ("data", "NB", "Poisson")] == [_INK, *_FEW[:2]]
+    assert [lines[n].get_color() for n in ("data", "NB", "Poisson")] == [INK, *FEW[:2]]
 
 
 def test_coverage_and_ranks_are_drawn_against_what_they_should_be(check, ax):

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
-from pyro_contrastive.plotting.latents import _FEW, _MANY
+from pyro_contrastive.plotting.style import FEW, MANY
 
 SCORES = pd.DataFrame(
     {
@@ -219,7 +219,7 @@ def cielab(color: str) -> np.ndarray:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
 
 
-@pytest.mark.parametrize("palette", [_FEW, _MANY], ids=["few", "many"])
+@pytest.mark.parametrize("palette", [FEW, MANY], ids=["few", "many"])
 def test_colours_stay_apart_with_colour_blindness(palette: tuple[str, ...]) -> None:
     lab = np.array([cielab(color) for color in palette])
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1).min(axis=-1)

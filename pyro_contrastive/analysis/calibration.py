@@ -34,9 +34,12 @@ Method = Literal["guide", "nuts"]
 LATENTS = ("z", "s", "library")
 EXPECTED_PER_BIN = 5
 """Fewest ranks expected in a bin for the chi-square test to be one (Cochran 1952)."""
-MOST_BINS = 20
+FEWEST_BINS, MOST_BINS = 2, 20
 LEVEL = 0.01
 """p-value, adjusted for the number of quantities, below which ranks are called not uniform."""
+SHIFTED, OFF_WIDTH = 3.0, 0.1
+"""From which ranks that are not uniform are called shifted (standard errors of their mean), and too
+narrow or wide (departure of their variance from a uniform's). Words only; the test decides."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def rank_histogram(ranks: Array, n_draws: int) -> tuple[Array, Array]:
         If there are so few that even two bins have less than 5 expected in each.
     """
     n_bins = min(MOST_BINS, len(ranks) // EXPECTED_PER_BIN, n_draws + 1)
-    if n_bins < 2:  # noqa: PLR2004
+    if n_bins < FEWEST_BINS:
         msg = f"{len(ranks)} simulated cells are too few for a histogram of ranks: take more."
         raise ValueError(msg)
     bin_of_rank = np.arange(n_draws + 1) * n_bins // (n_draws + 1)
@@ -210,11 +213,11 @@ def _reading(row: dict[str, float]) -> str:
     if row["uniform"]:
         return "Uniform within what chance allows."
     found = []
-    if abs(row["shift"]) > 3:  # noqa: PLR2004  # standard errors
+    if abs(row["shift"]) > SHIFTED:
         side = "low" if row["shift"] > 0 else "high"
         found.append(f"draws are systematically too {side}")
-    if row["spread"] > 1.1:  # noqa: PLR2004
+    if row["spread"] > 1 + OFF_WIDTH:
         found.append("the posterior is too narrow (it claims to know more than it does)")
-    if row["spread"] < 0.9:  # noqa: PLR2004
+    if row["spread"] < 1 - OFF_WIDTH:
         found.append("the posterior is too wide")
     return f"Not uniform: {'; '.join(found) or 'of no simple shape'}."

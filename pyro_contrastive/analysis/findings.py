@@ -38,6 +38,9 @@ STILL_FALLING, WORSE = 0.01, 0.03
 """Share of the whole fall of the negative ELBO that the last tenth of the epochs still added, and
 by which it has risen again since its minimum."""
 
+MANY_QUANTITIES = 0.5
+"""Share of quantities with ranks that are not uniform above which the calibration is bad: most."""
+
 
 def findings(facts: Facts) -> list[Finding]:
     """Put everything that was measured in words; the salient latent comes first."""
@@ -280,7 +283,7 @@ def calibration_finding(found: Calibration) -> Finding:
         f"Ranks of {len(failed)} of {len(table)} quantities are not uniform on cells simulated "
         f"from the model; worst {worst}: {failed.loc[worst, 'reading']}"
     )
-    verdict: Verdict = "look" if share <= 0.5 else "bad"  # noqa: PLR2004
+    verdict: Verdict = "look" if share <= MANY_QUANTITIES else "bad"
     advice = (
         "plot_ranks() shows how; check real cells with posterior_accuracy(), for simulated cells "
         "may differ from all that the encoder was trained on"

@@ -59,7 +59,9 @@ def latent_usage(
             for site, found in parts.items():
                 q = posterior.nodes[site]
                 kl = _kl_by_dimension(q, model.nodes[site]["fn"])
-                mean, variance = (m.expand_as(q["value"])[0] for m in _moments(q["fn"]))
+                mean, variance = (
+                    moment.expand_as(q["value"])[0] for moment in (q["fn"].mean, q["fn"].variance)
+                )
                 if site == SALIENT:
                     used = vae.model.salient_prior.used(batch)
                     there = batch.is_target.unsqueeze(-1).expand_as(mean)
@@ -69,15 +71,11 @@ def latent_usage(
                     )
                 found.append((mean, variance, kl))
     tables = [
-        _table(site, *(torch.cat(column).double().cpu().numpy() for column in zip(*found)))  # noqa: B905
+        _table(site, *(torch.cat(part).double().cpu().numpy() for part in zip(*found, strict=True)))
         for site, found in parts.items()
         if found
     ]
     return pd.concat(tables, ignore_index=True)
-
-
-def _moments(q: torch.distributions.Distribution) -> tuple[Tensor, Tensor]:
-    return q.mean, q.variance
 
 
 def _kl_by_dimension(q: dict[str, Any], prior: Any) -> Tensor:
@@ -88,7 +86,7 @@ def _kl_by_dimension(q: dict[str, Any], prior: Any) -> Tensor:
         return torch.full_like(value[0], torch.nan)
     try:
         kl = kl_divergence(posterior, prior).expand_as(value)
-    except NotImplementedError:
+    except NotImplementedError:  # no closed form for this pair: the mean over draws
         kl = posterior.log_prob(value) - prior.log_prob(value)
     return kl.mean(0)
 

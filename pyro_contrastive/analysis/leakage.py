@@ -77,7 +77,7 @@ def probe(
         raise ValueError(msg)
     names, codes, sizes = np.unique(given, return_inverse=True, return_counts=True)
     kept = np.isin(codes, np.flatnonzero(sizes >= FEWEST_PER_CLASS))
-    if (sizes >= FEWEST_PER_CLASS).sum() < 2:  # noqa: PLR2004
+    if (sizes >= FEWEST_PER_CLASS).sum() < 2:  # noqa: PLR2004  # something to tell apart
         found = {str(name): int(size) for name, size in zip(names, sizes, strict=True)}
         msg = (
             f"A probe needs two labels with {FEWEST_PER_CLASS} cells each; there are "

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import Moments
 from pyro_contrastive.model import SALIENT
-from pyro_contrastive.objective import SalientOfTargets, is_local
+from pyro_contrastive.sites import SalientOfTargets, is_local
 from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.objective import is_local
+from pyro_contrastive.sites import is_local
 from pyro_contrastive.vae import ContrastiveVAE
 
 DEFAULT_BATCH_SIZE = 1024

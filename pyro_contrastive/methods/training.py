@@ -202,9 +202,6 @@ class TrainingMethods(ModelBase):
             max_epochs = default_max_epochs(sum(map(len, cells)), schedule, max(steps, 1))
         stopping = None
         if early_stopping:
-            if check_val_every_n_epoch is None:
-                check_val_every_n_epoch = 1  # as in scvi-tools
-            _check_looks(check_val_every_n_epoch, max_epochs)
             stopping = EarlyStopping(
                 early_stopping_monitor,
                 early_stopping_patience,
@@ -212,6 +209,9 @@ class TrainingMethods(ModelBase):
                 mode=early_stopping_mode,
                 warmup_epochs=early_stopping_warmup_epochs,
             )
+            if check_val_every_n_epoch is None:
+                check_val_every_n_epoch = 1  # as in scvi-tools
+            _check_looks(check_val_every_n_epoch, max_epochs)
         with seeded(seed):
             rng = numpy_rng()
             split = _split(

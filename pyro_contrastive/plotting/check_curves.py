@@ -14,7 +14,7 @@ from pyro_contrastive.plotting.check_parts import (
     rows_of_model,
     short_log_axis,
 )
-from pyro_contrastive.plotting.latents import _INK, _new_axes, _tidy
+from pyro_contrastive.plotting.style import INK, new_axes, tidy
 
 __all__ = ["plot_coverage", "plot_pit", "plot_trend"]
 
@@ -53,14 +53,14 @@ def plot_trend(
     table = found[found["statistic"].astype(str) == statistic]
     if table.empty:
         raise ValueError(f"trends has no {statistic!r}; it has {known_values(found, 'statistic')}")
-    axes = ax if ax is not None else _new_axes(5.4, 4.0)
+    axes = ax if ax is not None else new_axes(5.4, 4.0)
     for name, color, marker in models_of(table):
         chosen = rows_of_model(table, name)
         x = chosen["bin_mean"]
         axes.fill_between(x, chosen["lower"], chosen["upper"], color=color, alpha=0.25, lw=0)
         axes.plot(x, chosen["replicate_mean"], marker, ls="-", color=color, ms=4, label=name)
     one = rows_of_model(table, models_of(table)[0][0])
-    axes.plot(one["bin_mean"], one["observed"], "D--", color=_INK, ms=5, lw=1.2, label="data")
+    axes.plot(one["bin_mean"], one["observed"], "D--", color=INK, ms=5, lw=1.2, label="data")
     positive = bool((table["bin_mean"] > 0).all())
     of_variance = statistic == "variance_trend"
     axes.set_xscale("log" if positive else "linear")
@@ -70,7 +70,7 @@ def plot_trend(
     axes.set_xlabel("mean of a gene (counts per cell)" if positive else "mean of a gene")
     axes.set_ylabel("variance of a gene" if of_variance else "zero fraction of a gene")
     axes.legend(frameon=False)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def plot_coverage(
@@ -101,8 +101,8 @@ def plot_coverage(
         If the table has no such group, or lacks a column.
     """
     table = rows_of_group(calibration, group, ("level",))
-    axes = ax if ax is not None else _new_axes(5.4, 3.8)
-    axes.axhline(0, color=_INK, lw=1.2, label="a model that is right")
+    axes = ax if ax is not None else new_axes(5.4, 3.8)
+    axes.axhline(0, color=INK, lw=1.2, label="a model that is right")
     for name, color, marker in models_of(table):
         chosen = rows_of_model(table, name).sort_values("level")
         off = chosen["observed"] - chosen["level"]
@@ -118,7 +118,7 @@ def plot_coverage(
     axes.set_ylabel("coverage less its level (percent points)")
     axes.set_title("above 0: model too wide; below: too narrow", fontsize="medium")
     axes.legend(frameon=False)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def plot_pit(
@@ -146,10 +146,10 @@ def plot_pit(
         If the table has no such group, or lacks a column.
     """
     table = rows_of_group(pit, group, ("bin_left",))
-    axes = ax if ax is not None else _new_axes(5.4, 3.6)
+    axes = ax if ax is not None else new_axes(5.4, 3.6)
     n_bins = table["bin_left"].nunique()
     edges = np.linspace(0, 1, n_bins + 1)
-    axes.axhline(1, color=_INK, lw=1.2, label="a model that is right")
+    axes.axhline(1, color=INK, lw=1.2, label="a model that is right")
     for name, color, _ in models_of(table):
         chosen = rows_of_model(table, name).sort_values("bin_left")
         axes.stairs(
@@ -159,4 +159,4 @@ def plot_pit(
     axes.set_xlabel("rank of a count among its replicates (0: lowest, 1: highest)")
     axes.set_ylabel("density (1: as expected)")
     axes.legend(frameon=False, loc="lower center")
-    return _tidy(axes)
+    return tidy(axes)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pyro_contrastive.plotting.latents import _FEW, _INK, _MARKERS, _tidy
+from pyro_contrastive.plotting.style import FEW, INK, MARKERS, tidy
 
 _INSIDE, _OUTSIDE = "#0072B2", "#D55E00"
 _MANY_POINTS = 5000
@@ -46,7 +46,7 @@ def draw_against(axes: Axes, chosen: pd.DataFrame, label: str, *, logs: bool, un
     x, y = chosen["replicate_mean"].to_numpy(), chosen["observed"].to_numpy()
     out = (y < chosen["lower"].to_numpy()) | (y > chosen["upper"].to_numpy())
     low, high = _span(np.concatenate([x, y]), logs=logs)
-    axes.plot([low, high], [low, high], color=_INK, lw=1, zorder=1)
+    axes.plot([low, high], [low, high], color=INK, lw=1, zorder=1)
     size = 16 if len(x) < _MANY_POINTS else 5
     for inside, color, marker in ((True, _INSIDE, "o"), (False, _OUTSIDE, "^")):
         drawn = out != inside
@@ -61,7 +61,7 @@ def draw_against(axes: Axes, chosen: pd.DataFrame, label: str, *, logs: bool, un
     axes.set(xlabel="mean of replicates", ylabel="data", title=label)
     axes.title.set_fontsize("medium")
     axes.legend(frameon=False, loc="upper left", handletextpad=0.2)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def _span(values: NDArray[np.float64], *, logs: bool) -> tuple[float, float]:
@@ -101,7 +101,7 @@ def models_of(table: pd.DataFrame) -> list[tuple[str, str, str]]:
         names = [str(name) for name in column.cat.categories]
     else:
         names = known_values(table, "model")
-    return [(n, _FEW[i % len(_FEW)], _MARKERS[i % len(_MARKERS)]) for i, n in enumerate(names)]
+    return [(n, FEW[i % len(FEW)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)]
 
 
 def rows_of_model(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from pyro_contrastive.plotting.check_parts import (
     rows_of_model,
     rows_of_statistic,
 )
-from pyro_contrastive.plotting.latents import _FAINT, _INK, _new_axes, _tidy
+from pyro_contrastive.plotting.style import FAINT, INK, new_axes, tidy
 
 __all__ = [
     "plot_correlations",
@@ -75,21 +75,21 @@ def plot_misfit(
     lines = list(dict.fromkeys(labels))
     if not lines:
         raise ValueError("overall has no statistic of genes, cells or pairs")
-    axes = ax if ax is not None else _new_axes(7.0, 1.3 + 0.34 * len(lines))
-    axes.hlines(range(len(lines)), 0, 1, color=_FAINT, zorder=1)
+    axes = ax if ax is not None else new_axes(7.0, 1.3 + 0.34 * len(lines))
+    axes.hlines(range(len(lines)), 0, 1, color=FAINT, zorder=1)
     for name, color, marker in models_of(table):
         chosen = table["model"].astype(str) == name
         y = [lines.index(label) for label in labels[chosen]]
         x = table.loc[chosen, "share_outside"]
         axes.plot(x, y, marker, color=color, ms=8, label=name, ls="", zorder=3, clip_on=False)
-    axes.axvline(expected, color=_INK, ls="--", lw=1, label=f"by chance ({expected:.0%})")
+    axes.axvline(expected, color=INK, ls="--", lw=1, label=f"by chance ({expected:.0%})")
     axes.set_yticks(range(len(lines)), lines)
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
     axes.set_xlabel(f"share outside of the {1 - expected:.0%} interval of the replicates")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.tick_params(axis="y", length=0)
     legend_above(axes)
-    return _tidy(axes, left=False)
+    return tidy(axes, left=False)
 
 
 def plot_statistic(
@@ -128,7 +128,7 @@ def plot_statistic(
     """
     chosen = rows_of_statistic(table, statistic, model, group)
     unit = "cell" if "cell" in chosen and chosen["cell"].astype(str).ne("").any() else "gene"
-    axes = ax if ax is not None else _new_axes(4.6, 4.4)
+    axes = ax if ax is not None else new_axes(4.6, 4.4)
     label = f"{name_of(statistic)} of a {unit} ({UNITS.get(statistic, 'no unit')})"
     return draw_against(axes, chosen, label, logs=statistic in ON_LOG_SCALE, unit=unit)
 
@@ -165,7 +165,7 @@ def plot_effects(
     treatment = only_value(effects, "group", treatment)
     found = effects[effects["group"].astype(str) == treatment]
     chosen = rows_of_model(found, only_value(found, "model", model))
-    axes = ax if ax is not None else _new_axes(4.6, 4.4)
+    axes = ax if ax is not None else new_axes(4.6, 4.4)
     label = f"{name_of(str(chosen['statistic'].iloc[0]))}, {treatment}"
     return draw_against(axes, chosen, label, logs=False, unit="gene")
 
@@ -197,7 +197,7 @@ def plot_correlations(
         If there is no such model or group.
     """
     chosen = rows_of_statistic(correlations, "correlation", model, group)
-    axes = ax if ax is not None else _new_axes(4.6, 4.4)
+    axes = ax if ax is not None else new_axes(4.6, 4.4)
     return draw_against(axes, chosen, "correlation of two genes", logs=False, unit="pair")
 
 
@@ -243,7 +243,7 @@ def plot_groups(
         raise ValueError(f"overall has no {statistic!r} of {unit}s by {group_by!r}")
     groups = list(dict.fromkeys(table["group"].astype(str)))
     models = models_of(table)
-    axes = ax if ax is not None else _new_axes(6.4, 1.4 + (0.16 + 0.14 * len(models)) * len(groups))
+    axes = ax if ax is not None else new_axes(6.4, 1.4 + (0.16 + 0.14 * len(models)) * len(groups))
     step = 0.6 / max(len(models), 1)
     for number, (name, color, marker) in enumerate(models):
         chosen = rows_of_model(table, name)
@@ -254,7 +254,7 @@ def plot_groups(
     one = rows_of_model(table, models[0][0])
     places = [groups.index(group) for group in one["group"].astype(str)]
     axes.vlines(
-        one["observed"], [p - 0.4 for p in places], [p + 0.4 for p in places], color=_INK, lw=2,
+        one["observed"], [p - 0.4 for p in places], [p + 0.4 for p in places], color=INK, lw=2,
         label="data", zorder=1,
     )  # fmt: skip
     axes.set_yticks(range(len(groups)), groups)
@@ -262,7 +262,7 @@ def plot_groups(
     unit_of = UNITS.get(statistic, "no unit")
     axes.set_xlabel(f"{name_of(statistic)}, mean over {PLURAL.get(unit, unit)} ({unit_of})")
     legend_above(axes)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def _line_labels(table: pd.DataFrame) -> pd.Series[str]:

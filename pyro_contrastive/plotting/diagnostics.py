@@ -16,6 +16,7 @@ from scipy import stats
 from pyro_contrastive.analysis.calibration import Calibration, rank_histogram
 from pyro_contrastive.analysis.pareto import k_threshold
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
+from pyro_contrastive.plotting.style import INK, new_axes, tidy
 
 __all__ = [
     "plot_comparison",
@@ -27,7 +28,7 @@ __all__ = [
 # Okabe and Ito's, as in the figures of latents.
 _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _SITES = {"z": (_BLUE, "o"), "s": (_RED, "^"), "library": (_GREEN, "s")}
-_INK, _BAND = "#333333", "#E6E6E6"
+_BAND = "#E6E6E6"
 _SURE = 0.99
 _LARGEST_K = 2.0  # beyond it, how far does not matter
 
@@ -65,7 +66,7 @@ def plot_pareto_k(
     if len(labels) != len(values):
         raise ValueError(f"groups has {len(labels)} values for {len(values)} cells")
     names = sorted(set(labels))
-    axes = ax if ax is not None else _new_axes(6.4, 1.6 + 0.5 * len(names))
+    axes = ax if ax is not None else new_axes(6.4, 1.6 + 0.5 * len(names))
     rng = np.random.default_rng(seed)
     threshold = k_threshold(n_samples)
     for height, name in enumerate(names):
@@ -80,7 +81,7 @@ def plot_pareto_k(
         axes.plot(
             [min(np.median(own), _LARGEST_K)] * 2,
             [height - 0.38, height + 0.38],
-            color=_INK,
+            color=INK,
             lw=2.5,
         )
         axes.annotate(
@@ -92,7 +93,7 @@ def plot_pareto_k(
             va="center",
         )
     for at, text in ((threshold, f"{threshold:.2f}: too high"), (1.0, "1: no mean")):
-        axes.axvline(at, color=_INK, lw=1, ls="--", zorder=0)
+        axes.axvline(at, color=INK, lw=1, ls="--", zorder=0)
         axes.annotate(
             text,
             (at, 1.0),
@@ -106,7 +107,7 @@ def plot_pareto_k(
     axes.set(ylim=(len(names) - 0.5, -0.5))
     beyond = f"; > : above {_LARGEST_K:g}" if (values > _LARGEST_K).any() else ""
     axes.set_xlabel(f"Pareto k of the importance weights (no unit); bar: median{beyond}")
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def plot_ranks(
@@ -153,12 +154,12 @@ def plot_ranks(
         panel.fill_between(
             edges, np.append(low, low[-1]), np.append(high, high[-1]), step="post", color=_BAND
         )
-        panel.stairs(expected, edges, color=_INK, lw=0.8, ls="--", baseline=None)
+        panel.stairs(expected, edges, color=INK, lw=0.8, ls="--", baseline=None)
         panel.stairs(counts, edges, color=_BLUE if uniform else _RED, lw=1.8, baseline=None)
         title = name if uniform else f"{name}\nnot uniform"
-        panel.set_title(title, fontsize="medium", color=_INK if uniform else _RED)
+        panel.set_title(title, fontsize="medium", color=INK if uniform else _RED)
         panel.set(ylim=(0, None), xlim=(0, calibration.n_draws))
-        _tidy(panel)
+        tidy(panel)
     for panel in axes[len(names) :]:
         panel.set_visible(False)
     for row in grid:
@@ -188,7 +189,7 @@ def plot_posterior_accuracy(accuracy: PosteriorAccuracy) -> NDArray[Any]:
     for panel, moment in zip(axes, ("mean", "sd"), strict=True):
         x, y = table[f"{reference}_{moment}"], table[f"encoder_{moment}"]
         ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
-        panel.plot(ends, ends, color=_INK, lw=0.9, zorder=1)
+        panel.plot(ends, ends, color=INK, lw=0.9, zorder=1)
         for site, (color, marker) in _SITES.items():
             own = table["site"] == site
             if own.any():
@@ -197,7 +198,7 @@ def plot_posterior_accuracy(accuracy: PosteriorAccuracy) -> NDArray[Any]:
                     x[own], y[own], marker, ls="", ms=5, color=color, alpha=0.65, mew=0, label=label
                 )
         panel.set_aspect("equal", adjustable="datalim")
-        _tidy(panel)
+        tidy(panel)
     axes[1].set(xscale="log", yscale="log")
     for axis in (axes[1].xaxis, axes[1].yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -223,7 +224,7 @@ def plot_comparison(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     -------
     The axes. Models whose estimate is not reliable are hollow.
     """
-    axes = ax if ax is not None else _new_axes(6.6, 1.1 + 0.5 * len(table))
+    axes = ax if ax is not None else new_axes(6.6, 1.1 + 0.5 * len(table))
     per_cell = 1 / table["n_cells"]
     for height, (_, row) in enumerate(table.iterrows()):
         scale = per_cell.iloc[height]
@@ -248,19 +249,9 @@ def plot_comparison(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                 fontsize="small",
                 color=color,
             )
-    axes.axvline(0, color=_INK, lw=1, ls="--", zorder=0)
+    axes.axvline(0, color=INK, lw=1, ls="--", zorder=0)
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     axes.set(ylim=(len(table) - 0.5, -0.6))
     axes.margins(x=0.12)
     axes.set_xlabel("log p(x) less that of the best (nats per cell; bar: 2 standard errors)")
-    return _tidy(axes)
-
-
-def _new_axes(width: float, height: float) -> Axes:
-    _, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    return axes
-
-
-def _tidy(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return tidy(axes)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-__all__ = ["plot_latent_usage", "plot_leakage"]
+from pyro_contrastive.plotting.style import FAINT, INK, LATENT_COLORS, new_axes, tidy
 
-_LATENT_COLORS = {"background": "#0072B2", "salient": "#D55E00"}  # as in the figures of latents
-_INK, _FAINT = "#333333", "#DDDDDD"
+__all__ = ["plot_latent_usage", "plot_leakage"]
 
 
 def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -23,10 +21,10 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax
         Axes to draw on. Default: those of a new figure.
     """
-    axes = ax if ax is not None else _new_axes(0.9 + 0.36 * (len(usage) + 1), 3.4)
+    axes = ax if ax is not None else new_axes(0.9 + 0.36 * (len(usage) + 1), 3.4)
     start, ticks, names = 0, [], []
     for latent, own in usage.groupby("latent", sort=False):
-        color = _LATENT_COLORS[str(latent)]
+        color = LATENT_COLORS[str(latent)]
         ordered = own.sort_values("signal", ascending=False)
         at = start + np.arange(len(ordered))
         faces = [color if used else "white" for used in ordered["used"]]
@@ -47,7 +45,7 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     axes.set(ylim=(0, 1), xlim=(-0.8, start - 1.2))
     axes.set_xlabel("dimension, the one that says most first")
     axes.set_ylabel("share of variance between cells")
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def plot_leakage(leakage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -64,11 +62,11 @@ def plot_leakage(leakage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     -------
     The axes; a tick marks chance, a grey line what shuffled labels reached.
     """
-    axes = ax if ax is not None else _new_axes(6.8, 1.0 + 0.45 * len(leakage))
+    axes = ax if ax is not None else new_axes(6.8, 1.0 + 0.45 * len(leakage))
     for height, row in enumerate(leakage.itertuples()):
-        color = _LATENT_COLORS[str(row.latent)]
-        axes.hlines(height, 0, 1, color=_FAINT, zorder=1)
-        axes.plot(row.chance, height, "|", color=_INK, ms=14, mew=2)
+        color = LATENT_COLORS[str(row.latent)]
+        axes.hlines(height, 0, 1, color=FAINT, zorder=1)
+        axes.plot(row.chance, height, "|", color=INK, ms=14, mew=2)
         if np.isfinite(row.upper_chance):
             axes.hlines(height, row.chance, row.upper_chance, color="#999999", lw=5, zorder=2)
         axes.plot(row.balanced_accuracy, height, "o", color=color, ms=9, zorder=3, clip_on=False)
@@ -84,15 +82,4 @@ def plot_leakage(leakage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     axes.set(xlim=(0, 1), ylim=(len(leakage) - 0.5, -0.8))
     axes.set_xlabel("balanced accuracy of a cross-validated probe; the tick is chance")
     axes.tick_params(axis="y", length=0)
-    return _tidy(axes, left=False)
-
-
-def _new_axes(width: float, height: float) -> Axes:
-    _, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    return axes
-
-
-def _tidy(axes: Axes, *, left: bool = True) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines["left"].set_visible(left)
-    return axes
+    return tidy(axes, left=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,23 +12,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive.plotting.style import (
+    FAINT,
+    FEW,
+    INK,
+    LATENT_COLORS,
+    MANY,
+    MARKERS,
+    new_axes,
+    tidy,
+)
+
 __all__ = ["plot_embedding", "plot_history", "plot_scores"]
 
-# Okabe and Ito's colours, told apart with any common form of colour blindness; without their black
-# and with the yellow last, which is faint on white.
-_FEW = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-# Eleven of Krzywinski's twelve, made for the same purpose where seven do not suffice; ordered so
-# that the first ones differ most under simulated colour blindness. The twelfth, a pale pink, is
-# left out because without blue cones it cannot be told from the light blue.
-_MANY = (
-    *("#009F81", "#8400CD", "#FFC33B", "#A40122", "#00FCCF", "#FF6E3A"),
-    *("#00C2F9", "#9F0162", "#008DF9", "#FF5AAF", "#E20134"),
-)
-_MARKERS = ("o", "^", "s", "D", "v", "P")
 _MISSING_COLOR = "#BBBBBB"
 _TRAIN_COLOR, _VALIDATION_COLOR = "#0072B2", "#D55E00"
-_LATENT_COLORS = {"background": "#0072B2", "salient": "#D55E00"}
-_INK, _FAINT = "#333333", "#DDDDDD"
 
 
 def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Axes:
@@ -64,7 +61,7 @@ def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None)
     curves = [_curve(history, name) for name in names]
     if all(curve.empty for curve in curves):
         raise ValueError(f"history has no ELBO or loss to draw; it has: {', '.join(history)}")
-    axes = ax if ax is not None else _new_axes(6.4, 3.8)
+    axes = ax if ax is not None else new_axes(6.4, 3.8)
     _shade_warmup(axes, _curve(history, "kl_weight"))
     _draw_curve(axes, curves[0], "training cells", _TRAIN_COLOR)
     _draw_curve(axes, curves[1], "held-out cells", _VALIDATION_COLOR)
@@ -76,7 +73,7 @@ def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None)
     axes.set(xlabel="epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.legend(frameon=False)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def plot_embedding(
@@ -129,7 +126,7 @@ def plot_embedding(
     codes, categories = _categories(labels)
     if len(codes) != len(points):
         raise ValueError(f"labels has {len(codes)} values for {len(points)} cells")
-    axes = ax if ax is not None else _new_axes(6.2, 4.6)
+    axes = ax if ax is not None else new_axes(6.2, 4.6)
     styles = _styles(len(categories))
     order = np.random.default_rng(seed).permutation(len(points))
     size = float(np.clip(24_000 / max(len(points), 1), 1.5, 30.0))
@@ -150,7 +147,7 @@ def plot_embedding(
     axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
     if title is not None:
         axes.set_title(title)
-    return _tidy(axes)
+    return tidy(axes)
 
 
 def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -177,14 +174,14 @@ def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     missing = {"latent", "of", "measure", "value", "best"} - set(table.columns)
     if missing or table.empty:
         raise ValueError(f"table lacks {sorted(missing)}" if missing else "table has no rows")
-    axes = ax if ax is not None else _new_axes(7.0, 0.9 + 0.42 * len(table))
+    axes = ax if ax is not None else new_axes(7.0, 0.9 + 0.42 * len(table))
     left = min(0.0, float(table["value"].min()))
     heights = range(len(table))
     for height, row in zip(heights, table.itertuples(), strict=True):
-        color = _LATENT_COLORS.get(str(row.latent), _INK)
+        color = LATENT_COLORS.get(str(row.latent), INK)
         end, triangle = (1.0, ">") if row.best == "high" else (left, "<")
-        axes.hlines(height, left, 1, color=_FAINT, zorder=1)
-        axes.plot(end, height, triangle, mfc="white", mec=_INK, clip_on=False)
+        axes.hlines(height, left, 1, color=FAINT, zorder=1)
+        axes.plot(end, height, triangle, mfc="white", mec=INK, clip_on=False)
         axes.plot(row.value, height, "o", color=color, ms=9, clip_on=False, zorder=3)
         axes.annotate(
             f"{row.value:.2f}", (row.value, height), (0, 8), textcoords="offset points", ha="center"
@@ -194,19 +191,7 @@ def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     axes.set(xlim=(left, 1), ylim=(len(table) - 0.5, -0.7))
     axes.set_xlabel("score (no unit); the triangle marks the better end")
     axes.tick_params(axis="y", length=0, pad=10)
-    return _tidy(axes, left=False)
-
-
-def _new_axes(width: float, height: float) -> Axes:
-    # pyplot, so that notebooks show the figure; it is never asked to show it here.
-    _, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    return axes
-
-
-def _tidy(axes: Axes, *, left: bool = True) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines["left"].set_visible(left)
-    return axes
+    return tidy(axes, left=False)
 
 
 def _curve(history: Mapping[str, pd.DataFrame], name: str) -> pd.Series[float]:
@@ -250,9 +235,9 @@ def _categories(labels: Any) -> tuple[NDArray[np.intp], list[str]]:
 
 def _styles(n_categories: int) -> list[tuple[str, str]]:
     """Colour and marker by category; one more at the end, where code -1 finds it."""
-    palette = _FEW if n_categories <= len(_FEW) else _MANY
+    palette = FEW if n_categories <= len(FEW) else MANY
     styles = [
-        (palette[i % len(palette)], _MARKERS[i // len(palette) % len(_MARKERS)])
+        (palette[i % len(palette)], MARKERS[i // len(palette) % len(MARKERS)])
         for i in range(n_categories)
     ]
     return [*styles, (_MISSING_COLOR, "o")]

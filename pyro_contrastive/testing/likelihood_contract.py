@@ -81,18 +81,7 @@ def check_likelihood(
         vae = make_vae(first).eval()
         _check_build(make, first)
         batch = contracts.make_cells(n_genes, 2, n_batch)
-        mend = (
-            f"It is given the heads it names, {first.heads}, and the library size. The head "
-            f"{SCALE!r} is positive and sums to 1 over genes; any other one is any number: take "
-            "its .exp() or softplus where a parameter must be positive."
-        )
-        with torch.no_grad():
-            with contracts.explained(first, "forward(heads, library)", mend):
-                d = _distribution(vae, batch, _latents(vae, batch))
-            check_shapes(first, d, n_genes, [(N_CELLS,)])
-            draws = check_draws(first, d)
-            check_density(first, d, draws)
-        x = _data(first, draws[0])
+        x = _data(first, _check_distribution(vae, batch, first, n_genes))
         batch = CellBatch(batch.condition, x, batch.batch, library=batch.library)
         _check_particles(vae, batch)
         _check_sites(vae, batch)
@@ -112,6 +101,24 @@ def check_likelihood(
             again = make_vae(contracts.check_written_down(make())).eval()
             again.load_state_dict(vae.state_dict())
             contracts.check_same_after_loading(first, log_prob(vae, batch), log_prob(again, batch))
+
+
+@torch.no_grad()
+def _check_distribution(
+    vae: ContrastiveVAE, batch: CellBatch, first: Likelihood, n_genes: int
+) -> Tensor:
+    """Check what `forward` returns; return a draw of the data, ``[cells, genes]``."""
+    mend = (
+        f"It is given the heads it names, {first.heads}, and the library size. The head "
+        f"{SCALE!r} is positive and sums to 1 over genes; any other one is any number: take "
+        "its .exp() or softplus where a parameter must be positive."
+    )
+    with contracts.explained(first, "forward(heads, library)", mend):
+        d = _distribution(vae, batch, _latents(vae, batch))
+    check_shapes(first, d, n_genes, [(N_CELLS,)])
+    draws = check_draws(first, d)
+    check_density(first, d, draws)
+    return draws[0]
 
 
 def _check_heads(likelihood: Likelihood) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.objective import is_local, site_losses
+from pyro_contrastive.sites import is_local, site_losses
 from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.training.splits import Population, evaluation_batches
 from pyro_contrastive.vae import ContrastiveVAE
