@@ -179,6 +179,20 @@ def test_counterfactual_replicates_have_the_counterfactual_mean(cells):
         assert z.std() < 2.2  # both sides have Monte-Carlo error
         if condition == "drug":  # their own
             assert (drawn == kept).all()
+    # Treatments that differ, so that one taken for another shows.
+    means = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, -6.0]])
+    model.module.model.salient_prior.means.data.copy_(means)
+    control = np.arange(10)
+    library = np.asarray(model.adata.X.sum(axis=1)).ravel()[control]
+    chosen = {"indices": control, "n_samples": 500, "salient_source": "prior"}
+    drawn = model.posterior_predictive_sample(condition="heat", seed=0, **chosen)
+    off = {}
+    for condition in ("heat", "drug"):
+        expected = model.get_counterfactual_expression(condition, seed=1, **chosen).to_numpy()
+        z = (drawn.mean(0) - library[:, None] * expected) / (drawn.std(0) / 500**0.5)
+        off[condition] = z.std()
+    assert off["heat"] < 2.2
+    assert off["drug"] > 4.4
     with pytest.raises(ValueError, match="'cold' is not a condition"):
         model.posterior_predictive_sample(condition="cold")
 

@@ -97,7 +97,10 @@ def test_numbers(model):
     data = model.to_arviz(n_samples=400, seed=0)
     means = data.posterior["z"].mean(("chain", "draw")).values
     latent = model.get_latent_representation(representation_kind="background")
-    assert means == pytest.approx(latent, abs=0.3)
+    sd = data.posterior["z"].std(("chain", "draw")).values
+    assert np.abs((means - latent) / (sd / 400**0.5)).max() < 5
+    widest = latent.std(0).argmax()
+    assert np.corrcoef(means[:, widest], latent[:, widest])[0, 1] > 0.9
     # log p(x) from the importance weights, as the marginal likelihood has it.
     weights = data.sample_stats["log_weight"].values[0]
     found = np.logaddexp.reduce(weights, axis=0) - np.log(400)

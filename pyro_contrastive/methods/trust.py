@@ -114,7 +114,7 @@ class TrustMethods(ModelBase):
         Raises
         ------
         ValueError
-            If `indices` is not given, or a number is not positive (two draws and one chain at
+            If `indices` is not given, or a number is too small (four draws and one chain at
             least, so that there is a variance).
         TypeError
             If the guide is not a `ContrastiveGuide`.
