@@ -178,6 +178,16 @@ class ModelBase:
         cells = as_indices(indices, chosen.n_obs)
         return chosen, self._data(adata, cells if need_condition else NO_CELLS), cells
 
+    def _some_cells(
+        self, adata: AnnData | None, indices: ArrayLike | None
+    ) -> tuple[AnnData, CellData, NDArray[np.int64]]:
+        """Read cells, as :meth:`_cells`, of which there must be at least one."""
+        found = self._cells(adata, indices)
+        if not len(found[2]):
+            msg = "indices selects no cells: there is nothing to look at."
+            raise ValueError(msg)
+        return found
+
     def _batch_codes(self, batches: Batches, name: str = "transform_batch") -> list[int]:
         """Turn batch categories into codes; ``None`` gives an empty list."""
         if batches is None:

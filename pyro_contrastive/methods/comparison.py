@@ -103,6 +103,12 @@ def compare_models(
         If some models are told the library size and others infer it. The former are given the
         total of the very cell they predict, which favours them.
     """
+    if not isinstance(models, Mapping):
+        msg = "compare_models takes the models by name, as {name: model}."  # type: ignore[unreachable]  # untyped callers
+        raise TypeError(msg)
+    if local_steps < 0:
+        msg = f"local_steps must be at least 0, not {local_steps}."
+        raise ValueError(msg)
     if len(models) < 2:  # noqa: PLR2004
         msg = f"compare_models needs two models or more, as {{name: model}}; got {list(models)}."
         raise ValueError(msg)
@@ -114,6 +120,9 @@ def compare_models(
     seen = {name: _trained_on(model, adata) for name, model in models.items()}
     chosen = _held_out(seen, adata.n_obs) if indices is None else None
     cells = as_indices(indices, adata.n_obs) if chosen is None else chosen
+    if not len(cells):
+        msg = "indices selects no cells: there is nothing to compare the models on."
+        raise ValueError(msg)
     estimates: dict[str, CellEstimates] = {}
 
     def improver(model: ModelBase) -> Callable[[CellBatch], LocalGuide | None]:

@@ -35,6 +35,9 @@ class DecodingHelpers(ModelBase):
     ) -> Decoding:
         """Check what a user asked for, and turn names into numbers."""
         genes: NDArray[np.int64] | slice = slice(None)
+        if isinstance(gene_list, str):
+            msg = f"gene_list must be a list of genes: [{gene_list!r}]."
+            raise TypeError(msg)
         if gene_list is not None:
             unknown = [gene for gene in gene_list if gene not in set(self.setup.genes)]
             if unknown:

@@ -94,7 +94,7 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         ------
         ValueError
             If it is not known which cells are background and target, or there are fewer than ten of
-            either.
+            either; if a number of cells is too small.
 
         Examples
         --------
@@ -111,7 +111,8 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis import diagnosis, findings  # noqa: PLC0415
 
-        chosen, data, among = self._cells(adata, indices)
+        _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
+        chosen, data, among = self._some_cells(adata, indices)
         codes = self._conditions_of(data)
         cells = diagnosis.balanced_sample(codes, among, n_cells, seed)
         shared, batch = self._shared_labels(chosen, cells, labels_key)
@@ -160,11 +161,11 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         self, adata: AnnData, cells: Indices, labels_key: str | None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """Labels and batches of some cells by column, and the batches alone."""
-        shared = {
-            key: adata.obs[key].astype(str).to_numpy()[cells]
-            for key in self._default_keys(labels_key)
-        }
+        keys = self._label_keys(adata, None if labels_key is None else [labels_key])
         batch = self.setup.batch_key
+        if batch is not None and batch not in keys:
+            keys.append(batch)
+        shared = {key: adata.obs[key].astype(str).to_numpy()[cells] for key in keys}
         return shared, {} if batch is None else {batch: shared[batch]}
 
     def _elbo_by_epoch(self) -> NDArray[np.float64]:
@@ -173,3 +174,15 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
             if name in frames and len(frames[name].dropna()):
                 return frames[name].iloc[:, 0].dropna().to_numpy(dtype=float)
         return np.empty(0)
+
+
+def _check_numbers(
+    n_cells: int, n_khat_cells: int, nuts_cells: int, calibration_cells: int
+) -> None:
+    """Refuse numbers of cells that would give a verdict on nothing."""
+    least = {"n_cells": (n_cells, 20), "n_khat_cells": (n_khat_cells, 1)}
+    least |= {"nuts_cells": (nuts_cells, 0), "calibration_cells": (calibration_cells, 0)}
+    for name, (number, fewest) in least.items():
+        if number < fewest:
+            msg = f"diagnose: {name} must be at least {fewest}, not {number}."
+            raise ValueError(msg)

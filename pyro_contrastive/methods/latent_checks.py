@@ -45,7 +45,7 @@ class LatentCheckMethods(LatentMethods):
         over their sum: 0 where every cell has the same posterior; ``used``, whether that is 0.1 at
         least. Salient dimensions over target cells.
         """
-        _, data, cells = self._cells(adata, indices)
+        _, data, cells = self._some_cells(adata, indices)
         with seeded(seed), progress("Latent usage", len(cells), silent=silent):
             return usage.latent_usage(self.module, data, cells)
 
@@ -87,11 +87,14 @@ class LatentCheckMethods(LatentMethods):
         """
         from pyro_contrastive.analysis import leakage  # noqa: PLC0415  # scikit-learn
 
-        chosen, data, cells = self._cells(adata, indices)
+        chosen, data, cells = self._some_cells(adata, indices)
         is_target = self._conditions_of(data)[cells] > 0
+        if n_permutations < 1:
+            msg = f"n_permutations must be at least 1, not {n_permutations}."
+            raise ValueError(msg)
         if isinstance(labels_keys, str):
             labels_keys = [labels_keys]
-        keys = self._default_keys(None) if labels_keys is None else labels_keys
+        keys = self._label_keys(chosen, labels_keys)
         probes: list[tuple[str, str, Any, Any]] = []
         with seeded(seed), progress("Leakage", 2 * len(cells), silent=silent):
             draws = {
@@ -122,6 +125,13 @@ class LatentCheckMethods(LatentMethods):
             raise ValueError(msg)
         return data.condition
 
-    def _default_keys(self, labels_key: str | None) -> list[str]:
-        keys = [labels_key or self.setup.labels_key, self.setup.batch_key]
-        return list(dict.fromkeys(key for key in keys if key is not None))
+    def _label_keys(self, adata: AnnData, given: Sequence[str] | None) -> list[str]:
+        """Return the columns asked for, or those set up of which these cells have the column."""
+        if given is None:
+            registered = (self.setup.labels_key, self.setup.batch_key)
+            return list(dict.fromkeys(k for k in registered if k is not None and k in adata.obs))
+        missing = [key for key in given if key not in adata.obs]
+        if missing:
+            msg = f"labels: adata.obs has no column {missing}; it has {list(adata.obs.columns)}."
+            raise KeyError(msg)
+        return list(given)

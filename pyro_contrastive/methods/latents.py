@@ -155,7 +155,7 @@ class LatentMethods(ModelBase):
         if representation_kind not in SITES:
             msg = f"representation_kind must be one of {list(SITES)}, not {representation_kind!r}."
             raise ValueError(msg)
-        _, data, cells = self._cells(adata, indices)
+        _, data, cells = self._some_cells(adata, indices)
         # Draws are made on the way, for priors without a closed form.
         with seeded(0), progress("Latent usage", len(cells), silent=silent):
             usage = latent_usage(self.module, data, cells, batch_size)

@@ -57,7 +57,7 @@ class TrustMethods(ModelBase):
         Indexed by cell: ``k``; ``high``, whether it is above the threshold for so many draws;
         ``elbo``, ``log_p`` (importance-weighted, Pareto-smoothed) in nats.
         """
-        chosen, data, cells = self._cells(adata, indices)
+        chosen, data, cells = self._some_cells(adata, indices)
         with seeded(seed), progress("Pareto k", len(cells), silent=silent):
             weights = log_weights_of_cells(self.module, data, cells, n_samples, batch_size)
         found = estimate(weights)
@@ -130,7 +130,7 @@ class TrustMethods(ModelBase):
                 f"{n_draws}, {n_warmup} and {n_chains}."
             )
             raise ValueError(msg)
-        chosen, data, cells = self._cells(adata, indices)
+        chosen, data, cells = self._some_cells(adata, indices)
         with seeded(seed), progress("Posterior accuracy", len(cells), silent=silent):
             return accuracy.posterior_accuracy(
                 self.module,
@@ -202,7 +202,7 @@ class TrustMethods(ModelBase):
                 f"{n_simulations} and {n_draws}."
             )
             raise ValueError(msg)
-        _, data, among = self._cells(adata, indices)
+        _, data, among = self._some_cells(adata, indices)
         rng = np.random.default_rng(seed)
         cells = rng.choice(among, n_simulations, replace=n_simulations > len(among))
         with seeded(seed), progress("Calibration", len(cells), silent=silent):

@@ -115,7 +115,11 @@ class TrainingPlan:
         if unknown:
             msg = f"plan_kwargs does not know {unknown}; it takes {known}."
             raise TypeError(msg)
-        return cls(**(SCHEDULES[schedule] | (plan_kwargs or {})))
+        given = plan_kwargs or {}
+        named = SCHEDULES[schedule]
+        if given.get("n_steps_kl_warmup") is not None:  # else the epochs of the schedule would win
+            named = {key: v for key, v in named.items() if key != "n_epochs_kl_warmup"}
+        return cls(**(named | given))
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Make the optimiser of a module's parameters."""
@@ -147,8 +151,9 @@ class TrainingPlan:
         """Make what changes the learning rate over a run of `n_steps`, to be stepped every step."""
         if not self.one_cycle:
             return None
+        total = max(n_steps + 1, 4)  # torch divides by 0 in a cycle whose rise is a single step
         return OneCycleLR(
-            optimizer, self.lr, total_steps=n_steps + 1, pct_start=1 / 3, cycle_momentum=False
+            optimizer, self.lr, total_steps=total, pct_start=1 / 3, cycle_momentum=False
         )
 
     def kl_weight(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_contrastive.analysis.checks.statistics import ALL_STATISTICS
+
 Floats = NDArray[np.float64]
 Function: TypeAlias = Callable[[NDArray[np.float32]], Any]
 Per = Literal["cell", "gene", "data"]
@@ -87,13 +89,21 @@ def as_statistics(
     TypeError
         If they are not given by name, or one is no function.
     ValueError
-        If the shape of what a function returns fits neither cells nor genes, there are too few
-        cells to tell, or the value of a cell depends on the cells beside it.
+        If a name is that of a statistic there is, the shape of what a function returns fits
+        neither cells nor genes, there are too few cells to tell, or the value of a cell depends on
+        the cells beside it.
     """
     given = {} if functions is None else functions
     if not isinstance(given, Mapping):
         msg = "functions must be a dict, {name: function}."
         raise TypeError(msg)
+    for name in given:
+        if not isinstance(name, str):
+            msg = f"functions: a name must be a text, not {name!r}."
+            raise TypeError(msg)
+        if name in ALL_STATISTICS:
+            msg = f"functions: {name!r} is the name of a statistic there is; choose another."
+            raise ValueError(msg)
     return {name: _as_statistic(name, f, rows) for name, f in given.items()}
 
 
