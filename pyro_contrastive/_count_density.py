@@ -35,7 +35,7 @@ from torch.nn.functional import softplus
 
 from pyro_contrastive._nonzero import SMALL_COUNT, NonZero, nonzero_of
 
-__all__ = ["log_density"]
+__all__ = ["count_terms", "log_density"]
 
 # Stirling's formula is good to 2e-14 from here on with five terms of its remainder,
 # whose coefficients are B_2k / (2k (2k - 1)); NIST DLMF, equation 5.11.1.
@@ -47,7 +47,7 @@ _IDENTITY_FROM = 80.0
 _LARGE_MEAN = 4.0
 
 
-class _Terms(NamedTuple):
+class Terms(NamedTuple):
     """Log-probabilities and their derivatives with respect to each parameter."""
 
     value: Tensor
@@ -87,7 +87,7 @@ def _odd_polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return total.mul_(x)
 
 
-def _small_mean_terms(m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
+def _small_mean_terms(m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     """Evaluate a zero count at every entry, well as long as ``m <= _LARGE_MEAN``.
 
     In place, for most of the time is memory traffic. With the mean bounded, so is ``A`` from below,
@@ -99,17 +99,17 @@ def _small_mean_terms(m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
     d_t = u.mul_(shrink).sub_(log1p)
     a, d_m = log1p.mul_(-t), shrink.neg_()
     if p is None:
-        return _Terms(a, d_m, d_t)
+        return Terms(a, d_m, d_t)
     q = p.sigmoid()  # probability of a structural zero
     weight = a.exp_()
     weight.addcmul_(q, weight, value=-1)  # of a zero that is the negative binomial's
     value = weight + q
     weight.div_(value)  # probability that a zero is the negative binomial's
     d_p = torch.add(weight, q, out=q).sub_(1).neg_()
-    return _Terms(value.log_(), d_m.mul_(weight), d_t.mul_(weight), d_p)
+    return Terms(value.log_(), d_m.mul_(weight), d_t.mul_(weight), d_p)
 
 
-def _zero_terms(m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
+def _zero_terms(m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     """Evaluate zero counts at any mean."""
     y = m / t
     log1p = y.log1p()
@@ -118,7 +118,7 @@ def _zero_terms(m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
     d_t = _log1p_minus(y, torch.add(log1p, y).neg_())
     a, d_m = log1p.mul_(-t), not_m.neg_()
     if p is None:
-        return _Terms(a, d_m, d_t)
+        return Terms(a, d_m, d_t)
     logit = torch.sub(a, p, out=y)  # log-odds of a zero being the negative binomial's
     q = -p
     value = softplus(logit, 1, _IDENTITY_FROM).sub_(softplus(q, 1, _IDENTITY_FROM))
@@ -129,10 +129,10 @@ def _zero_terms(m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
     weight = torch.sigmoid(logit, out=q)
     # sigmoid(-p) - sigmoid(a - p), factored so that it does not cancel.
     d_p = logit.neg_().sigmoid_().mul_(shortfall).neg_()
-    return _Terms(value, d_m.mul_(weight), d_t.mul_(weight), d_p)
+    return Terms(value, d_m.mul_(weight), d_t.mul_(weight), d_p)
 
 
-def _nonzero_terms(x: Tensor, m: Tensor, t: Tensor, s_t: Tensor, ds_t: Tensor) -> _Terms:
+def _nonzero_terms(x: Tensor, m: Tensor, t: Tensor, s_t: Tensor, ds_t: Tensor) -> Terms:
     """Evaluate non-zero counts in float64, given ``S(t)`` and its derivative."""
     total, excess = x + t, x - m
     y = excess / (t + m)
@@ -142,7 +142,7 @@ def _nonzero_terms(x: Tensor, m: Tensor, t: Tensor, s_t: Tensor, ds_t: Tensor) -
     value = -deviance - 0.5 * (2 * math.pi * x * (total / t)).log()
     value += _stirling_remainder(total) - s_t - _stirling_remainder(x)
     d_t = _log1p_minus(y, log1p_y - y) + 0.5 * x / t / total + _stirling_slope(total) - ds_t
-    return _Terms(value, t / m * y, d_t)
+    return Terms(value, t / m * y, d_t)
 
 
 def _take(tensor: Tensor, shape: Size, flat: Tensor, last: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class _SmallCounts(NamedTuple):
         value = torch.cat([none, (shifted / (k + 1)).log_()]).cumsum(0)
         return cls(value, torch.cat([none, shifted.reciprocal_()]).cumsum(0))
 
-    def terms(self, counts: NonZero, m: Tensor, t: Tensor) -> _Terms:
+    def terms(self, counts: NonZero, m: Tensor, t: Tensor) -> Terms:
         """Evaluate counts of 1 to `SMALL_COUNT` in float64.
 
         With counts as small as these, what float64 loses by cancellation does not matter.
@@ -191,7 +191,7 @@ class _SmallCounts(NamedTuple):
         excess = counts.x - m
         d_t = self.slope.view(-1).index_select(0, counts.entry)
         d_t.sub_(log1p).sub_(excess / (t + m))
-        return _Terms(value, excess.div_(grown.mul_(m)), d_t)
+        return Terms(value, excess.div_(grown.mul_(m)), d_t)
 
 
 def _large_mean_zeros(value: Tensor, mean: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def _large_mean_zeros(value: Tensor, mean: Tensor) -> Tensor:
 
 def _nonzero_counts_terms(
     counts: NonZero, m: Tensor, t: Tensor, p: Tensor | None, per_gene: Tensor | None
-) -> _Terms:
+) -> Terms:
     """Evaluate the gathered non-zero counts in float64.
 
     ``per_gene`` is the inverse dispersion of every gene, if cells share it.
@@ -229,7 +229,7 @@ def _nonzero_counts_terms(
     return terms._replace(value=value, d_logits=p.sigmoid().neg_())
 
 
-def _put(found: _Terms, flat: Tensor, into: _Terms) -> None:
+def _put(found: Terms, flat: Tensor, into: Terms) -> None:
     """Put terms at these places of others."""
     for target, source in zip(into, found, strict=True):
         if target is not None and source is not None:
@@ -239,7 +239,7 @@ def _put(found: _Terms, flat: Tensor, into: _Terms) -> None:
             target.view(-1).scatter_(0, flat, finite.to(target.dtype))
 
 
-def _terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> _Terms:
+def count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     """Log-probability and gradient at every entry of ``value``, which has the full shape."""
     shape = value.shape
     mean = m.expand(shape).contiguous()
@@ -282,7 +282,7 @@ class _LogDensity(Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-        log_prob, *partials = _terms(value, m, t, p)
+        log_prob, *partials = count_terms(value, m, t, p)
         ctx.save_for_backward(value, m, t, p, *partials)  # type: ignore[arg-type]
         return log_prob
 

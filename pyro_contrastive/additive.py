@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.count_likelihoods import Poisson
-from pyro_contrastive.likelihoods import SCALE
+from pyro_contrastive.heads import SCALE
 
 
 class Loadings(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -12,15 +12,15 @@ from pyro.distributions import Distribution, constraints
 from torch import Size, Tensor
 
 from pyro_contrastive.distributions import CountDistribution
-from pyro_contrastive.likelihoods import SCALE, Likelihood
+from pyro_contrastive.heads import SCALE
+from pyro_contrastive.likelihoods import DROPOUT, Likelihood
 
 __all__ = ["Bernoulli", "Poisson", "ZeroInflatedPoisson"]
 
-DROPOUT = "dropout"
 LOG_2 = math.log(2)
 
 
-def _rate(heads: dict[str, Tensor], library: Tensor) -> Tensor:
+def _rate(heads: Mapping[str, Tensor], library: Tensor) -> Tensor:
     """Library x scale, above 0 also in a cell without counts: log(0) has no gradient."""
     rate = library * heads[SCALE]
     return rate.clamp(min=torch.finfo(rate.dtype).tiny)
@@ -134,7 +134,7 @@ class Poisson(Likelihood):
 
     heads: tuple[str, ...] = (SCALE,)
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the Poisson with mean library x scale."""
         return _ExactPoisson(_rate(heads, library)).to_event(1)
 
@@ -153,7 +153,7 @@ class ZeroInflatedPoisson(Likelihood):
 
     heads: tuple[str, ...] = (SCALE, DROPOUT)
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the zero-inflated Poisson with mean library x scale before dropout."""
         return _ExactZeroInflatedPoisson(_rate(heads, library), heads[DROPOUT]).to_event(1)
 
@@ -183,6 +183,6 @@ class Bernoulli(Likelihood):
     heads: tuple[str, ...] = (SCALE,)
     support: constraints.Constraint = constraints.boolean
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the distribution of "any fragment", expected number library x scale."""
         return _SeenPoisson(_rate(heads, library)).to_event(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import Distribution, constraints
@@ -56,15 +58,15 @@ class Gaussian(Likelihood):
         super().build(n_hidden, n_genes, n_batch)
         self.log_scale = nn.Parameter(torch.full((n_genes,), INITIAL_LOG_SCALE))
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the normal distribution of the data; the library size has no part in it."""
         return dist.Normal(heads[MEAN], self.log_scale.exp() + SMALLEST_SCALE).to_event(1)
 
-    def expression(self, heads: dict[str, Tensor]) -> Tensor | None:
+    def expression(self, heads: Mapping[str, Tensor]) -> Tensor | None:
         """Return exp(mean) - 1, at least 0, in the unit of the data before their logarithm."""
         return torch.expm1(heads[MEAN]).clamp(min=0) if self.log1p else None
 
-    def rate(self, heads: dict[str, Tensor], library: Tensor) -> Tensor | None:
+    def rate(self, heads: Mapping[str, Tensor], library: Tensor) -> Tensor | None:
         """Return ``None``: without a library size there is no such thing."""
         return None
 

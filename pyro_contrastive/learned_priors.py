@@ -263,6 +263,8 @@ class ShrinkMeans(Penalty):
         If the weight is negative, or `site` is neither.
     """
 
+    uses_expression = False
+
     def __init__(
         self, cells_per_condition: Sequence[int], weight: float = 1.0, site: str = "s"
     ) -> None:

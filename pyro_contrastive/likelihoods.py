@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Literal, get_args
 
 import pyro.distributions as dist
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components import Component
+from pyro_contrastive.decoded_counts import decoded_counts
 from pyro_contrastive.distributions import NegativeBinomial as NegativeBinomialDistribution
 from pyro_contrastive.distributions import (
     ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomialDistribution,
 )
+from pyro_contrastive.heads import SCALE, Heads
 
-SCALE = "scale"
-"""Name of the head on the simplex over genes: normalised expression, rho."""
 INVERSE_DISPERSION = "inverse_dispersion"
 """Name of the inverse dispersion, among the heads and as a site where it has a prior."""
+DROPOUT = "dropout"
+"""Name of the head with the logits of a structural zero."""
 LOG_INVERSE_DISPERSION = "log_inverse_dispersion"
 Dispersion = Literal["gene", "gene-batch", "gene-cell"]
-ROOM = 2.0**40
-"""Smallest scale over the smallest normal float: x / scale, in gradients, must not overflow."""
 
 
 class Likelihood(Component):
@@ -56,7 +56,7 @@ class Likelihood(Component):
     >>> class MyPoisson(Likelihood):
     ...     heads = ("scale",)
     ...
-    ...     def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    ...     def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
     ...         return dist.Poisson(library * heads["scale"], is_sparse=True).to_event(1)
     """
 
@@ -66,7 +66,7 @@ class Likelihood(Component):
     pseudocount: float | None = None
 
     @abstractmethod
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the distribution of the data, event shape ``[genes]``.
 
         Parameters
@@ -104,8 +104,8 @@ class Likelihood(Component):
 
     def decode(
         self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Evaluate the heads on the decoder's last hidden layer.
+    ) -> MutableMapping[str, Tensor]:
+        """Apply the heads to the decoder's last hidden layer: each when it is first looked at.
 
         Parameters
         ----------
@@ -117,16 +117,9 @@ class Likelihood(Component):
             Draws of the parameters that have a prior, by the names of their sites; only
             likelihoods with such a parameter look at it.
         """
-        out = {name: layer(hidden) for name, layer in self.layers.items()}
-        if SCALE in out:
-            scale = out[SCALE].softmax(dim=-1)
-            # Underflow to 0 would make a single count of that gene infinitely unlikely, and a
-            # scale just above 0 would make its gradient infinite.
-            # (Added, not clamped: it changes nothing else, and has a gradient for free.)
-            out[SCALE] = scale + torch.finfo(scale.dtype).tiny * ROOM
-        return out
+        return Heads(hidden, self.layers)
 
-    def expression(self, heads: dict[str, Tensor]) -> Tensor | None:
+    def expression(self, heads: Mapping[str, Tensor]) -> Tensor | None:
         """Return what normalised expression is, ``[..., cells, genes]``: by default the scale head.
 
         It is the site ``scale`` of the model, and what differential expression compares. ``None``:
@@ -134,7 +127,7 @@ class Likelihood(Component):
         """
         return heads.get(SCALE)
 
-    def rate(self, heads: dict[str, Tensor], library: Tensor) -> Tensor | None:
+    def rate(self, heads: Mapping[str, Tensor], library: Tensor) -> Tensor | None:
         """Return the site ``rate``: by default library x normalised expression.
 
         For counts this is the mean before zero inflation. ``None`` if there is no such thing.
@@ -207,8 +200,8 @@ class NegativeBinomial(Likelihood):
 
     def decode(
         self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Evaluate the heads; add the inverse dispersion, ``[genes]`` or ``[cells, genes]``."""
+    ) -> MutableMapping[str, Tensor]:
+        """Apply the heads; add the inverse dispersion, ``[genes]`` or ``[cells, genes]``."""
         heads = super().decode(hidden, batch, shared)
         if self.log_inverse_dispersion is None:
             heads[INVERSE_DISPERSION] = heads.pop(LOG_INVERSE_DISPERSION).exp()
@@ -223,11 +216,14 @@ class NegativeBinomial(Likelihood):
         heads[INVERSE_DISPERSION] = theta
         return heads
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the negative binomial with mean library x scale."""
-        return NegativeBinomialDistribution(
-            library * heads[SCALE], heads[INVERSE_DISPERSION]
-        ).to_event(1)
+        theta = heads[INVERSE_DISPERSION]
+
+        def make() -> Distribution:
+            return NegativeBinomialDistribution(library * heads[SCALE], theta).to_event(1)
+
+        return decoded_counts(make, heads, library, theta, dropout=None)
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
@@ -242,10 +238,15 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         See :class:`NegativeBinomial`.
     """
 
-    heads: tuple[str, ...] = (SCALE, "dropout")
+    heads: tuple[str, ...] = (SCALE, DROPOUT)
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Distribution:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the zero-inflated negative binomial with mean library x scale before dropout."""
-        return ZeroInflatedNegativeBinomialDistribution(
-            library * heads[SCALE], heads[INVERSE_DISPERSION], heads["dropout"]
-        ).to_event(1)
+        theta = heads[INVERSE_DISPERSION]
+
+        def make() -> Distribution:
+            return ZeroInflatedNegativeBinomialDistribution(
+                library * heads[SCALE], theta, heads[DROPOUT]
+            ).to_event(1)
+
+        return decoded_counts(make, heads, library, theta, dropout=DROPOUT)

@@ -8,6 +8,7 @@ bare ``pyro.infer.Trace_ELBO`` see the model as it is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import pyro
@@ -20,6 +21,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.model import without_expression
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.pyro_names import unique_name
 from pyro_contrastive.sites import SalientOfTargets, WeightedSites, is_local, site_losses
@@ -108,7 +110,12 @@ class _ContrastiveTerms:
         return WeightedSites(weights, global_weight, self.kl_weight, self.annealed)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        with self.weights(args[0]), SalientOfTargets(args[0].is_target):
+        needed = any(penalty.uses_expression for penalty in self.penalties)
+        with (
+            nullcontext() if needed else without_expression(),
+            self.weights(args[0]),
+            SalientOfTargets(args[0].is_target),
+        ):
             traces: tuple[Trace, Trace] = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
         return traces
 

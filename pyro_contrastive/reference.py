@@ -132,7 +132,7 @@ class ReferenceMethods:
         outputs: dict[str, Tensor | None] = {"px_scale": None, "px_rate": None, "px_dropout": None}
         sites = self.model.expression(heads, library.exp())
         px_r = heads.pop(INVERSE_DISPERSION, None)
-        outputs |= {f"px_{name}": value for name, value in (heads | sites).items()}
+        outputs |= {f"px_{name}": value for name, value in (dict(heads) | sites).items()}
         split = groups.split(outputs, n_background)
         return groups.with_dispersion(split, px_r, n_background)
 

@@ -71,7 +71,7 @@ def trace_loss_by_scipy(vae, model_trace, guide_trace, batch, kl_weight: float) 
         model_trace.nodes["s"]["value"] * batch.is_target[:, None],
         batch,
     )
-    rate = value(model_trace, "rate")
+    rate = (batch.observed_library() * heads["scale"]).detach().double().numpy()
     theta = vae.model.likelihood.log_inverse_dispersion.exp().detach().double().numpy()
     pi = torch.sigmoid(heads["dropout"].detach().double()).numpy()
     x = batch.x.double().numpy()

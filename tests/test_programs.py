@@ -206,7 +206,8 @@ def test_vectorised_particles_go_through_batch_norm() -> None:
     batch = make_batch()
     (traces,) = vae.objective._get_traces(vae.model, vae.guide, (batch,), {})
     assert traces[0].nodes["z"]["value"].shape == (4, len(batch), 3)
-    assert traces[0].nodes["scale"]["value"].shape == (4, len(batch), N_GENES)
+    assert traces[0].nodes["x"]["fn"].mean.shape == (4, len(batch), N_GENES)
+    assert traces[0].nodes["x"]["log_prob"].shape == (4, len(batch))
 
 
 def test_a_factor_can_be_overridden_in_a_subclass() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Tempered(NegativeBinomial):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Any:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Any:
         return super().forward(heads, library * self.temperature)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import anndata as ad
@@ -773,7 +774,7 @@ class FailsLater(NegativeBinomial):
 
     n_calls = 0
 
-    def forward(self, heads: dict[str, Tensor], library: Tensor) -> Any:
+    def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Any:
         self.n_calls += self.training
         bad = float("nan") if self.training and self.n_calls >= 5 else 1.0
         return super().forward(heads, library * bad)

@@ -24,11 +24,19 @@ class Penalty(Component):
     annealed
         Whether the value is multiplied by the KL weight too, so that it grows during warm-up.
 
+    Attributes
+    ----------
+    uses_expression
+        Whether :meth:`forward` may look at the sites ``scale`` and ``rate`` of the model, or at the
+        parameters of the counts (default). If no penalty does, a training step is faster without.
+
     Raises
     ------
     ValueError
         If the weight is negative.
     """
+
+    uses_expression: bool = True
 
     def __init__(self, weight: float = 1.0, *, annealed: bool = True) -> None:
         super().__init__()

@@ -49,6 +49,8 @@ class MMD(Penalty):
         If `site` is neither.
     """
 
+    uses_expression = False
+
     factors = (0.25, 0.5, 1.0, 2.0, 4.0)
 
     def __init__(self, weight: float = 1.0, site: str = "z", *, annealed: bool = True) -> None:
@@ -110,6 +112,8 @@ class HSIC(Penalty):
     annealed
         Whether the penalty grows with the KL weight.
     """
+
+    uses_expression = False
 
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
         """Return the normalised HSIC of z and s over target cells, averaged over particles."""

@@ -64,6 +64,8 @@ class TotalCorrelation(Penalty):
         dimensions than the discriminator was made for.
     """
 
+    uses_expression = False
+
     def __init__(
         self,
         weight: float = 1.0,
@@ -179,6 +181,8 @@ class SalientClassifier(Penalty):
     ValueError
         If the size is not positive, or, when it is used, s has another dimension.
     """
+
+    uses_expression = False
 
     def __init__(
         self, weight: float = 1.0, n_salient_latent: int = 10, *, annealed: bool = True

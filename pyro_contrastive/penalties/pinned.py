@@ -29,6 +29,8 @@ class Wasserstein(Penalty):
         As in scvi-tools by default: the penalty grows with the KL weight.
     """
 
+    uses_expression = False
+
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
         """Return the mean of W over background cells."""
         return mean_over(self.per_cell(guide_trace), ~batch.is_target)
@@ -72,6 +74,8 @@ class NarrowSalient(Penalty):
     ValueError
         If `sigma` is not positive.
     """
+
+    uses_expression = False
 
     def __init__(self, weight: float = 1.0, sigma: float = 0.1, *, annealed: bool = True) -> None:
         super().__init__(weight, annealed=annealed)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.likelihoods import SCALE, Likelihood
+from pyro_contrastive.heads import SCALE
+from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.testing import contracts
 from pyro_contrastive.testing.contracts import N_CELLS, fail
 from pyro_contrastive.testing.distribution_contract import check_density, check_draws, check_shapes

@@ -1,0 +1,122 @@
+"""Log-density of a cell's counts as a function of the decoder's last hidden layer.
+
+The last layer, the softmax over genes and the density are one function here, with a gradient in
+closed form: with m the mean and D the derivative of the log-density by log m, that by the logits of
+the scale is ``D - rho sum(D)``. What it saves is memory traffic, most of the cost: between the two
+matrix products of the value and those of the gradient every array of [cells, genes] is written
+once, and the weights of the cells, which arrive with the gradient, multiply the hidden layer, which
+is narrow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+from torch.nn.functional import linear
+
+from pyro_contrastive._count_density import count_terms, log_density
+from pyro_contrastive.heads import Layer, smallest_scale
+
+
+def decoded_log_density(
+    value: Tensor,
+    hidden: Tensor,
+    library: Tensor,
+    inverse_dispersion: Tensor,
+    scale: Layer,
+    dropout: Layer | None = None,
+) -> Tensor:
+    """Log-probability of the counts of each cell, ``[cells]``, summed over genes.
+
+    Parameters
+    ----------
+    value
+        Counts, ``[cells, genes]``.
+    hidden
+        The decoder's last hidden layer, ``[cells, n_hidden]``.
+    library
+        Library size on the natural scale, ``[cells, 1]``.
+    inverse_dispersion
+        Broadcastable to ``[cells, genes]``.
+    scale, dropout
+        Layers whose outputs are the logits of normalised expression, and those of a structural
+        zero; no zero inflation if ``None``.
+    """
+    w, b = dropout if dropout is not None else (None, None)
+    log_prob: Tensor = _DecodedLogDensity.apply(  # type: ignore[no-untyped-call]
+        value, hidden, library, inverse_dispersion, *scale, w, b
+    )
+    return log_prob
+
+
+class _DecodedLogDensity(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        hidden: Tensor,
+        library: Tensor,
+        t: Tensor,
+        w_scale: Tensor,
+        b_scale: Tensor,
+        w_dropout: Tensor | None,
+        b_dropout: Tensor | None,
+    ) -> Tensor:
+        rho = linear(hidden, w_scale, b_scale)
+        torch.softmax(rho, -1, out=rho).add_(smallest_scale(rho.dtype))
+        mean = rho * library
+        logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout)
+        terms = count_terms(value, mean, t, logits)
+        slope = terms.d_mean.mul_(mean)  # by log m
+        total = slope.sum(-1, keepdim=True)
+        d_scale = torch.addcmul(slope, rho, total, value=-1, out=rho)
+        ctx.save_for_backward(
+            *(value, hidden, library, t, w_scale, b_scale, w_dropout, b_dropout),
+            *(d_scale, terms.d_logits, terms.d_inverse_dispersion, total),
+        )
+        return terms.value.sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated
+            return _differentiable_gradient(saved[:8], ctx.needs_input_grad, grad)
+        hidden, library, t, w_scale, _, w_dropout = saved[1:7]
+        d_scale, d_logits, d_t, total = saved[8:]
+        _, by_hidden, by_library, by_t, *_ = ctx.needs_input_grad
+        column = grad.unsqueeze(-1)
+        weighted = hidden * column
+        into_hidden = into_library = into_t = None
+        if by_hidden:
+            into_hidden = d_scale @ w_scale
+            if w_dropout is not None:
+                into_hidden.addmm_(d_logits, w_dropout)
+            into_hidden.mul_(column)
+        if by_library:
+            into_library = total / library * column
+        if by_t:
+            per_gene = t.shape == d_t.shape[1:]
+            into_t = d_t.t() @ grad if per_gene else (d_t * column).sum_to_size(t.shape)
+        layers: list[Tensor | None] = [d_scale.t() @ weighted, d_scale.t() @ grad, None, None]
+        if w_dropout is not None:
+            layers[2:] = [d_logits.t() @ weighted, d_logits.t() @ grad]
+        return None, into_hidden, into_library, into_t, *layers
+
+
+def _differentiable_gradient(
+    inputs: tuple[Any, ...], needed: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    value, hidden, library, t, w_scale, b_scale, w_dropout, b_dropout = inputs
+    rho = linear(hidden, w_scale, b_scale).softmax(-1)
+    logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout)
+    rate = (rho + smallest_scale(rho.dtype)) * library
+    log_prob = log_density(value, rate, t, logits).sum(-1)
+    wanted = [i for i, is_needed in enumerate(needed) if is_needed]
+    found = torch.autograd.grad(log_prob, [inputs[i] for i in wanted], grad, create_graph=True)
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, found, strict=True):
+        gradients[i] = gradient
+    return tuple(gradients)

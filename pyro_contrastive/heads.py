@@ -1,0 +1,94 @@
+"""The decoder's heads, each evaluated when it is first looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from copy import copy
+
+import torch
+from torch import Tensor, nn
+
+SCALE = "scale"
+"""Name of the head on the simplex over genes: normalised expression, rho."""
+ROOM = 2.0**40
+"""Smallest scale over the smallest normal float: x / scale, in gradients, must not overflow."""
+Layer = tuple[Tensor, Tensor]
+"""Weight, ``[genes, n_hidden]``, and bias, ``[genes]``."""
+
+
+def smallest_scale(dtype: torch.dtype) -> float:
+    """Return what is added to the softmax over genes.
+
+    Underflow to 0 would make a single count of that gene infinitely unlikely, and a scale just
+    above 0 would make its gradient infinite. (Added, not clamped: it changes nothing else, and has
+    a gradient for free.)
+    """
+    return torch.finfo(dtype).tiny * ROOM
+
+
+class Heads(MutableMapping[str, Tensor]):
+    """Outputs of linear layers by name, ``[..., cells, genes]``; ``"scale"`` through a softmax.
+
+    A head costs as much as all the rest of the decoder. Who asks for normalised expression only
+    should not pay for the others; so each is evaluated when it is first looked at. In all else this
+    is a dictionary: entries can be set and deleted.
+
+    Parameters
+    ----------
+    hidden
+        The decoder's last hidden layer, ``[..., cells, n_hidden]``.
+    layers
+        A layer per head.
+    """
+
+    def __init__(self, hidden: Tensor, layers: nn.ModuleDict) -> None:
+        self.hidden = hidden
+        self._layers = dict(layers.items())
+        self._values: dict[str, Tensor] = {}
+        self._needs_grad = torch.is_grad_enabled()  # as it is here, not where a head is looked at
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._values:
+            with torch.set_grad_enabled(self._needs_grad):
+                value: Tensor = self._layers[name](self.hidden)
+                if name == SCALE:
+                    value = value.softmax(dim=-1) + smallest_scale(value.dtype)
+            self._values[name] = value
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self._values[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        self._values.pop(name, None)
+        self._layers.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._layers, *self._values]))
+
+    def __len__(self) -> int:
+        return len(self._layers.keys() | self._values.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layers or name in self._values
+
+    def __or__(self, others: Mapping[str, Tensor]) -> Heads:
+        """Return a copy in which `others` are set."""
+        joined = copy(self)
+        joined._layers, joined._values = dict(self._layers), self._values | dict(others)
+        return joined
+
+    def linear(self, names: Iterable[str]) -> list[Layer] | None:
+        """Return weight and bias of the layers of these heads, to be evaluated by the caller.
+
+        ``None`` unless all are plain linear layers that nobody has looked at.
+        """
+        found: list[Layer] = []
+        for name in names:
+            layer = self._layers.get(name)
+            if name in self._values or type(layer) is not nn.Linear or layer.bias is None:
+                return None
+            found.append((layer.weight, layer.bias))
+        return found
