@@ -43,6 +43,7 @@ _STIRLING_FROM = 10.0
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 # torch's softplus turns into the identity above 20 unless told otherwise, which costs 2e-9.
 _IDENTITY_FROM = 80.0
+_LOG2_E = 1 / math.log(2)
 # Up to this mean the short formulas for a zero count lose less than 1e-6 in single precision.
 _LARGE_MEAN = 4.0
 
@@ -97,11 +98,11 @@ def _small_mean_terms(m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     log1p = u.log1p()
     shrink = (1 + u).reciprocal_()  # t / (t + m)
     d_t = u.mul_(shrink).sub_(log1p)
-    a, d_m = log1p.mul_(-t), shrink.neg_()
+    d_m = shrink.neg_()
     if p is None:
-        return Terms(a, d_m, d_t)
+        return Terms(log1p.mul_(-t), d_m, d_t)
     q = p.sigmoid()  # probability of a structural zero
-    weight = a.exp_()
+    weight = log1p.mul_(t * -_LOG2_E).exp2_()  # e^A, by a function that torch has a quicker form of
     weight.addcmul_(q, weight, value=-1)  # of a zero that is the negative binomial's
     value = weight + q
     weight.div_(value)  # probability that a zero is the negative binomial's
@@ -146,20 +147,20 @@ def _nonzero_terms(x: Tensor, m: Tensor, t: Tensor, s_t: Tensor, ds_t: Tensor) -
 
 
 def _take(tensor: Tensor, shape: Size, flat: Tensor, last: Tensor) -> Tensor:
-    """Gather, in float64, the entries of ``tensor`` broadcast to ``shape`` at ``flat``.
+    """Gather the entries of ``tensor`` broadcast to ``shape`` at ``flat``.
 
     ``last`` are the positions along the last axis.
     """
     if tensor.shape == shape:
-        return tensor.reshape(-1).index_select(0, flat).double()
+        return tensor.reshape(-1).index_select(0, flat)
     if tensor.numel() == tensor.shape[-1:].numel() > 1:
-        return tensor.reshape(-1).double().index_select(0, last)
+        return tensor.reshape(-1).index_select(0, last)
     index, stride, block = torch.zeros_like(flat), 1, 1
     for size, full in zip(reversed(tensor.shape), reversed(shape), strict=False):
         if size > 1:
             index += flat // block % full * stride
         stride, block = stride * size, block * full
-    return tensor.reshape(-1).index_select(0, index).double()
+    return tensor.reshape(-1).index_select(0, index)
 
 
 class _SmallCounts(NamedTuple):
@@ -225,6 +226,7 @@ def _nonzero_counts_terms(
         terms = _nonzero_terms(x, m, t, _stirling_remainder(t), _stirling_slope(t))
     if p is None:
         return terms
+    # The logits come as they are, in single precision perhaps: here nothing cancels.
     value = terms.value.sub_(softplus(p, 1, _IDENTITY_FROM))
     return terms._replace(value=value, d_logits=p.sigmoid().neg_())
 
@@ -245,20 +247,24 @@ def count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     mean = m.expand(shape).contiguous()
     # Results take the memory layout of the mean, and are written to by flat position below.
     logits = None if p is None else p.expand(shape).contiguous()
+    zeros = _large_mean_zeros(value, mean)
     dense = _small_mean_terms(mean, t, logits)
 
     def gather(tensor: Tensor | None, flat: Tensor, last: Tensor) -> Any:
         return None if tensor is None else _take(tensor, shape, flat, last)
 
-    zeros = _large_mean_zeros(value, mean)
+    def double(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor.double()
+
     if zeros.numel():
         last = zeros % shape[-1] if shape else zeros
-        _put(_zero_terms(*(gather(a, zeros, last) for a in (mean, t, p))), zeros, dense)
+        large = (double(gather(a, zeros, last)) for a in (mean, t, p))
+        _put(_zero_terms(*large), zeros, dense)
     counts = nonzero_of(value)
     shared = shape and t.numel() == t.shape[-1:].numel() == shape[-1]
     per_gene = t.reshape(-1).double() if shared else None
     rate, dispersion, logit = (gather(a, counts.flat, counts.last) for a in (mean, t, p))
-    found = _nonzero_counts_terms(counts, rate, dispersion, logit, per_gene)
+    found = _nonzero_counts_terms(counts, rate.double(), dispersion.double(), logit, per_gene)
     _put(found, counts.flat, dense)
     return dense
 

@@ -18,6 +18,7 @@ from torch.autograd.function import Function
 from torch.nn.functional import linear
 
 from pyro_contrastive._count_density import count_terms, log_density
+from pyro_contrastive._rows import Slopes, by_rows, rows_pay
 from pyro_contrastive.heads import Layer, smallest_scale
 
 
@@ -52,6 +53,20 @@ def decoded_log_density(
     return log_prob
 
 
+def by_tensors(
+    value: Tensor, scale: Tensor, library: Tensor, t: Tensor, logits: Tensor | None
+) -> Slopes:
+    """Evaluate with torch's functions. Overwrites `scale`, the logits of the scale."""
+    rho = torch.softmax(scale, -1, out=scale).add_(smallest_scale(scale.dtype))
+    mean = rho * library
+    terms = count_terms(value, mean, t, logits)
+    slope = terms.d_mean.mul_(mean)  # by log m
+    total = slope.sum(-1, keepdim=True)
+    by_scale = torch.addcmul(slope, rho, total, value=-1, out=rho)
+    log_prob = terms.value.sum(-1)
+    return Slopes(log_prob, by_scale, terms.d_logits, terms.d_inverse_dispersion, total)
+
+
 class _DecodedLogDensity(Function):
     @staticmethod
     def forward(
@@ -65,19 +80,14 @@ class _DecodedLogDensity(Function):
         w_dropout: Tensor | None,
         b_dropout: Tensor | None,
     ) -> Tensor:
-        rho = linear(hidden, w_scale, b_scale)
-        torch.softmax(rho, -1, out=rho).add_(smallest_scale(rho.dtype))
-        mean = rho * library
+        scale = linear(hidden, w_scale, b_scale)
         logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout)
-        terms = count_terms(value, mean, t, logits)
-        slope = terms.d_mean.mul_(mean)  # by log m
-        total = slope.sum(-1, keepdim=True)
-        d_scale = torch.addcmul(slope, rho, total, value=-1, out=rho)
+        evaluate = by_rows if rows_pay(value, scale, library, t) else by_tensors
+        log_prob, *slopes = evaluate(value, scale, library, t, logits)
         ctx.save_for_backward(
-            *(value, hidden, library, t, w_scale, b_scale, w_dropout, b_dropout),
-            *(d_scale, terms.d_logits, terms.d_inverse_dispersion, total),
+            *(value, hidden, library, t, w_scale, b_scale, w_dropout, b_dropout), *slopes
         )
-        return terms.value.sum(-1)
+        return log_prob
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

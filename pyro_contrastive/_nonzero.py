@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 SMALL_COUNT = 15
-"""Counts up to this are looked up in tables of every gene."""
+"""Whole counts up to this are looked up in tables of every gene."""
 
 
 class NonZero(NamedTuple):
@@ -38,7 +38,7 @@ class NonZero(NamedTuple):
         flat, last = at
         x = every.index_select(0, flat).double()
         count = x.clamp(0, SMALL_COUNT).nan_to_num_()
-        large = (count != x).nonzero().squeeze(-1)
+        large = (count.floor() != x).nonzero().squeeze(-1)  # not whole, if nobody checks
         return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
 
 

@@ -37,6 +37,24 @@ class CellwiseBatchNorm(nn.BatchNorm1d):
         return out.reshape(h.shape)
 
 
+class QuickDropout(nn.Dropout):
+    """Dropout that draws 16 random bits for each unit, where torch draws 53.
+
+    On a CPU drawing them is what dropout costs. The probability is rounded to a multiple of 2^-16,
+    and units that stay are scaled by exactly its complement, so that the mean is what it should be.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Drop units of `h`, any shape, in training mode."""
+        n_dropped = round(self.p * 2**16)
+        if not self.training or h.device.type != "cpu" or not 0 < n_dropped < 2**16:
+            return super().forward(h)
+        words = torch.randint(-(2**63), 2**63 - 1, (h.numel() // 4 + 1,))
+        bits = words.view(torch.int16)[: h.numel()].view(h.shape)
+        kept = bits >= n_dropped - 2**15  # drawn from -2^15 on
+        return h * kept.to(h.dtype).mul_(2**16 / (2**16 - n_dropped))
+
+
 class Block(nn.Module):
     """Linear on (input, covariates), batch norm, ReLU, dropout."""
 
@@ -45,7 +63,7 @@ class Block(nn.Module):
         self.n_in = n_in
         self.linear = nn.Linear(n_in + n_covariates, n_out)
         self.norm = CellwiseBatchNorm(n_out, momentum=0.01, eps=0.001)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = QuickDropout(dropout_rate)
 
     def forward(self, h: Tensor, covariates: Tensor) -> Tensor:
         """Map `h` ``[..., cells, n_in]`` (and covariates) to ``[..., cells, n_out]``."""

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn.functional import embedding_bag
@@ -36,11 +35,13 @@ class Compressed:
     values: Tensor
 
     @classmethod
-    def of(cls, matrix: csr_matrix, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """Copy a SciPy matrix."""
+    def of(
+        cls, matrix: csr_matrix | csc_matrix, device: torch.device | str, dtype: torch.dtype
+    ) -> Self:
+        """Copy a SciPy matrix; indices keep the type they have there, 32 bits mostly."""
         return cls(
-            torch.as_tensor(matrix.indices.astype(np.int64, copy=False), device=device),
-            torch.as_tensor(matrix.indptr.astype(np.int64, copy=False), device=device),
+            torch.as_tensor(matrix.indices, device=device),
+            torch.as_tensor(matrix.indptr, device=device),
             torch.as_tensor(matrix.data, device=device, dtype=dtype),
         )
 
@@ -50,15 +51,15 @@ class Compressed:
         return rows.repeat_interleave(self.offsets.diff())
 
     def positions(self) -> tuple[Tensor, Tensor]:
-        """Row and column of every entry."""
-        return self.rows(), self.indices
+        """Row and column of every entry, as 64-bit integers."""
+        return self.rows(), self.indices.long()
 
     def transposed(self, n_columns: int) -> Self:
         """Return the same matrix by columns."""
         if self.indices.device.type == "cpu":  # by counting, which is faster than to sort
             arrays = (self.values.numpy(), self.indices.numpy(), self.offsets.numpy())
             matrix = csr_matrix(arrays, shape=(len(self.offsets) - 1, n_columns))
-            return type(self).of(csr_matrix(matrix.T), "cpu", self.values.dtype)
+            return type(self).of(matrix.tocsc(), "cpu", self.values.dtype)
         return self.transposed_by_sorting(n_columns)
 
     def transposed_by_sorting(self, n_columns: int) -> Self:

@@ -1,0 +1,100 @@
+"""Whether there is a compiled form of the decoded density, and how to call it."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_contrastive.heads import smallest_scale
+
+logger = logging.getLogger(__name__)
+FEWEST_ENTRIES = 2**15
+"""Cells times genes below which calling compiled code is not worth its compilation."""
+
+
+class Slopes(NamedTuple):
+    """Log-probability of each cell, and its derivatives, each ``[cells, genes]`` but the last.
+
+    By the logits of the scale, by those of a structural zero, by the inverse dispersion of each
+    entry; and by the logarithm of the library, ``[cells, 1]``.
+    """
+
+    log_prob: Tensor
+    by_scale: Tensor
+    by_dropout: Tensor | None
+    by_inverse_dispersion: Tensor
+    by_log_library: Tensor
+
+
+@cache
+def kernel() -> ModuleType | None:
+    """Import the compiled code; ``None`` where that is not to be had, which is logged once.
+
+    numba takes a second to import, and some to compile what is called for the first time; it keeps
+    the result beside the code, or where the user's caches are.
+    """
+    try:
+        from pyro_contrastive import _kernel  # noqa: PLC0415
+    except (ImportError, RuntimeError) as error:  # RuntimeError: there is no place to keep it
+        logger.info("Training without compiled code, which is slower: %s.", error)
+        return None
+    return _kernel
+
+
+def rows_pay(value: Tensor, scale: Tensor, library: Tensor, t: Tensor) -> bool:
+    """Tell whether :func:`by_rows` can evaluate these, and is worth it."""
+    return (
+        value.numel() >= FEWEST_ENTRIES
+        and value.device.type == "cpu"
+        and {a.dtype for a in (value, scale, library, t)} == {torch.float32}
+        and t.shape == value.shape[1:]
+        and kernel() is not None
+    )
+
+
+def by_rows(
+    value: Tensor, scale: Tensor, library: Tensor, t: Tensor, logits: Tensor | None
+) -> Slopes:
+    """Evaluate cell by cell, in compiled code. Overwrites `scale` and `logits`.
+
+    Threads are torch's number (``torch.set_num_threads``); each takes a block of cells.
+    """
+    compiled: Any = kernel()
+    n_cells = value.shape[0]
+    dropout = scale.new_empty((n_cells, 0)) if logits is None else logits
+    log_prob, total, by_t = (
+        scale.new_empty(n_cells),
+        scale.new_empty(n_cells),
+        value.new_empty(value.shape),
+    )
+    per_gene = t.detach().contiguous().numpy()
+    table, table_slope = compiled.tables(per_gene)
+    floor = np.float32(smallest_scale(scale.dtype))
+    arrays = [a.detach().contiguous().numpy() for a in (value, scale, dropout, library.reshape(-1))]
+
+    def evaluate(block: slice) -> None:
+        counts, rho, p, size = (a[block] for a in arrays)
+        filled = (by_t[block].numpy(), log_prob[block].numpy(), total[block].numpy())
+        compiled.count_rows(counts, rho, p, size, per_gene, table, table_slope, floor, *filled)
+
+    n_threads = min(torch.get_num_threads(), n_cells)
+    ends = np.linspace(0, n_cells, n_threads + 1).astype(int)
+    blocks = [slice(a, b) for a, b in pairwise(ends)]
+    if n_threads == 1:
+        evaluate(blocks[0])
+    else:
+        list(_threads(n_threads).map(evaluate, blocks))
+    return Slopes(log_prob, scale, logits, by_t, total.unsqueeze(-1))
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, thread_name_prefix="rows")
