@@ -114,24 +114,31 @@ class ContrastiveGuide(NamedPyroModule):
         ValueError
             If the batch carries no counts: there is nothing to condition on.
         """
-        if batch.x is None:
-            msg = "The guide needs observed counts: this CellBatch was made without `x`."
-            raise ValueError(msg)
         encoders = {"z": self.z_encoder, "s": self.s_encoder}
         if self.library_encoder is not None:
             encoders["library"] = self.library_encoder
-        covariates = self.covariates(batch, like=batch.x)
+        covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
         if batch.rows is not None and self.takes_logs:
             logs = batch.rows.log1p()  # the same for all encoders
             moments = {
                 name: encoder.of_product(logs.linear(encoder.input_weight), covariates)
                 for name, encoder in encoders.items()
             }
+        elif batch.x is None:
+            msg = "The guide needs observed counts: this CellBatch was made without `x`."
+            raise ValueError(msg)
         else:
             x = self.encoder_input(batch.x)  # [cells, genes]
             moments = {name: encoder(x, covariates) for name, encoder in encoders.items()}
         moments["s"] = self._where_used(moments["s"], batch)
         return moments
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether counts as sparse rows, without ``x``, may not do: a subclass may look at it."""
+        own = (type(self).encode, type(self).forward, type(self).draw)
+        known = (ContrastiveGuide.encode, ContrastiveGuide.forward, ContrastiveGuide.draw)
+        return not self.takes_logs or own != known
 
     def _where_used(self, moments: Moments, batch: CellBatch) -> Moments:
         used = self.used_salient(batch)

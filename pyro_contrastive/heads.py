@@ -26,6 +26,14 @@ def smallest_scale(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).tiny * ROOM
 
 
+def simplex(logits: Tensor) -> Tensor:
+    """Return normalised expression: the softmax over genes, and a little more."""
+    floor = smallest_scale(logits.dtype)
+    if logits.requires_grad:
+        return logits.softmax(dim=-1) + floor
+    return logits.softmax(dim=-1).add_(floor)  # an array less, which may be of many draws
+
+
 class Heads(MutableMapping[str, Tensor]):
     """Outputs of linear layers by name, ``[..., cells, genes]``; ``"scale"`` through a softmax.
 
@@ -52,7 +60,7 @@ class Heads(MutableMapping[str, Tensor]):
             with torch.set_grad_enabled(self._needs_grad):
                 value: Tensor = self._layers[name](self.hidden)
                 if name == SCALE:
-                    value = value.softmax(dim=-1) + smallest_scale(value.dtype)
+                    value = simplex(value)
             self._values[name] = value
         return self._values[name]
 

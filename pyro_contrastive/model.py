@@ -124,7 +124,7 @@ class ContrastiveModel(NamedPyroModule):
             z, s, library = self.latents(batch)
             heads = self.decode(z, s, batch, shared)
             if _expression.get():
-                for name, value in self.expression(heads, library).items():
+                for name, value in self.expression(heads, library):
                     pyro.deterministic(name, value, event_dim=1)
             x: Tensor = pyro.sample("x", self.x_dist(heads, library, batch), obs=batch.x)
         return x
@@ -210,13 +210,19 @@ class ContrastiveModel(NamedPyroModule):
         hidden = self.decoder(latent, self.covariates(batch, like=latent))
         return self.likelihood.decode(hidden, batch, shared or {})
 
-    def expression(self, heads: Mapping[str, Tensor], library: Tensor) -> dict[str, Tensor]:
-        """Return the deterministic sites `scale` and `rate`, if the likelihood has them."""
-        sites = {
-            "scale": self.likelihood.expression(heads),
-            "rate": self.likelihood.rate(heads, library),
-        }
-        return {name: value for name, value in sites.items() if value is not None}
+    def expression(
+        self, heads: Mapping[str, Tensor], library: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the deterministic sites `scale` and `rate`, if the likelihood has them.
+
+        One by one: who stops the program at the first does not pay for the second.
+        """
+        scale = self.likelihood.expression(heads)
+        if scale is not None:
+            yield "scale", scale
+        rate = self.likelihood.rate(heads, library)
+        if rate is not None:
+            yield "rate", rate
 
     def x_dist(
         self, heads: Mapping[str, Tensor], library: Tensor, batch: CellBatch

@@ -130,7 +130,7 @@ class ReferenceMethods:
         )
         heads = self.model.decode(z, s, batch)
         outputs: dict[str, Tensor | None] = {"px_scale": None, "px_rate": None, "px_dropout": None}
-        sites = self.model.expression(heads, library.exp())
+        sites = dict(self.model.expression(heads, library.exp()))
         px_r = heads.pop(INVERSE_DISPERSION, None)
         outputs |= {f"px_{name}": value for name, value in (dict(heads) | sites).items()}
         split = groups.split(outputs, n_background)

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pyro_contrastive.pyro_names import unregistered
 # From glibc's malloc.h; the largest threshold it adapts to by itself is 32 MiB.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST, _ADAPTED = 2**31 - 1, 32 * 2**20
+_reusing: ContextVar[bool] = ContextVar("reusing", default=False)
 
 
 @contextmanager
@@ -57,17 +59,20 @@ def reused_memory() -> Iterator[None]:
     A step allocates some hundred megabytes in pieces of a few. The C library hands such pieces
     back to the system when they are freed, and the system fills them with zeros, page by page, when
     they are asked for again: a quarter of the time of a step. Only glibc is told (on Linux). Inside
-    it keeps all it frees; after, its limits are the largest that it would set by itself.
+    it keeps all it frees; after, its limits are the largest that it would set by itself. Within
+    another such context this one does nothing.
     """
     mallopt, trim = _glibc()
-    if mallopt is None or trim is None:
+    if mallopt is None or trim is None or _reusing.get():
         yield
         return
+    token = _reusing.set(True)
     mallopt(_MMAP_THRESHOLD, _LARGEST)
     mallopt(_TRIM_THRESHOLD, _LARGEST)
     try:
         yield
     finally:
+        _reusing.reset(token)
         mallopt(_MMAP_THRESHOLD, _ADAPTED)
         mallopt(_TRIM_THRESHOLD, 2 * _ADAPTED)
         trim(0)
@@ -83,12 +88,15 @@ def _glibc() -> tuple[Any, Any]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Without gradients, dropout or updates of batch-norm statistics; restores the mode after."""
+    """Without gradients, dropout or updates of batch-norm statistics; restores the mode after.
+
+    Memory is reused inside, as by :func:`reused_memory`.
+    """
     was_training = [(m, m.training) for module in modules for m in module.modules()]
     for module in modules:
         module.eval()
     try:
-        with torch.no_grad(), own_params():
+        with torch.no_grad(), own_params(), reused_memory():
             yield
     finally:
         for m, mode in was_training:

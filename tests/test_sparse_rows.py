@@ -16,6 +16,7 @@ from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import read_counts
 from pyro_contrastive.distributions import NegativeBinomial as Plain
 from pyro_contrastive.distributions import ZeroInflatedNegativeBinomial as ZeroInflated
+from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.sparse_rows import PAYS_BELOW, SparseRows
 
 CPU = "cpu"
@@ -157,3 +158,31 @@ def test_rows_move_with_the_batch() -> None:
     moved = batch.to("meta")
     assert moved.rows.cells_by_genes.values.device.type == "meta"
     assert CellBatch.cat([batch, batch]).rows is None  # dense: nothing is wrong, only slower
+
+
+def test_cells_without_their_dense_counts_have_the_same_latents() -> None:
+    rng = np.random.default_rng(0)
+    counts = scipy.sparse.csr_matrix(rng.poisson(0.1, (30, 12)).astype(np.float32))
+    data, vae = CellData(counts), make_vae().eval()
+    whole, bare = data.cells(np.arange(30)), data.cells(np.arange(30), dense=False)
+    assert bare.x is None
+    assert bare.rows is not None
+    assert torch.equal(bare.observed_library(), whole.observed_library())
+    for (name, one), other in zip(
+        vae.guide.encode(whole).items(), vae.guide.encode(bare).values(), strict=True
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), name
+    full = CellData(scipy.sparse.csr_matrix(np.ones((3, 12), np.float32)))
+    assert full.cells(np.arange(3), dense=False).x is not None, "no sparse rows where they cost"
+
+
+def test_a_guide_that_may_look_at_dense_counts_gets_them() -> None:
+    class Looking(ContrastiveGuide):
+        def encode(self, batch):
+            assert batch.x is not None
+            return super().encode(batch)
+
+    vae = make_vae()
+    assert not vae.guide.needs_dense
+    vae.guide.__class__ = Looking
+    assert vae.guide.needs_dense

@@ -106,7 +106,7 @@ def _per_cell(
     """Join the values of mini-batches and a posterior draw of each, ``[cells, width]``."""
     # A mean needs no noise; the guide draws some all the same, which must not advance the state.
     with evaluating(vae), seeded(0 if give_mean else None):
-        batches = chunks(vae, data, indices, batch_size)
+        batches = chunks(vae, data, indices, batch_size, dense=vae.guide.needs_dense)
         parts = [value(batch, draw_posterior(vae, batch)).cpu().numpy() for batch in batches]
     return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)
 

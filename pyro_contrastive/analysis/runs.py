@@ -42,25 +42,31 @@ def chunks(
     indices: NDArray[np.int64],
     batch_size: int | None,
     n_samples: int = 1,
+    *,
+    dense: bool = True,
 ) -> Iterator[CellBatch]:
     """Yield the cells in order, `batch_size` at a time, on the device of `vae` and in its dtype.
 
-    By default 1,024, and fewer the more draws each is to have: what is in memory at a time does
-    not grow with `n_samples`. Each counts as done, on the progress bar, when the next is asked for.
+    By default 1,024 (2,048 if not dense), and fewer the more draws each is to have: what is in
+    memory at a time does not grow with `n_samples`. Each counts as done, on the progress bar, when
+    the next is asked for. ``dense=False`` is for who looks at latents only: see
+    :meth:`CellData.cells`.
 
     Raises
     ------
     ValueError
         If `batch_size` is not positive.
     """
-    most = min(DEFAULT_BATCH_SIZE, max(1, DRAWS_AT_A_TIME // max(n_samples, 1)))
+    most = DEFAULT_BATCH_SIZE if dense else 2 * DEFAULT_BATCH_SIZE
+    most = min(most, max(1, DRAWS_AT_A_TIME // max(n_samples, 1)))
     size = most if batch_size is None else batch_size
     if size < 1:
         msg = f"batch_size must be at least 1, not {batch_size}."
         raise ValueError(msg)
     with counted(len(indices)) as bar:
         for start in range(0, len(indices), size):
-            batch = data.cells(indices[start : start + size], device_of(vae), dtype_of(vae))
+            some = indices[start : start + size]
+            batch = data.cells(some, device_of(vae), dtype_of(vae), dense=dense)
             yield batch
             bar.advance(len(batch))
 

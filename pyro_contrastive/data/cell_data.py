@@ -53,14 +53,17 @@ class CellData:
         indices: NDArray[np.int64],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        dense: bool = True,
     ) -> CellBatch:
         """Return some cells as tensors on `device`; counts and numbers as `dtype`, codes as int64.
 
         Cells whose condition is not known are taken for target cells, so that both latents are
-        available for them.
+        available for them. With ``dense=False``, and counts that are sparse enough for it to pay,
+        they come as sparse rows only: ``x`` is ``None``.
         """
         rows = self.counts[indices]
-        dense = rows if isinstance(rows, np.ndarray) else rows.toarray()
+        sparse = None if isinstance(rows, np.ndarray) else SparseRows.of(rows, device, dtype)
         unknown = np.full(len(indices), BACKGROUND + 1)
 
         def tensor(
@@ -70,13 +73,15 @@ class CellData:
                 return None
             return torch.as_tensor(values[indices], device=device, dtype=dtype)
 
-        x = torch.as_tensor(dense, device=device, dtype=dtype)
-        sparse = None
-        if not isinstance(rows, np.ndarray):
-            sparse = SparseRows.of(rows, device, dtype)
-        if sparse is not None:
+        x = library = None
+        if dense or sparse is None:
+            whole = rows if isinstance(rows, np.ndarray) else rows.toarray()
+            x = torch.as_tensor(whole, device=device, dtype=dtype)
+        else:
+            library = torch.as_tensor(row_sums(rows), device=device, dtype=dtype)
+        if x is not None and sparse is not None:
             remember_nonzero(x, sparse.cells_by_genes.positions)
-        size_factor = tensor(self.size_factor, dtype)
+        library = library if self.size_factor is None else tensor(self.size_factor, dtype)
         known = unknown if self.condition is None else self.condition[indices]
         return CellBatch(
             condition=torch.as_tensor(known, device=device),
@@ -84,7 +89,7 @@ class CellData:
             batch=tensor(self.batch),
             categorical=tensor(self.categorical),
             continuous=tensor(self.continuous, dtype),
-            library=None if size_factor is None else size_factor.unsqueeze(-1),
+            library=None if library is None else library.unsqueeze(-1),
             rows=sparse,
         )
 

@@ -196,7 +196,7 @@ def _check_sites(vae: ContrastiveVAE, batch: CellBatch) -> None:
     likelihood, latents = vae.model.likelihood, _latents(vae, batch)
     with torch.no_grad():
         heads = vae.model.decode(latents[0], latents[1], batch)
-        sites = vae.model.expression(heads, batch.observed_library())
+        sites = dict(vae.model.expression(heads, batch.observed_library()))
         assert batch.x is not None
         told = likelihood.encoder_input(batch.x)
     expected = (N_CELLS, vae.n_input)
