@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
-from torch.nn.functional import linear
 
 from pyro_contrastive._count_density import count_terms, log_density
 from pyro_contrastive._rows import Slopes, by_rows, rows_pay
-from pyro_contrastive.heads import Layer, smallest_scale
+from pyro_contrastive.heads import Layer, linear, products_are_half, smallest_scale
 
 
 def decoded_log_density(
@@ -80,6 +79,7 @@ class _DecodedLogDensity(Function):
         w_dropout: Tensor | None,
         b_dropout: Tensor | None,
     ) -> Tensor:
+        ctx.half = products_are_half()
         scale = linear(hidden, w_scale, b_scale)
         logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout)
         evaluate = by_rows if rows_pay(value, scale, library, t) else by_tensors
@@ -101,19 +101,27 @@ class _DecodedLogDensity(Function):
         weighted = hidden * column
         into_hidden = into_library = into_t = None
         if by_hidden:
-            into_hidden = d_scale @ w_scale
+            into_hidden = _product(d_scale, w_scale, ctx.half)
             if w_dropout is not None:
-                into_hidden.addmm_(d_logits, w_dropout)
+                into_hidden += _product(d_logits, w_dropout, ctx.half)
             into_hidden.mul_(column)
         if by_library:
             into_library = total / library * column
         if by_t:
             per_gene = t.shape == d_t.shape[1:]
             into_t = d_t.t() @ grad if per_gene else (d_t * column).sum_to_size(t.shape)
-        layers: list[Tensor | None] = [d_scale.t() @ weighted, d_scale.t() @ grad, None, None]
-        if w_dropout is not None:
-            layers[2:] = [d_logits.t() @ weighted, d_logits.t() @ grad]
-        return None, into_hidden, into_library, into_t, *layers
+        into_layers: list[Tensor | None] = []
+        for slopes in (d_scale, d_logits):
+            no_layer = slopes is None
+            into_layers += [
+                None if no_layer else _product(slopes.t(), weighted, ctx.half),
+                None if no_layer else slopes.t() @ grad,
+            ]
+        return None, into_hidden, into_library, into_t, *into_layers
+
+
+def _product(a: Tensor, b: Tensor, half: bool) -> Tensor:
+    return (a.bfloat16() @ b.bfloat16()).to(a.dtype) if half else a @ b
 
 
 def _differentiable_gradient(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
 SCALE = "scale"
@@ -24,6 +27,36 @@ def smallest_scale(dtype: torch.dtype) -> float:
     a gradient for free.)
     """
     return torch.finfo(dtype).tiny * ROOM
+
+
+_half: ContextVar[bool] = ContextVar("half", default=False)
+
+
+@contextmanager
+def bfloat16_products(on: bool) -> Iterator[None]:
+    """Multiply matrices of the decoder's heads in bfloat16 inside, if `on`.
+
+    Factors and products are rounded to 8 bits, sums within a product are of single precision, and
+    everything else stays as it is: weights, softmax, densities, and the optimiser's step.
+    """
+    token = _half.set(on)
+    try:
+        yield
+    finally:
+        _half.reset(token)
+
+
+def products_are_half() -> bool:
+    """Tell whether :func:`bfloat16_products` is on."""
+    return _half.get()
+
+
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear layer, in bfloat16 inside :func:`bfloat16_products`; the bias is not."""
+    if not _half.get():
+        return F.linear(hidden, weight, bias)
+    product = F.linear(hidden.bfloat16(), weight.bfloat16()).to(hidden.dtype)
+    return product if bias is None else product + bias
 
 
 def simplex(logits: Tensor) -> Tensor:
@@ -58,11 +91,17 @@ class Heads(MutableMapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._values:
             with torch.set_grad_enabled(self._needs_grad):
-                value: Tensor = self._layers[name](self.hidden)
+                value = self._output(self._layers[name])
                 if name == SCALE:
                     value = simplex(value)
             self._values[name] = value
         return self._values[name]
+
+    def _output(self, layer: nn.Module) -> Tensor:
+        if type(layer) is nn.Linear:
+            return linear(self.hidden, layer.weight, layer.bias)
+        output: Tensor = layer(self.hidden)
+        return output
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self._values[name] = value

@@ -14,13 +14,21 @@ import torch
 from helpers import make_batch, make_vae
 from torch import Tensor, nn
 
-from pyro_contrastive import NegativeBinomial, Penalty, Wasserstein, ZeroInflatedNegativeBinomial
+from pyro_contrastive import (
+    ContrastiveVI,
+    NegativeBinomial,
+    Penalty,
+    Poisson,
+    Wasserstein,
+    ZeroInflatedNegativeBinomial,
+)
 from pyro_contrastive import _rows as rows
 from pyro_contrastive._decoded_density import by_tensors, decoded_log_density
 from pyro_contrastive.analysis.runs import draw_posterior, value_at
 from pyro_contrastive.decoded_counts import DecodedCounts
-from pyro_contrastive.heads import Heads
+from pyro_contrastive.heads import Heads, bfloat16_products, products_are_half
 from pyro_contrastive.networks import QuickDropout
+from pyro_contrastive.testing import SimulationSettings, simulate
 
 numba = pytest.importorskip("numba")
 
@@ -374,3 +382,40 @@ def test_validation_of_counts_still_works() -> None:
         with pytest.raises(ValueError, match="support"):
             distribution.log_prob(torch.full((6, 12), -1.0))
     assert isinstance(distribution, dist.Independent)
+
+
+@pytest.mark.parametrize("likelihood", [ZeroInflatedNegativeBinomial, Poisson])
+def test_products_in_bfloat16_give_nearly_the_same_step(likelihood: Any) -> None:
+    found = []
+    for half in (False, True):
+        pyro.set_rng_seed(0)
+        vae, batch = make_vae(likelihood=likelihood()), make_batch()
+        pyro.set_rng_seed(1)
+        with pyro.validation_enabled(False), bfloat16_products(half):
+            loss = vae.objective.differentiable_loss(vae.model, vae.guide, batch)
+        loss.backward()  # outside: what the backward pass does was settled by the forward pass
+        weights = vae.model.likelihood.layers["scale"].weight.grad
+        found.append((float(loss.detach()), weights))
+    (loss, gradient), (rounded_loss, rounded) = found
+    assert rounded_loss == pytest.approx(loss, rel=0.01)
+    assert rounded_loss != loss
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(gradient, rounded)
+    error = float((gradient - rounded).norm() / gradient.norm())
+    assert 1e-5 < error < 0.05  # 2^-8 is a rounding
+
+
+def test_train_takes_the_precision_and_refuses_others() -> None:
+    adata = simulate(SimulationSettings(40, 40, 30), seed=0)
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        pyro.set_rng_seed(0)
+        model = ContrastiveVI(adata)
+        model.train(max_epochs=2, seed=0, precision=precision, enable_progress_bar=False)
+        losses.append(float(model.history["elbo_train"].iloc[-1, 0]))
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert not products_are_half(), "it ends with the training"
+    with pytest.raises(ValueError, match="'32-true' or 'bf16-mixed'"):
+        model.train(max_epochs=1, precision="16-mixed", enable_progress_bar=False)

@@ -14,6 +14,7 @@ from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import populations
+from pyro_contrastive.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import numpy_rng, seeded
 from pyro_contrastive.training.history import EarlyStopping
@@ -109,6 +110,7 @@ class TrainingMethods(ModelBase):
         check_val_every_n_epoch: int | None = 1,
         enable_progress_bar: bool = True,
         schedule: str = "reference",
+        precision: Literal["32-true", "bf16-mixed"] = "32-true",
         seed: int | None = None,
     ) -> FitResult:
         """Fit the model. A second call goes on from the weights there are.
@@ -165,6 +167,11 @@ class TrainingMethods(ModelBase):
             better held-out ELBO many times sooner; alone, it leaves more of what is shared in the
             salient latent, so use it with penalties:
             ``ContrastiveVI.from_preset(adata, "separated")``.
+        precision
+            ``"bf16-mixed"``: the matrix products of the decoder's heads, the largest there are,
+            round their factors to bfloat16; all else is single precision. Quicker where the
+            processor or GPU multiplies in bfloat16, slower where it does not; see
+            ``benchmarks/README.md`` for what it does to the ELBO.
         seed
             Seed of the split, the order of the cells and all noise; default: torch's global state
             (``pyro.set_rng_seed``). The same seed gives the same result on a CPU.
@@ -187,6 +194,9 @@ class TrainingMethods(ModelBase):
 
         if load_sparse_tensor:
             msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
+            raise ValueError(msg)
+        if precision not in {"32-true", "bf16-mixed"}:
+            msg = f"precision must be '32-true' or 'bf16-mixed', not {precision!r}."
             raise ValueError(msg)
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
         batch_size = 128 if batch_size is None else batch_size
@@ -212,7 +222,7 @@ class TrainingMethods(ModelBase):
             if check_val_every_n_epoch is None:
                 check_val_every_n_epoch = 1  # as in scvi-tools
             _check_looks(check_val_every_n_epoch, max_epochs)
-        with seeded(seed):
+        with seeded(seed), bfloat16_products(precision == "bf16-mixed"):
             rng = numpy_rng()
             split = _split(
                 *cells,
