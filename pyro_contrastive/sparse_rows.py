@@ -47,8 +47,12 @@ class Compressed:
 
     def rows(self) -> Tensor:
         """Row of every entry."""
+        return self.rows_of(len(self.indices))
+
+    def rows_of(self, n_entries: int) -> Tensor:
+        """Row of every entry, whose number is known: a GPU need not be waited for."""
         rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
-        return rows.repeat_interleave(self.offsets.diff())
+        return rows.repeat_interleave(self.offsets.diff(), output_size=n_entries)
 
     def positions(self) -> tuple[Tensor, Tensor]:
         """Row and column of every entry, as 64-bit integers."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.resident import ResidentCells
 from pyro_contrastive.sites import is_local, site_losses
 from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.training.splits import Population, evaluation_batches
@@ -21,7 +22,7 @@ Traces = tuple[pyro.poutine.Trace, pyro.poutine.Trace]
 
 def evaluate(
     vae: ContrastiveVAE,
-    data: CellData,
+    data: CellData | ResidentCells,
     cells: Population,
     batch_size: int,
     device: torch.device | str,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.resident import near
 from pyro_contrastive.torch_tools import own_params, reused_memory
 from pyro_contrastive.training.checks import (
     check_programs,
@@ -86,7 +87,7 @@ class Run:
         rng: np.random.Generator,
     ) -> None:
         self.vae = vae
-        self.data = data
+        self.data = near(data, fabric.device, next(vae.parameters()).dtype)
         self.split = split
         self.plan = plan
         self.max_epochs = max_epochs
