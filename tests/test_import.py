@@ -12,6 +12,7 @@ HEAVY = (
     "jinja2",
     "lightning_fabric",
     "matplotlib",
+    "numba",
     "rich.console",
     "scanpy",
     "scvi",
