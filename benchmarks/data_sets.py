@@ -1,4 +1,4 @@
-"""Does the fast schedule converge, and is what it finds as good? One data set, scvi-tools beside it.
+"""Does the fast schedule converge, and are its latents as good? scvi-tools and ours, one data set.
 
     python benchmarks/data_sets.py counts.h5ad --rows rows.jsonl --condition-key condition
         --background control [--shared-key cell_type] [--within-key time_h] [--probe]
@@ -8,8 +8,9 @@
 
 Every seed makes one split of the cells, the same for all. ``scvi-tools`` is its default run;
 ``fast`` and ``separated`` (the preset) are trained by our fast schedule, ``reference`` by the
-reference's; ``--try`` adds settings: steps in all, arguments of ``plan_kwargs``, weights of
-Wasserstein, MMD and HSIC. After every epoch, off the clock, held-out cells are evaluated by one
+reference's; ``best epoch`` puts back the weights of the best epoch, as ``early_stopping`` does.
+``--try`` adds settings: steps in all, arguments of ``plan_kwargs``, weights of Wasserstein, MMD
+and HSIC, early stopping. After every epoch, off the clock, held-out cells are evaluated by one
 function (:func:`pyro_contrastive.training.evaluate.evaluate`; negative ELBO per pair, analytic
 KL): the weights scvi-tools has are copied into our module. The latents of all cells at the end of
 the run are scored as in :mod:`pyro_contrastive.analysis.separation`.
@@ -24,19 +25,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyro
-from anndata import AnnData
 from common import REFERENCE, read_counts, start
-from held_out_elbo import train_reference
+from curves import Data, Setting, fit_ours, fit_scvi_tools
 from numpy.typing import NDArray
 from schedules import latents
 from sklearn.linear_model import LogisticRegression
@@ -45,153 +41,17 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pyro_contrastive import HSIC, MMD, ContrastiveVI, Penalty, Wasserstein
+from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.separation import score_labels, score_latents
-from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.setup import Setup
-from pyro_contrastive.interop.scvi import rename_scvi_weights
-from pyro_contrastive.training.devices import one_device
-from pyro_contrastive.training.evaluate import evaluate
-from pyro_contrastive.training.fit import fit
-from pyro_contrastive.training.history import History
-from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
-from pyro_contrastive.training.splits import Population, Split, split_populations
-from pyro_contrastive.vae import ContrastiveVAE
 
-BATCH_SIZE = 128
 SEPARATED = (1.0, 30.0, 30.0)
-PARTS = ("reconstruction_loss", "kl_z", "kl_s")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How to train ours: schedule, steps and plan instead of its own, weights of penalties."""
-
-    schedule: str = "fast"
-    steps: int | None = None
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    penalties: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def make_penalties(self) -> list[Penalty]:
-        """Make the penalties that weigh anything."""
-        wasserstein, mmd, hsic = self.penalties
-        made = [(Wasserstein(wasserstein), wasserstein), (MMD(mmd, "z"), mmd), (HSIC(hsic), hsic)]
-        return [penalty for penalty, weight in made if weight]
-
-
 OURS = {
     "fast": Setting(),
     "separated": Setting(penalties=SEPARATED),
+    "fast, best epoch": Setting(early_stopping=True),
+    "separated, best epoch": Setting(penalties=SEPARATED, early_stopping=True),
     "reference": Setting(schedule="reference"),
 }
-
-
-class Clock:
-    """Processor seconds of training, without what is done off the clock after each epoch."""
-
-    def __init__(self, held_out: Callable[[], dict[str, float]]) -> None:
-        self.held_out = held_out
-        self.away = 0.0
-        self.curve: list[tuple[float, float]] = []
-        self.begun = time.process_time()
-
-    def seconds(self) -> float:
-        """Processor seconds so far."""
-        return time.process_time() - self.begun - self.away
-
-    def look(self) -> None:
-        """Evaluate held-out cells, off the clock."""
-        at, now = self.seconds(), time.process_time()
-        parts = self.held_out()
-        self.curve.append((at, sum(parts[name] for name in PARTS)))
-        self.away += time.process_time() - now
-
-
-@dataclass
-class Data:
-    """A data set and its split."""
-
-    adata: AnnData
-    cells: CellData
-    populations: Population
-    split: Split
-
-    @classmethod
-    def of(cls, adata: AnnData, options: argparse.Namespace, seed: int) -> Data:
-        """Set the data up, and split both populations."""
-        ContrastiveVI.setup_anndata(
-            adata, condition_key=options.condition_key, background=options.background
-        )
-        cells = Setup.of(adata).extract(adata)
-        both = Population(np.flatnonzero(cells.condition == 0), np.flatnonzero(cells.condition))
-        rng = np.random.default_rng(seed)
-        split = split_populations(both.background, both.target, rng=rng)
-        return cls(adata, cells, both, split)
-
-    def held_out(self, vae: ContrastiveVAE) -> dict[str, float]:
-        """Parts of the negative ELBO per pair of held-out cells."""
-        return evaluate(vae, self.cells, self.split.validation, 512, "cpu")
-
-
-def fit_scvi_tools(data: Data, epochs: int | None, seed: int) -> tuple[ContrastiveVI, Clock]:
-    """Run scvi-tools' default training; return a model of ours with its weights."""
-    import scvi  # noqa: F401  # here, so that its import is not on the clock
-    from lightning.pytorch.callbacks import Callback
-
-    model = ContrastiveVI(data.adata)
-
-    def held_out() -> dict[str, float]:
-        weights = rename_scvi_weights(plan[0].module.state_dict(), latent_library=False)
-        model.module.load_state_dict(weights, strict=False)
-        return data.held_out(model.module)
-
-    plan: list[Any] = []
-    clock = Clock(held_out)
-
-    class Look(Callback):
-        """Evaluates what there is after an epoch."""
-
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            plan[:] = [pl_module]
-            clock.look()
-
-    train_reference(data.adata, data.split, data.populations, epochs, seed, [Look()])
-    return model, clock
-
-
-def fit_ours(
-    data: Data, setting: Setting, epochs: int | None, seed: int
-) -> tuple[ContrastiveVI, Clock]:
-    """Train ours by a setting."""
-    pyro.set_rng_seed(seed)
-    model = ContrastiveVI(data.adata, penalties=setting.make_penalties())
-    train = data.split.train
-    steps = -(-max(len(train.background), len(train.target)) // BATCH_SIZE)
-    if epochs is None and setting.steps is not None:
-        epochs = round(setting.steps / steps)
-    clock = Clock(partial(data.held_out, model.module))
-
-    class Look(History):
-        """Evaluates what there is after an epoch."""
-
-        def add_epoch(self, values: Mapping[str, float]) -> None:
-            clock.look()
-            super().add_epoch(values)
-
-    fit(
-        model.module,
-        data.cells,
-        data.split,
-        TrainingPlan.from_kwargs(dict(setting.plan), setting.schedule),
-        Look(),
-        max_epochs=epochs or default_max_epochs(len(data.cells), setting.schedule, steps),
-        batch_size=BATCH_SIZE,
-        fabric=one_device("cpu", 1),
-        rng=np.random.default_rng(seed),
-        progress_bar=False,
-        check_val_every_n_epoch=None,
-    )
-    return model, clock
 
 
 def scores(model: ContrastiveVI, data: Data, options: argparse.Namespace) -> dict[str, float]:
@@ -254,9 +114,9 @@ def tables(rows: list[dict[str, Any]]) -> pd.DataFrame:
         made["-ELBO less scvi-tools' best"] = curve[-1, 1] - beside[:, 1].min()
         found.append(made | row["scores"])
     groups = pd.DataFrame(found).groupby(["data", "setting"], sort=False)
-    means, deviations, counts = groups.mean(), groups.std().fillna(0.0), groups.size()
+    means, deviations, counts = groups.mean(), groups.std(), groups.size()
     text = means.map("{:.3g}".format).where(means.abs() < 100, means.map("{:,.1f}".format))  # noqa: PLR2004
-    text += " (" + deviations.map("{:.2g}".format) + ")"
+    text += deviations.map(" ({:.2g})".format).where(deviations.notna(), "")
     return text.where(means.notna(), "-").assign(seeds=counts)
 
 
@@ -305,7 +165,8 @@ def main() -> None:
                     file.write(json.dumps(rows[-1]) + "\n")
                 print(called, name, seed, *clock.curve[-1], rows[-1]["scores"], flush=True)
     for name, table in tables(rows).groupby(level="data", sort=False):
-        print(f"\n{name}\n{table.loc[name].T.to_string()}", flush=True)
+        known = (table.loc[name] != "-").any()
+        print(f"\n{name}\n{table.loc[name].loc[:, known].T.to_string()}", flush=True)
 
 
 if __name__ == "__main__":
