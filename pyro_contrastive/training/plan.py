@@ -15,8 +15,7 @@ from pyro_contrastive.objective import kl_weight_at
 MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
-FAST_STEPS, FAST_STEPS_OF_FEW_CELLS = 750, 500
-FAST_EPOCHS, FAST_EPOCHS_OF_FEW_CELLS = 10, 40
+FAST_STEPS, FAST_EPOCHS = 750, 10
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "eps": 1e-8,
         "one_cycle": True,
         "cycle_rise": 0.1,
-        "n_epochs_kl_warmup": 8,
+        "n_epochs_kl_warmup": 1,
     },
 }
 """Arguments of :class:`TrainingPlan` by name of the schedule; see ``ContrastiveVI.train``."""
@@ -191,10 +190,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def default_max_epochs(n_cells: int, schedule: str = "reference", steps_per_epoch: int = 1) -> int:
     """Epochs of a schedule: by scvi-tools' rule, 400 up to 20,000 cells and then fewer; or "fast".
 
-    The fast schedule takes about 750 steps, in at least 10 epochs. The fewer the cells, the sooner
-    it overfits: it stops at 40 epochs, if these have 500 steps, or else at 500 steps.
+    The fast schedule takes about `FAST_STEPS` steps, in at least `FAST_EPOCHS` epochs.
     """
     if schedule == "fast":
-        few = max(FAST_EPOCHS_OF_FEW_CELLS, round(FAST_STEPS_OF_FEW_CELLS / steps_per_epoch))
-        return max(FAST_EPOCHS, min(few, round(FAST_STEPS / steps_per_epoch)))
+        return max(FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch))
     return max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))
