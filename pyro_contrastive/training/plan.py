@@ -15,7 +15,8 @@ from pyro_contrastive.objective import kl_weight_at
 MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
-FAST_STEPS, FAST_EPOCHS = 750, 10
+FAST_STEPS, FAST_STEPS_OF_FEW_CELLS = 750, 500
+FAST_EPOCHS, FAST_EPOCHS_OF_FEW_CELLS = 10, 50
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def default_max_epochs(n_cells: int, schedule: str = "reference", steps_per_epoch: int = 1) -> int:
     """Epochs of a schedule: by scvi-tools' rule, 400 up to 20,000 cells and then fewer; or "fast".
 
-    The fast schedule takes about `FAST_STEPS` steps, in at least `FAST_EPOCHS` epochs.
+    The fast schedule takes about 750 steps, in at least 10 epochs. The fewer the cells, the sooner
+    it overfits: it ends after 50 epochs, if these have 500 steps, or else after 500 steps.
     """
     if schedule == "fast":
-        return max(FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch))
+        few = max(FAST_EPOCHS_OF_FEW_CELLS, round(FAST_STEPS_OF_FEW_CELLS / steps_per_epoch))
+        return max(FAST_EPOCHS, min(few, round(FAST_STEPS / steps_per_epoch)))
     return max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))
