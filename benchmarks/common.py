@@ -113,6 +113,7 @@ def read_counts(path: str, n_top_genes: int = 2000, flavor: str = "seurat") -> a
     flavor
         Of scanpy's selection: "seurat" on log-normalised counts or "seurat_v3" on the counts.
     """
+    threads = torch.get_num_threads()
     import scanpy as sc
 
     adata = ad.read_h5ad(path)
@@ -121,9 +122,8 @@ def read_counts(path: str, n_top_genes: int = 2000, flavor: str = "seurat") -> a
         if flavor != "seurat_v3":
             sc.pp.normalize_total(ranked, target_sum=1e4)
             sc.pp.log1p(ranked)
-        threads = torch.get_num_threads()
         sc.pp.highly_variable_genes(ranked, n_top_genes=n_top_genes, flavor=flavor)
-        torch.set_num_threads(threads)  # the loess of seurat_v3 takes all cores, and keeps them
+        torch.set_num_threads(threads)  # numba and the loess of seurat_v3 take all cores, for good
         adata = adata[:, ranked.var["highly_variable"].to_numpy()]
     return adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
 

@@ -68,6 +68,34 @@ def test_one_cycle_rises_for_a_third_of_the_steps_and_falls_to_nothing(rates) ->
     assert rates[-1] < 1e-4
 
 
+def test_the_rise_takes_the_share_of_the_run_it_is_given(rates) -> None:
+    made = {"one_cycle": True, "lr": 0.01, "cycle_rise": 0.2}
+    make_model().train(
+        max_epochs=30, batch_size=27, enable_progress_bar=False, seed=0, plan_kwargs=made
+    )
+    peak = 0.2 * 31 - 1  # of 31 steps, counted from 0
+    assert rates[5] == pytest.approx(cosine(0.01 / 25, 0.01, 5 / peak))
+    assert rates[6] == pytest.approx(cosine(0.01, 0.01 / 25 / 1e4, (6 - peak) / (30 - peak)))
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 5, 10, 19])
+def test_a_short_run_of_the_fast_schedule_has_a_rise(n_epochs, rates) -> None:
+    make_model().train(max_epochs=n_epochs, enable_progress_bar=False, seed=0, schedule="fast")
+    assert len(rates) == n_epochs
+    assert rates[0] == pytest.approx(SCHEDULES["fast"]["lr"] / 25)
+    assert max(rates) <= SCHEDULES["fast"]["lr"]
+    if n_epochs > 1:
+        assert rates[1] == max(rates)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
+def test_a_rise_that_is_no_part_of_the_run_is_refused(share) -> None:
+    with pytest.raises(ValueError, match="cycle_rise must be above 0 and below 1"):
+        TrainingPlan(one_cycle=True, cycle_rise=share)
+
+
 def test_a_second_run_begins_another_cycle(rates) -> None:
     model = make_model()
     for _ in range(2):
@@ -83,9 +111,16 @@ def test_the_reference_schedule_keeps_its_learning_rate(rates) -> None:
 
 @pytest.mark.parametrize(
     ("n_cells", "steps_per_epoch", "expected"),
-    [(50, 1, 500), (8_000, 32, 16), (10**6, 4_000, FAST_EPOCHS)],
+    [
+        (50, 1, 500),
+        (2_000, 8, 62),
+        (3_000, 12, 50),
+        (4_000, 16, 47),
+        (8_000, 32, 23),
+        (10**6, 4_000, FAST_EPOCHS),
+    ],
 )
-def test_the_fast_schedule_takes_some_500_steps(n_cells, steps_per_epoch, expected) -> None:
+def test_the_fast_schedule_takes_500_to_750_steps(n_cells, steps_per_epoch, expected) -> None:
     assert default_max_epochs(n_cells, "fast", steps_per_epoch) == expected
 
 

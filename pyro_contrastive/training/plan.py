@@ -15,7 +15,8 @@ from pyro_contrastive.objective import kl_weight_at
 MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
-FAST_STEPS, FAST_EPOCHS = 500, 10
+FAST_STEPS, FAST_STEPS_OF_FEW_CELLS = 750, 500
+FAST_EPOCHS, FAST_EPOCHS_OF_FEW_CELLS = 10, 50
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class TrainingPlan:
     optimizer_creator
         Function of the parameters that returns an optimiser.
     one_cycle
-        Let the learning rate rise from lr / 25 to `lr` over the first third of the run, and fall to
+        Let the learning rate rise from lr / 25 to `lr` over the first part of the run, and fall to
         nearly nothing over the rest (Smith & Topin 2018, "Super-convergence"), step by step.
+    cycle_rise
+        Share of the run over which it rises, above 0 and below 1; default a third.
     reduce_lr_on_plateau
         Multiply the learning rate by `lr_factor` when `lr_scheduler_metric` has not fallen by
         `lr_threshold` for `lr_patience` epochs, down to `lr_min`.
@@ -63,6 +66,7 @@ class TrainingPlan:
     optimizer: str = "Adam"
     optimizer_creator: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
     one_cycle: bool = False
+    cycle_rise: float = 1 / 3
     reduce_lr_on_plateau: bool = False
     lr_factor: float = 0.6
     lr_patience: int = 30
@@ -77,6 +81,9 @@ class TrainingPlan:
             raise ValueError(msg)
         if self.one_cycle and self.reduce_lr_on_plateau:
             msg = "one_cycle and reduce_lr_on_plateau both set the learning rate; choose one."
+            raise ValueError(msg)
+        if not 0 < self.cycle_rise < 1:
+            msg = f"cycle_rise must be above 0 and below 1, not {self.cycle_rise}."
             raise ValueError(msg)
         if self.optimizer not in {"Adam", "AdamW", "Custom"}:
             msg = f"optimizer must be 'Adam', 'AdamW' or 'Custom', not {self.optimizer!r}."
@@ -151,9 +158,10 @@ class TrainingPlan:
         """Make what changes the learning rate over a run of `n_steps`, to be stepped every step."""
         if not self.one_cycle:
             return None
-        total = max(n_steps + 1, 4)  # torch divides by 0 in a cycle whose rise is a single step
+        total = max(n_steps + 1, 4)
+        rise = max(self.cycle_rise, 2 / total)  # torch divides by 0 in a rise of a single step
         return OneCycleLR(
-            optimizer, self.lr, total_steps=total, pct_start=1 / 3, cycle_momentum=False
+            optimizer, self.lr, total_steps=total, pct_start=rise, cycle_momentum=False
         )
 
     def kl_weight(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:
@@ -169,7 +177,13 @@ class TrainingPlan:
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "reference": {},
-    "fast": {"lr": 6e-3, "eps": 1e-8, "one_cycle": True, "n_epochs_kl_warmup": 4},
+    "fast": {
+        "lr": 0.015,
+        "eps": 1e-8,
+        "one_cycle": True,
+        "cycle_rise": 0.1,
+        "n_epochs_kl_warmup": 1,
+    },
 }
 """Arguments of :class:`TrainingPlan` by name of the schedule; see ``ContrastiveVI.train``."""
 
@@ -177,8 +191,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def default_max_epochs(n_cells: int, schedule: str = "reference", steps_per_epoch: int = 1) -> int:
     """Epochs of a schedule: by scvi-tools' rule, 400 up to 20,000 cells and then fewer; or "fast".
 
-    The fast schedule takes about `FAST_STEPS` steps, in at least `FAST_EPOCHS` epochs.
+    The fast schedule takes about 750 steps, in at least 10 epochs. The fewer the cells, the sooner
+    it overfits: it ends after 50 epochs, if these have 500 steps, or else after 500 steps.
     """
     if schedule == "fast":
-        return max(FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch))
+        few = max(FAST_EPOCHS_OF_FEW_CELLS, round(FAST_STEPS_OF_FEW_CELLS / steps_per_epoch))
+        return max(FAST_EPOCHS, min(few, round(FAST_STEPS / steps_per_epoch)))
     return max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))
