@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -69,7 +70,8 @@ def by_rows(
     """
     compiled: Any = kernel()
     n_cells = value.shape[0]
-    dropout = scale.new_empty((n_cells, 0)) if logits is None else logits
+    scale = scale.contiguous()
+    dropout = scale.new_empty((n_cells, 0)) if logits is None else logits.contiguous()
     log_prob, total, by_t = (
         scale.new_empty(n_cells),
         scale.new_empty(n_cells),
@@ -92,9 +94,15 @@ def by_rows(
         evaluate(blocks[0])
     else:
         list(_threads(n_threads).map(evaluate, blocks))
-    return Slopes(log_prob, scale, logits, by_t, total.unsqueeze(-1))
+    by_dropout = None if logits is None else dropout
+    return Slopes(log_prob, scale, by_dropout, by_t, total.unsqueeze(-1))
 
 
 @cache
 def _threads(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, thread_name_prefix="rows")
+
+
+# A forked process has the pool, but not its threads, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_threads.cache_clear)
