@@ -97,7 +97,7 @@ def inflate(p: Any, value: Any, slope: Any, d_t: Any) -> None:
 
 
 @compiled
-def large_zero(m: Any, t: Any, p: Any, inflated: bool) -> Any:
+def large_zero(m: float, t: float, p: float, inflated: bool) -> Any:
     """Evaluate a zero where the mean is large: value and slopes by log m, t and p."""
     y = m / t
     log1p = math.log1p(y)
@@ -182,8 +182,9 @@ def put_large_zeros(
     inflated = d_p.size > 0
     for j in range(row.size):
         if m[j] > LARGE_MEAN and row[j] == 0:
-            logit = p[j] if inflated else f4(0)
-            value[j], slope[j], d_t[j], d_logit = large_zero(m[j], t[j], logit, inflated)
+            logit = np.float64(p[j]) if inflated else 0.0
+            found = large_zero(np.float64(m[j]), np.float64(t[j]), logit, inflated)
+            value[j], slope[j], d_t[j], d_logit = found
             if inflated:
                 d_p[j] = d_logit
 

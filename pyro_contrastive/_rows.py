@@ -43,7 +43,7 @@ def kernel() -> ModuleType | None:
     the result beside the code, or where the user's caches are.
     """
     try:
-        from pyro_contrastive import _kernel  # noqa: PLC0415
+        from pyro_contrastive import _kernel  # noqa: PLC0415  # needs numba, slow to import
     except (ImportError, RuntimeError) as error:  # RuntimeError: there is no place to keep it
         logger.info("Training without compiled code, which is slower: %s.", error)
         return None

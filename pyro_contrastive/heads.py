@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
@@ -67,6 +68,11 @@ def simplex(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1).add_(floor)  # an array less, which may be of many draws
 
 
+def _is_plain(layer: object) -> TypeGuard[nn.Linear]:
+    """Tell whether a layer is nothing but its weight and bias: no subclass, and no hooks."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
 class Heads(MutableMapping[str, Tensor]):
     """Outputs of linear layers by name, ``[..., cells, genes]``; ``"scale"`` through a softmax.
 
@@ -98,7 +104,7 @@ class Heads(MutableMapping[str, Tensor]):
         return self._values[name]
 
     def _output(self, layer: nn.Module) -> Tensor:
-        if type(layer) is nn.Linear:
+        if _is_plain(layer):
             return linear(self.hidden, layer.weight, layer.bias)
         output: Tensor = layer(self.hidden)
         return output
@@ -135,7 +141,7 @@ class Heads(MutableMapping[str, Tensor]):
         found: list[Layer] = []
         for name in names:
             layer = self._layers.get(name)
-            if name in self._values or type(layer) is not nn.Linear or layer.bias is None:
+            if name in self._values or not _is_plain(layer) or layer.bias is None:
                 return None
             found.append((layer.weight, layer.bias))
         return found

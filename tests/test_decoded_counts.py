@@ -301,6 +301,17 @@ def test_heads_are_evaluated_when_looked_at_and_once() -> None:
         heads["nonsense"]
 
 
+def test_hooks_on_a_layer_still_run() -> None:
+    likelihood, seen = ZeroInflatedNegativeBinomial(), []
+    with pyro.validation_enabled(False):
+        heads, library = decoded(likelihood)
+        likelihood.layers["dropout"].register_forward_hook(lambda *_: seen.append(1))
+        distribution = likelihood(heads, library)
+        assert not isinstance(distribution, DecodedCounts)
+        distribution.log_prob(torch.ones(6, 12))
+    assert seen == [1]
+
+
 def test_expression_does_not_pay_for_the_head_of_dropout() -> None:
     vae, batch = make_vae().eval(), make_batch()
     likelihood = vae.model.likelihood

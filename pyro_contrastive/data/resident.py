@@ -46,9 +46,8 @@ class ResidentCells:
             raise TypeError(msg)
         self.conditions = data.conditions
         self.device, self.dtype = torch.device(device), dtype
-        self._ends = data.counts.indptr.astype(
-            np.int64
-        )  # here too: lengths without asking for them
+        # On the host too: the lengths of rows must be known without asking the device for them.
+        self._ends = data.counts.indptr.astype(np.int64)
         self._n_genes = int(data.counts.shape[1])
         self._rows = Compressed.of(data.counts, device, dtype)
         # All that is not counts, as one batch of all cells.
