@@ -40,6 +40,7 @@ from pyro_contrastive._nonzero_density import (
     nonzero_counts_terms,
     put,
 )
+from pyro_contrastive._operators import define
 
 __all__ = ["count_terms", "log_density"]
 
@@ -125,6 +126,10 @@ def _large_mean_zeros(value: Tensor, mean: Tensor) -> Tensor:
 
 def count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     """Log-probability and gradient at every entry of ``value``, which has the full shape."""
+    return Terms(*torch.ops.pyro_contrastive.count_terms(value, m, t, p))
+
+
+def _count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> list[Tensor]:
     shape = value.shape
     mean = m.expand(shape).contiguous()
     # Results take the memory layout of the mean, and are written to by flat position below.
@@ -148,7 +153,11 @@ def count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     rate, dispersion, logit = (gather(a, counts.flat, counts.last) for a in (mean, t, p))
     found = nonzero_counts_terms(counts, rate.double(), dispersion.double(), logit, per_gene)
     put(found, counts.flat, dense)
-    return dense
+    return [term for term in dense if term is not None]
+
+
+# An operator of torch's: a recorded step could not find other entries in other cells.
+define("count_terms(Tensor value, Tensor m, Tensor t, Tensor? p) -> Tensor[]", _count_terms)
 
 
 def _textbook(x: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Tensor:

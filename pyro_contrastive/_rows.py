@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_contrastive._operators import define
 from pyro_contrastive.heads import smallest_scale
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,18 @@ def by_rows(
 
     Threads are torch's number (``torch.set_num_threads``); each takes a block of cells.
     """
+    scale = scale.contiguous()
+    dropout = None if logits is None else logits.contiguous()
+    log_prob, by_t, total = torch.ops.pyro_contrastive.count_rows(value, scale, dropout, library, t)
+    return Slopes(log_prob, scale, dropout, by_t, total)
+
+
+def _count_rows(
+    value: Tensor, scale: Tensor, dropout: Tensor | None, library: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     compiled: Any = kernel()
     n_cells = value.shape[0]
-    scale = scale.contiguous()
-    dropout = scale.new_empty((n_cells, 0)) if logits is None else logits.contiguous()
+    logits = scale.new_empty((n_cells, 0)) if dropout is None else dropout
     log_prob, total, by_t = (
         scale.new_empty(n_cells),
         scale.new_empty(n_cells),
@@ -80,7 +89,7 @@ def by_rows(
     per_gene = t.detach().contiguous().numpy()
     table, table_slope = compiled.tables(per_gene)
     floor = np.float32(smallest_scale(scale.dtype))
-    arrays = [a.detach().contiguous().numpy() for a in (value, scale, dropout, library.reshape(-1))]
+    arrays = [a.detach().contiguous().numpy() for a in (value, scale, logits, library.reshape(-1))]
 
     def evaluate(block: slice) -> None:
         counts, rho, p, size = (a[block] for a in arrays)
@@ -94,8 +103,15 @@ def by_rows(
         evaluate(blocks[0])
     else:
         list(_threads(n_threads).map(evaluate, blocks))
-    by_dropout = None if logits is None else dropout
-    return Slopes(log_prob, scale, by_dropout, by_t, total.unsqueeze(-1))
+    return log_prob, by_t, total.unsqueeze(-1)
+
+
+# An operator of torch's, since a recorded step is made of those.
+define(
+    "count_rows(Tensor value, Tensor(a!) scale, Tensor(b!)? dropout, Tensor library, Tensor t)"
+    " -> (Tensor, Tensor, Tensor)",
+    _count_rows,
+)
 
 
 @cache

@@ -7,7 +7,7 @@ bare ``pyro.infer.Trace_ELBO`` see the model as it is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
@@ -15,9 +15,7 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBOModule
-from pyro.infer.util import torch_item
 from pyro.poutine import Trace
-from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
@@ -25,6 +23,7 @@ from pyro_contrastive.model import without_expression
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.pyro_names import unique_name
 from pyro_contrastive.sites import SalientOfTargets, WeightedSites, is_local, site_losses
+from pyro_contrastive.torch_tools import tensors_for_items
 
 Weighting = Literal["population", "proportional"]
 
@@ -121,8 +120,9 @@ class _ContrastiveTerms:
 
     def _differentiable_loss_particle(
         self, model_trace: Trace, guide_trace: Trace
-    ) -> tuple[float, Tensor]:
-        loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)  # type: ignore[misc]
+    ) -> tuple[Tensor, Tensor]:
+        with tensors_for_items():
+            loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)  # type: ignore[misc]
         batch = model_trace.nodes["_INPUT"]["args"][0]
         self._record(model_trace, guide_trace, batch)
         for penalty in self.penalties:
@@ -130,7 +130,7 @@ class _ContrastiveTerms:
             value = penalty(model_trace, guide_trace, batch)
             self.terms[penalty.name] = value.detach()
             value = value * penalty.weight * (self.kl_weight if penalty.annealed else 1.0)
-            loss = loss + torch_item(value) * self._particles_at_once
+            loss = loss + value.detach() * self._particles_at_once
             own = penalty.own_loss(model_trace, guide_trace, batch) if penalty.training else None
             if own is not None:
                 value = value + (own - own.detach())  # a gradient, and 0 for a value
@@ -162,12 +162,25 @@ class _ContrastiveTerms:
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Evaluate the loss, penalties included; agrees with `differentiable_loss`."""
-        total = 0.0
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):  # type: ignore[attr-defined]
-            particle, _ = self._differentiable_loss_particle(model_trace, guide_trace)
-            total += particle / self.num_particles  # type: ignore[attr-defined]
-        warn_if_nan(total, "loss")
-        return total
+        return float(sum(loss for loss, _ in self._particles(model, guide, args, kwargs)))
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Evaluate the loss as a tensor, to be differentiated; a GPU is not waited for."""
+        values, surrogates = zip(*self._particles(model, guide, args, kwargs), strict=True)
+        surrogate: Tensor = sum(surrogates)
+        return sum(values) + (surrogate - surrogate.detach())
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Evaluate the loss, and add its gradient to that of every parameter."""
+        return float(super().loss_and_grads(model, guide, *args, **kwargs))  # type: ignore[misc]
+
+    def _particles(
+        self, model: Any, guide: Any, args: Any, kwargs: Any
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Evaluate each particle's share of the loss, and of what has its gradient."""
+        for traces in self._get_traces(model, guide, args, kwargs):  # type: ignore[attr-defined]
+            loss, surrogate = self._differentiable_loss_particle(*traces)
+            yield loss / self.num_particles, surrogate / self.num_particles  # type: ignore[attr-defined]
 
 
 class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn.functional import embedding_bag
 
+from pyro_contrastive._operators import define
+
 PAYS_BELOW = 0.25
 """Share of non-zero counts up to which the sparse product is the faster one."""
 
@@ -60,11 +62,14 @@ class Compressed:
 
     def transposed(self, n_columns: int) -> Self:
         """Return the same matrix by columns."""
-        if self.indices.device.type == "cpu":  # by counting, which is faster than to sort
-            arrays = (self.values.numpy(), self.indices.numpy(), self.offsets.numpy())
-            matrix = csr_matrix(arrays, shape=(len(self.offsets) - 1, n_columns))
-            return type(self).of(matrix.tocsc(), "cpu", self.values.dtype)
-        return self.transposed_by_sorting(n_columns)
+        arrays = (self.indices, self.offsets, self.values)
+        return type(self)(*torch.ops.pyro_contrastive.transpose_rows(*arrays, n_columns))
+
+    def transposed_by_counting(self, n_columns: int) -> Self:
+        """Return the same, of a matrix in the host's memory: the faster way."""
+        arrays = (self.values.numpy(), self.indices.numpy(), self.offsets.numpy())
+        matrix = csr_matrix(arrays, shape=(len(self.offsets) - 1, n_columns)).tocsc()
+        return type(self).of(matrix, "cpu", self.values.dtype)
 
     def transposed_by_sorting(self, n_columns: int) -> Self:
         """Return the same, on any device."""
@@ -87,6 +92,23 @@ class Compressed:
             per_sample_weights=self.values,
             include_last_offset=True,
         )
+
+
+def _transpose_rows(
+    indices: Tensor, offsets: Tensor, values: Tensor, n_columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, on_host = Compressed(indices, offsets, values), indices.device.type == "cpu"
+    found = rows.transposed_by_counting if on_host else rows.transposed_by_sorting
+    columns = found(n_columns)
+    return columns.indices, columns.offsets, columns.values
+
+
+# An operator of torch's, since a recorded step is made of those.
+define(
+    "transpose_rows(Tensor indices, Tensor offsets, Tensor values, int n_columns)"
+    " -> (Tensor, Tensor, Tensor)",
+    _transpose_rows,
+)
 
 
 @dataclass(frozen=True)

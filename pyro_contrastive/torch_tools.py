@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pyro_contrastive.pyro_names import unregistered
 
@@ -50,6 +51,20 @@ def own_params() -> Iterator[None]:
     """
     with pyro.get_param_store().scope(), unregistered():
         yield
+
+
+class tensors_for_items(TorchFunctionMode):  # noqa: N801  # a context manager, like the others
+    """Let ``tensor.item()`` return a tensor inside, without gradient.
+
+    Pyro's ELBOs add up such numbers. For each of them a GPU would be waited for, and what they say
+    would not be a function of tensors, which a recorded step has to be.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call torch's function, or keep its result where it is."""
+        if func is Tensor.item:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
