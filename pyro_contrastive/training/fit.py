@@ -35,6 +35,7 @@ from pyro_contrastive.training.splits import (
     Split,
     evaluation_batches,
 )
+from pyro_contrastive.training.steps import PlainStep, RecordedStep
 from pyro_contrastive.vae import ContrastiveVAE
 
 logger = logging.getLogger(__name__)
@@ -87,19 +88,21 @@ class Run:
         rng: np.random.Generator,
     ) -> None:
         self.vae = vae
-        self.data = near(data, fabric.device, next(vae.parameters()).dtype)
+        self.dtype = next(vae.parameters()).dtype
+        self.data = near(data, fabric.device, self.dtype)
         self.split = split
         self.plan = plan
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.fabric = fabric
         self.batches = PairedBatches(split.train, batch_size, rng)
-        self.loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
+        loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
         self.scheduler = plan.make_scheduler(self.optimizer.optimizer)
         n_steps = max_epochs * self.batches.steps_per_epoch
         self.cycle = plan.make_cycle(self.optimizer.optimizer, n_steps)
         self.buffers = list(vae.buffers())  # walking through all modules takes its time
-        self.parameters = list(vae.parameters())
+        plain = PlainStep(vae, loss, fabric)
+        self.evaluate = RecordedStep(plain, self.buffers) if plan.record_steps else plain
         self.step = 0
         self.global_sites: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
@@ -146,8 +149,7 @@ class Run:
 
     def cells(self, indices: Indices) -> CellBatch:
         """Return cells where the module is, and in its dtype."""
-        dtype = self.parameters[0].dtype
-        return self.data.cells(indices, self.fabric.device, dtype)
+        return self.data.cells(indices, self.fabric.device, self.dtype)
 
     def lower_learning_rate(self, values: Mapping[str, float]) -> None:
         """Let the schedule look at the values of an epoch."""
@@ -194,22 +196,19 @@ class Run:
     def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
         """Take one gradient step, unless the loss or its gradient is not finite."""
         objective = self.vae.objective
-        objective.kl_weight = self.plan.kl_weight(
-            self.step, self.batches.steps_per_epoch, self.max_epochs
-        )
-        self.optimizer.zero_grad()
+        steps_per_epoch = self.batches.steps_per_epoch
+        kl_weight = self.plan.kl_weight(self.step, steps_per_epoch, self.max_epochs)
         with unchanged_on_error(self.buffers):
-            loss = self.loss(batch)
-            if not torch.isfinite(loss):
-                raise explain_non_finite(self.vae, batch, when)
-            self.fabric.backward(loss)
-            gradients = [p.grad.sum() for p in self.parameters if p.grad is not None]
-            if not torch.isfinite(torch.stack(gradients).sum()):
+            found = self.evaluate(batch, kl_weight)
+            objective.kl_weight, objective.terms = kl_weight, found.terms
+            if not torch.isfinite(found.total):
+                if not torch.isfinite(found.loss):
+                    raise explain_non_finite(self.vae, batch, when)
                 raise explain_gradient(self.vae, when)
         self.optimizer.step()
         if self.cycle is not None:
             self.cycle.step()
-        return {"loss": loss.detach()} | objective.terms
+        return {"loss": found.loss} | found.terms
 
     def validate(self) -> dict[str, float]:
         """Evaluate the held-out cells, if there are any of both populations."""

@@ -49,6 +49,12 @@ class TrainingPlan:
         quarter of the steps of the run, so that the weight reaches its maximum well before the end.
     min_kl_weight, max_kl_weight
         KL weight before the first step and after the warm-up.
+    record_steps
+        Run the Python code of model, guide and penalties in some steps only, record what it asks of
+        torch, and play that in all other steps (default). It is the quicker way, and has the same
+        result: what is played is checked against the code again and again, and where it cannot be
+        recorded, or does not agree, the code is run in every step. ``False`` if your own code is to
+        be run in every step, because it prints, say, or counts steps.
 
     Raises
     ------
@@ -73,6 +79,7 @@ class TrainingPlan:
     lr_threshold: float = 0.0
     lr_scheduler_metric: str = "elbo_validation"
     lr_min: float = 0.0
+    record_steps: bool = True
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
