@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _DETACH = torch.ops.aten.detach.default
 _TO_NUMBER = torch.ops.aten._local_scalar_dense.default
@@ -39,8 +40,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.refusal: str | None = None
         self._graph = fx.Graph()
-        self._nodes: dict[int, fx.Node] = {}
-        self._alive: list[Tensor] = []  # an id is that of one tensor only while the tensor lives
+        # Tensors are not kept: of a gradient that is, torch would make a copy.
+        self._nodes: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
         self._others: list[Tensor] = []
         self._other_nodes = self._graph.placeholder("others")
         for i, tensor in enumerate(inputs):
@@ -77,17 +78,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         """Return where a tensor comes from; anything else is what it is."""
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in self._nodes:
+        if value not in self._nodes:
             place = (self._other_nodes, len(self._others))
             self._others.append(value)
             self._write(value, self._graph.call_function(operator.getitem, place))
-        return self._nodes[id(value)]
+        return self._nodes[value]
 
     def _write(self, result: Any, node: fx.Node) -> None:
         """Note where tensors come from."""
         if isinstance(result, Tensor):
-            self._nodes[id(result)] = node
-            self._alive.append(result)
+            self._nodes[result] = node
         elif isinstance(result, (tuple, list)):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
