@@ -33,6 +33,7 @@ from pyro_contrastive._kernel_functions import (
 
 N_TABLE = 16  # counts 1 to 15 are looked up
 LARGE_MEAN = f4(4.0)
+N_FACTORS = 16  # exp(-16 LARGE_MEAN) is far from underflow
 LIKELY = -0.5  # a zero more likely than not: its log is found from the probability minus one
 LARGE_LOGIT = f4(80.0)
 
@@ -51,11 +52,12 @@ def tables(t: Any) -> Any:
 
 
 @inlined
-def sigmoid32(x: Any) -> Any:
-    """1 / (1 + exp(-x)) in single precision."""
+def sigmoids32(x: Any) -> Any:
+    """1 / (1 + exp(-x)) and 1 / (1 + exp(x)) in single precision."""
     e = exp32(-abs(x))
-    z = f4(1) / (f4(1) + e)
-    return z if x >= f4(0) else e * z
+    larger = f4(1) / (f4(1) + e)
+    smaller = e * larger
+    return (larger, smaller) if x >= f4(0) else (smaller, larger)
 
 
 @compiled
@@ -74,8 +76,8 @@ def zeros(m: Any, t: Any, value: Any, slope: Any, d_t: Any) -> None:
     """Evaluate a zero of the negative binomial for each gene; ``slope`` is by log m."""
     for j in range(m.size):
         u = m[j] / t[j]
-        log1p = log1p32(u)
         shrink = f4(1) / (f4(1) + u)
+        log1p = log1p32(u, shrink)
         value[j] = -t[j] * log1p
         slope[j] = -m[j] * shrink
         d_t[j] = u * shrink - log1p
@@ -83,17 +85,31 @@ def zeros(m: Any, t: Any, value: Any, slope: Any, d_t: Any) -> None:
 
 @compiled
 def inflate(p: Any, value: Any, slope: Any, d_t: Any) -> None:
-    """Add structural zeros; the logits `p` become the slope by them."""
+    """Add structural zeros: values become probabilities, logits `p` the slope by them."""
     for j in range(p.size):
-        q = sigmoid32(p[j])
-        weight = exp32(value[j])
-        weight -= q * weight
-        probability = weight + q
-        weight /= probability  # that a zero is the negative binomial's
-        value[j] = log32(probability)
+        q, rest = sigmoids32(p[j])
+        weight = rest * exp32(value[j])
+        value[j] = weight + q
+        weight /= value[j]  # that a zero is the negative binomial's
         slope[j] *= weight
         d_t[j] *= weight
         p[j] = f4(1) - (weight + q)
+
+
+@compiled
+def log_of_product(a: Any, products: Any) -> Any:
+    """Sum the logarithms of numbers between exp(-LARGE_MEAN) and 1: one for sixteen of them."""
+    n = a.size // N_FACTORS
+    products[:n] = a[:n]
+    for i in range(1, N_FACTORS):
+        for j in range(n):
+            products[j] *= a[i * n + j]
+    for j in range(n):
+        products[j] = log32(products[j])
+    found = total(products[:n])
+    for j in range(N_FACTORS * n, a.size):
+        found += log32(a[j])
+    return found
 
 
 @compiled
@@ -141,12 +157,13 @@ def counts_of(row: Any, found: Any) -> int:
 def common_terms(c: Any, m: Any, t: Any, value: Any, slope: Any, d_t: Any) -> None:
     """Evaluate what is the same for all counts; the tables add the rest."""
     for k in range(c.size):
-        u = m[k] / t[k]
-        log1p = log1p64(u)
-        excess = c[k] - m[k]
+        inverse = 1.0 / t[k]
+        u = m[k] * inverse
+        shrink = 1.0 / (1.0 + u)
+        log1p = log1p64(u, shrink)
         value[k] = c[k] * (log64(u) - log1p) - t[k] * log1p
-        slope[k] = excess / (1.0 + u)
-        d_t[k] = -log1p - excess / (t[k] + m[k])
+        slope[k] = (c[k] - m[k]) * shrink
+        d_t[k] = -log1p - slope[k] * inverse
 
 
 @compiled
@@ -157,7 +174,7 @@ def put_not_structural(found: Any, p: Any, d_p: Any) -> float:
     for k in range(n):
         logit[k] = p[found[k]]
     for k in range(n):
-        rest = sigmoid32(-logit[k])
+        _, rest = sigmoids32(logit[k])
         log[k] = log32(rest) if logit[k] < LARGE_LOGIT else -logit[k]
         slope[k] = rest - f4(1)
     for k in range(n):
@@ -166,27 +183,30 @@ def put_not_structural(found: Any, p: Any, d_p: Any) -> float:
 
 
 @compiled
-def n_above(a: Any, bound: Any) -> int:
-    """Count the entries above a bound."""
+def take_out(m: Any, nothing: Any, value: Any) -> int:
+    """Leave out the values where the mean is large; return how many there are."""
     n = 0
-    for j in range(a.size):
-        n += a[j] > bound
+    for j in range(m.size):
+        is_large = m[j] > LARGE_MEAN
+        n += is_large
+        value[j] = nothing if is_large else value[j]
     return n
 
 
 @compiled
-def put_large_zeros(
-    row: Any, m: Any, t: Any, p: Any, value: Any, slope: Any, d_t: Any, d_p: Any
-) -> None:
-    """Put what is exact for zeros where the mean is large in the place of what is not."""
+def put_large_zeros(row: Any, m: Any, t: Any, p: Any, slope: Any, d_t: Any, d_p: Any) -> float:
+    """Put the slopes of zeros where the mean is large in their places; return the sum of values."""
     inflated = d_p.size > 0
+    value = 0.0
     for j in range(row.size):
         if m[j] > LARGE_MEAN and row[j] == 0:
             logit = np.float64(p[j]) if inflated else 0.0
             found = large_zero(np.float64(m[j]), np.float64(t[j]), logit, inflated)
-            value[j], slope[j], d_t[j], d_logit = found
+            value += found[0]
+            slope[j], d_t[j] = found[1], found[2]
             if inflated:
-                d_p[j] = d_logit
+                d_p[j] = found[3]
+    return value
 
 
 @compiled
@@ -260,7 +280,9 @@ def count_rows(
     n_cells, n_genes = counts.shape
     inflated = logits.shape[1] > 0
     m, value, slope = np.empty(n_genes, f4), np.empty(n_genes, f4), np.empty(n_genes, f4)
-    p, found = np.empty(n_genes, f4), np.empty(n_genes + 1, np.int64)
+    p, products = np.empty(n_genes, f4), np.empty(n_genes, f4)
+    found = np.empty(n_genes + 1, np.int64)
+    nothing = f4(inflated)  # probabilities are multiplied, their logarithms added
     for i in range(n_cells):
         if not (math.isfinite(total(rho[i])) and math.isfinite(total(logits[i]))):
             rho[i], logits[i], d_t[i] = np.nan, np.nan, np.nan
@@ -273,16 +295,18 @@ def count_rows(
         if inflated:
             p[:] = logits[i]
             inflate(logits[i], value, slope, d_t[i])
-        if n_above(m, LARGE_MEAN):
-            put_large_zeros(counts[i], m, t, p, value, slope, d_t[i], logits[i])
+        others = 0.0
+        if take_out(m, nothing, value):
+            others += put_large_zeros(counts[i], m, t, p, slope, d_t[i], logits[i])
         at = found[: counts_of(counts[i], found)]
         for k in range(at.size):
-            value[at[k]] = 0
-        of_counts = put_counts(at, counts[i], m, t, table, table_slope, slope, d_t[i])
+            value[at[k]] = nothing
+        others += put_counts(at, counts[i], m, t, table, table_slope, slope, d_t[i])
         if inflated:
-            of_counts += put_not_structural(at, p, logits[i])
+            others += put_not_structural(at, p, logits[i])
+        others += log_of_product(value, products) if inflated else total(value)
         by_library[i] = total(slope)
         # A slope that is no number makes a value that is none.
-        log_prob[i] = total(value) + of_counts + 0 * by_library[i]
+        log_prob[i] = others + 0 * by_library[i]
         for j in range(n_genes):
             rho[i, j] = slope[j] - rho[i, j] * by_library[i]

@@ -70,10 +70,13 @@ def log32(x: Any) -> Any:
 
 
 @inlined
-def log1p32(u: Any) -> Any:
-    """log(1 + u) in single precision, u >= 0, with what rounding took from 1 + u put back."""
+def log1p32(u: Any, shrink: Any) -> Any:
+    """log(1 + u) in single precision, u >= 0, with what rounding took from 1 + u put back.
+
+    `shrink` is 1 / (1 + u).
+    """
     w = f4(1) + u
-    return log32(w) + (u - (w - f4(1))) / w
+    return log32(w) + (u - (w - f4(1))) * shrink
 
 
 @inlined
@@ -95,10 +98,10 @@ def log64(x: Any) -> Any:
 
 
 @inlined
-def log1p64(u: Any) -> Any:
-    """log(1 + u) in double precision, u >= 0."""
+def log1p64(u: Any, shrink: Any) -> Any:
+    """log(1 + u) in double precision, u >= 0; `shrink` is 1 / (1 + u)."""
     w = 1.0 + u
-    return log64(w) + (u - (w - 1.0)) / w
+    return log64(w) + (u - (w - 1.0)) * shrink
 
 
 @reordered
