@@ -227,7 +227,8 @@ class Covariates(nn.Module):
     def _one_hot(codes: Tensor, n_levels: int) -> Tensor:
         if n_levels < 2:  # noqa: PLR2004  # nothing to tell
             return codes.new_zeros((len(codes), 0))
-        return F.one_hot(codes.long(), n_levels)
+        # As F.one_hot, which on a CPU looks at the smallest code and so would not be recorded.
+        return F.embedding(codes.long(), torch.eye(n_levels, device=codes.device))
 
     @staticmethod
     def _given(values: Tensor | None, n_columns: int, name: str) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 _DETACH = torch.ops.aten.detach.default
 _TO_NUMBER = torch.ops.aten._local_scalar_dense.default
+_BY_INDEX = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
+_MASKS = {torch.bool, torch.uint8}
 _SIZES_VARY = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
@@ -41,7 +45,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         self.refusal: str | None = None
         self._graph = fx.Graph()
         # Tensors are not kept: of a gradient that is, torch would make a copy.
-        self._nodes: Any = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
+        self._nodes: Any = WeakTensorKeyDictionary()
         self._others: list[Tensor] = []
         self._other_nodes = self._graph.placeholder("others")
         for i, tensor in enumerate(inputs):
@@ -51,7 +55,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         """Do it, and write it down."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self.refusal = self.refusal or _why_not(func)
+        if self.refusal is None:
+            self.refusal = _why_not(func, args)
         if self.refusal is not None:
             return result
         if func is _DETACH:  # means nothing where there is no differentiation
@@ -94,12 +99,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
                     self._write(part, self._graph.call_function(operator.getitem, (node, i)))
 
 
-def _why_not(operation: Any) -> str | None:
+def _why_not(operation: Any, args: Any) -> str | None:
     if operation is _TO_NUMBER:
-        return "a tensor was made a number (.item(), float(), bool(), or an `if`)"
+        return f"a tensor is made a number (.item(), float(), bool(), `if`) {_place()}"
+    if operation.overloadpacket in _BY_INDEX:  # whose sizes vary only if the index is a mask
+        if not any(i is not None and i.dtype in _MASKS for i in args[1]):
+            return None
+        return f"a mask is an index {_place()} (torch.where has no sizes that vary)"
     if _SIZES_VARY.intersection(operation.tags):
-        return f"the size of what {operation.name()} returns depends on values"
+        return f"the size of what {operation.name()} returns depends on values {_place()}"
     return None
+
+
+def _place() -> str:
+    """Say which line is at work: the innermost one that is neither torch's, Pyro's nor this."""
+    for frame in reversed(traceback.extract_stack()):
+        package = Path(frame.filename).parts
+        if not {"torch", "pyro"}.intersection(package) and frame.filename != __file__:
+            return f"in {frame.filename}, line {frame.lineno}"
+    return "somewhere"  # pragma: no cover - there is always a caller
 
 
 def _drop_unused(graph: fx.Graph) -> None:
