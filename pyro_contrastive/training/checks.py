@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.torch_tools import evaluating, seeded
@@ -74,18 +73,6 @@ def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
                 raise ValueError(msg)
 
 
-@contextmanager
-def unchanged_on_error(buffers: list[Tensor]) -> Iterator[None]:
-    """Put the buffers back on an error: batch norm averages whatever it sees, NaN included."""
-    before = [b.clone() for b in buffers]
-    try:
-        yield
-    except NonFiniteLossError:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-        raise
-
-
 def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonFiniteLossError:
     """Find the first site that is not finite, and say so in an error to be raised.
 
@@ -124,10 +111,11 @@ def explain_gradient(vae: ContrastiveVAE, when: str) -> NonFiniteLossError:
         for name, parameter in vae.named_parameters()
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
     ]
+    which = f"that of {names[0]!r} and {len(names) - 1} more parameters" if names else "once"
     return NonFiniteLossError(
-        f"The gradient is not finite {when}, though the loss is: that of {names[0]!r} and "
-        f"{len(names) - 1} more parameters. The weights are those before that step. Look for 0/0, "
-        "sqrt(0) or log(0) in the prior, likelihood or penalty you changed."
+        f"The gradient is not finite {when}, though the loss is: {which}. The weights are those "
+        "before that step. Look for 0/0, sqrt(0) or log(0) in the prior, likelihood or penalty you "
+        "changed."
     )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyro
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -17,13 +16,7 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import near
 from pyro_contrastive.torch_tools import own_params, reused_memory
-from pyro_contrastive.training.checks import (
-    check_programs,
-    explain_gradient,
-    explain_non_finite,
-    no_nan_warnings,
-    unchanged_on_error,
-)
+from pyro_contrastive.training.checks import check_programs, no_nan_warnings
 from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
 from pyro_contrastive.training.history import EarlyStopping, History
 from pyro_contrastive.training.plan import TrainingPlan
@@ -36,6 +29,7 @@ from pyro_contrastive.training.splits import (
     evaluation_batches,
 )
 from pyro_contrastive.training.steps import PlainStep, RecordedStep
+from pyro_contrastive.training.updates import STEPS_UNSEEN, Updates
 from pyro_contrastive.vae import ContrastiveVAE
 
 logger = logging.getLogger(__name__)
@@ -100,9 +94,11 @@ class Run:
         self.scheduler = plan.make_scheduler(self.optimizer.optimizer)
         n_steps = max_epochs * self.batches.steps_per_epoch
         self.cycle = plan.make_cycle(self.optimizer.optimizer, n_steps)
-        self.buffers = list(vae.buffers())  # walking through all modules takes its time
         plain = PlainStep(vae, loss, fabric)
-        self.evaluate = RecordedStep(plain, self.buffers) if plan.record_steps else plain
+        evaluate = RecordedStep(plain, list(vae.buffers())) if plan.record_steps else plain
+        waits = fabric.device.type == "cpu" or plan.optimizer == "Custom"
+        optimizer = self.optimizer.optimizer
+        self.updates = Updates(vae, evaluate, optimizer, 1 if waits else STEPS_UNSEEN)
         self.step = 0
         self.global_sites: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
@@ -182,6 +178,7 @@ class Run:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
+        self.updates.look()
         n_steps = self.batches.steps_per_epoch
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")
@@ -195,17 +192,9 @@ class Run:
 
     def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
         """Take one gradient step, unless the loss or its gradient is not finite."""
-        objective = self.vae.objective
         steps_per_epoch = self.batches.steps_per_epoch
         kl_weight = self.plan.kl_weight(self.step, steps_per_epoch, self.max_epochs)
-        with unchanged_on_error(self.buffers):
-            found = self.evaluate(batch, kl_weight)
-            objective.kl_weight, objective.terms = kl_weight, found.terms
-            if not torch.isfinite(found.total):
-                if not torch.isfinite(found.loss):
-                    raise explain_non_finite(self.vae, batch, when)
-                raise explain_gradient(self.vae, when)
-        self.optimizer.step()
+        found = self.updates.take(batch, kl_weight, when)
         if self.cycle is not None:
             self.cycle.step()
         return {"loss": found.loss} | found.terms
