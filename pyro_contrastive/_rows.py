@@ -6,7 +6,6 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +19,9 @@ from pyro_contrastive.heads import smallest_scale
 logger = logging.getLogger(__name__)
 FEWEST_ENTRIES = 2**15
 """Cells times genes below which calling compiled code is not worth its compilation."""
+
+BLOCK = 16
+"""Cells that a thread takes at a time."""
 
 
 class Slopes(NamedTuple):
@@ -67,7 +69,7 @@ def by_rows(
 ) -> Slopes:
     """Evaluate cell by cell, in compiled code. Overwrites `scale` and `logits`.
 
-    Threads are torch's number (``torch.set_num_threads``); each takes a block of cells.
+    Threads are torch's number (``torch.set_num_threads``), this one among them.
     """
     scale = scale.contiguous()
     dropout = None if logits is None else logits.contiguous()
@@ -96,13 +98,19 @@ def _count_rows(
         filled = (by_t[block].numpy(), log_prob[block].numpy(), total[block].numpy())
         compiled.count_rows(counts, rho, p, size, per_gene, table, table_slope, floor, *filled)
 
-    n_threads = min(torch.get_num_threads(), n_cells)
-    ends = np.linspace(0, n_cells, n_threads + 1).astype(int)
-    blocks = [slice(a, b) for a, b in pairwise(ends)]
-    if n_threads == 1:
-        evaluate(blocks[0])
-    else:
-        list(_threads(n_threads).map(evaluate, blocks))
+    # Cells are handed out by the few: torch's own threads, which wait by turning round and round,
+    # may keep one of ours waiting.
+    blocks = iter([slice(i, i + BLOCK) for i in range(0, n_cells, BLOCK)])
+
+    def work() -> None:
+        for block in blocks:
+            evaluate(block)
+
+    n_others = min(torch.get_num_threads(), -(-n_cells // BLOCK)) - 1
+    others = [_threads(n_others).submit(work) for _ in range(n_others)]
+    work()
+    for other in others:
+        other.result()
     return log_prob, by_t, total.unsqueeze(-1)
 
 
