@@ -1,28 +1,41 @@
-"""Functions outside of torch, given to torch as operators of its own.
+"""Functions that torch cannot look into, given to it as operators of its own.
 
-What torch does not dispatch, a recorded step does not know of: see `training.recorder`.
+A recorded step is made of torch's operators: see `training.recorder`. It knows nothing of what
+NumPy does, and cannot repeat what depends on how many counts are zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-_library: Any = torch.library.Library  # untyped
-_library = _library("pyro_contrastive", "DEF")  # what it defines goes when it goes
+_make_library: Any = torch.library.Library  # untyped
+_library = _make_library("pyro_contrastive", "DEF")  # what it defines goes when it goes
+_functions: dict[str, Callable[..., Any]] = {}
 
 
 def define(schema: str, function: Callable[..., Any]) -> None:
     """Make ``torch.ops.pyro_contrastive.<name>`` of a function of tensors.
+
+    Done again, as when a notebook reloads a module, it replaces the function.
 
     Parameters
     ----------
     schema
         Name, arguments and results, as torch writes them; ``(a!)`` marks what is written to.
     function
-        What it does. It has no gradient: call it inside an autograd function.
+        What it does, on every device. It has no gradient: call it inside an autograd function.
     """
-    name = _library.define(schema)
-    _library.impl(name, function, "CompositeExplicitAutograd")  # on every device
+    name = schema.partition("(")[0]
+    is_new = name not in _functions
+    _functions[name] = function
+    if is_new:
+        _library.define(schema)
+        _library.impl(name, partial(_call, name), "CompositeExplicitAutograd")
+
+
+def _call(name: str, *args: Any) -> Any:
+    return _functions[name](*args)

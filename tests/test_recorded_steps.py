@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from pyro_contrastive import (
     TotalCorrelation,
     VampPrior,
     ZeroInflatedPoisson,
+    sparse_rows,
 )
 from pyro_contrastive.data import load_kang
 from pyro_contrastive.testing import SimulationSettings, simulate
@@ -352,3 +354,12 @@ def test_indices_are_no_masks() -> None:
         found = x[places] * 2
     assert recorder.refusal is None
     assert recorder.playing([found])(x + 1, torch.tensor([1, 1]))[0].tolist() == [6.0, 6.0]
+
+
+def test_a_module_can_be_reloaded_and_its_operators_with_it() -> None:
+    arguments = torch.tensor([1, 0, 1]), torch.tensor([0, 1, 3]), torch.tensor([5.0, 6.0, 7.0])
+    before = torch.ops.pyro_contrastive.transpose_rows(*arguments, 2)
+    importlib.reload(sparse_rows)
+    after = torch.ops.pyro_contrastive.transpose_rows(*arguments, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert before[2].tolist() == [6.0, 5.0, 7.0]
