@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 _make_library: Any = torch.library.Library  # untyped
-_library = _make_library("pyro_contrastive", "DEF")  # what it defines goes when it goes
-_functions: dict[str, Callable[..., Any]] = {}
+# What a library defines goes when it goes; reloaded, this module keeps the one it has.
+_library: Any = globals().get("_library") or _make_library("pyro_contrastive", "DEF")
+_functions: dict[str, Callable[..., Any]] = globals().get("_functions", {})
 
 
 def define(schema: str, function: Callable[..., Any]) -> None:
@@ -34,8 +35,8 @@ def define(schema: str, function: Callable[..., Any]) -> None:
     _functions[name] = function
     if is_new:
         _library.define(schema)
-        _library.impl(name, partial(_call, name), "CompositeExplicitAutograd")
+        _library.impl(name, partial(_call, _functions, name), "CompositeExplicitAutograd")
 
 
-def _call(name: str, *args: Any) -> Any:
-    return _functions[name](*args)
+def _call(functions: dict[str, Callable[..., Any]], name: str, *args: Any) -> Any:
+    return functions[name](*args)

@@ -10,6 +10,7 @@ from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.moments import GeneMoments
 
 MEAN = "mean"
 SMALLEST_SCALE = 0.01
@@ -57,6 +58,13 @@ class Gaussian(Likelihood):
         """Make the head and the standard deviations."""
         super().build(n_hidden, n_genes, n_batch)
         self.log_scale = nn.Parameter(torch.full((n_genes,), INITIAL_LOG_SCALE))
+
+    @torch.no_grad()
+    def start_from(self, moments: GeneMoments) -> None:
+        """Let mean and standard deviation start at those of the gene."""
+        self.start_head(MEAN, moments.mean)
+        deviation = torch.as_tensor(moments.variance).sqrt()
+        self.log_scale.copy_((deviation - SMALLEST_SCALE).clamp(min=SMALLEST_SCALE).log())
 
     def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the normal distribution of the data; the library size has no part in it."""

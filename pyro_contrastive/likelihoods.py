@@ -6,8 +6,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping
 from typing import Literal, get_args
 
+import numpy as np
 import pyro.distributions as dist
 import torch
+from numpy.typing import NDArray
 from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from pyro_contrastive.distributions import (
     ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomialDistribution,
 )
 from pyro_contrastive.heads import SCALE, Heads
+from pyro_contrastive.moments import GeneMoments
 
 INVERSE_DISPERSION = "inverse_dispersion"
 """Name of the inverse dispersion, among the heads and as a site where it has a prior."""
@@ -102,6 +105,28 @@ class Likelihood(Component):
             raise ValueError(msg)
         self.layers = nn.ModuleDict({name: nn.Linear(n_hidden, n_genes) for name in self.heads})
 
+    @torch.no_grad()
+    def start_from(self, moments: GeneMoments) -> None:
+        """Let parameters start at what is typical of each gene, in place of at random.
+
+        Called before the first training with ``schedule="fast"``. By default the bias of the scale
+        head starts at the logarithm of the gene's share of all counts, whatever the decoder's
+        hidden layer does. Override it to let parameters of your own start somewhere.
+
+        Parameters
+        ----------
+        moments
+            Of the cells that train.
+        """
+        self.start_head(SCALE, np.log(moments.share))
+
+    @torch.no_grad()
+    def start_head(self, name: str, value: NDArray[np.float64]) -> None:
+        """Set the bias of a head, ``[genes]``, if there is such a head and it has a bias."""
+        layer = dict(self.layers.items()).get(name)
+        if isinstance(layer, nn.Linear) and layer.bias is not None:
+            layer.bias.copy_(torch.as_tensor(value))
+
     def decode(
         self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
     ) -> MutableMapping[str, Tensor]:
@@ -160,7 +185,8 @@ class NegativeBinomial(Likelihood):
     .. math:: x_{ng} \sim \mathrm{NB}(\text{mean} = l_n \rho_{ng},\; \text{inverse dispersion}
         = \theta), \qquad \mathrm{Var}\, x = m + m^2 / \theta
 
-    as in scVI (Lopez et al., Nature Methods 2018). :math:`\log \theta` is initialised from N(0, 1).
+    as in scVI (Lopez et al., Nature Methods 2018). :math:`\log \theta` is initialised from N(0, 1)
+    (and see :meth:`start_from`).
 
     Parameters
     ----------
@@ -197,6 +223,15 @@ class NegativeBinomial(Likelihood):
         shapes = {"gene": (n_genes,), "gene-batch": (max(n_batch, 1), n_genes)}
         shape = shapes.get(self.dispersion)
         self.log_inverse_dispersion = None if shape is None else nn.Parameter(torch.randn(shape))
+
+    @torch.no_grad()
+    def start_from(self, moments: GeneMoments) -> None:
+        """Let scale and inverse dispersion start where mean and variance of the gene are."""
+        super().start_from(moments)
+        log_theta = np.log(moments.inverse_dispersion)
+        self.start_head(LOG_INVERSE_DISPERSION, log_theta)
+        if self.log_inverse_dispersion is not None:  # one row, or one for each batch
+            self.log_inverse_dispersion.copy_(torch.as_tensor(log_theta))
 
     def decode(
         self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import random
 import re
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from pyro_contrastive import (
     MMD,
     AdditivePoisson,
     CellBatch,
+    ContrastiveELBO,
     ContrastiveVI,
     EscapingPerturbation,
     Gaussian,
@@ -35,6 +37,7 @@ from pyro_contrastive import (
     TotalCorrelation,
     VampPrior,
     ZeroInflatedPoisson,
+    _operators,
     sparse_rows,
 )
 from pyro_contrastive.data import load_kang
@@ -61,7 +64,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def count(self: steps.RecordedStep, *args: Any) -> Any:
         if not checking[0]:
-            found.append(len(args[1]))
+            found.append(len(args[2]))
         return original(self, *args)
 
     def check(self: steps.RecordedStep, *args: Any) -> Any:
@@ -201,71 +204,211 @@ def test_real_counts_with_compiled_code_are_trained_to_the_last_digit(played, ca
 
 
 class Odd(Penalty):
-    """A penalty with something of Python's in it."""
+    """A penalty of one's own: `work` gets it, the draws of z and their mean square."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, work: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.what = what
-        self.n_calls = 0
+        self.work = work
+        self.n = 0
+        self.seen: list[float] = []
+        self.moving = torch.tensor(0.0)
         self.register_buffer("n_counted", torch.zeros(()))
         self.rng = np.random.default_rng(0)
+        self.frozen = torch.nn.Parameter(torch.tensor(0.0), requires_grad=False)
 
     def forward(self, model_trace: Any, guide_trace: Any, batch: CellBatch) -> Tensor:
         z = guide_trace.nodes["z"]["value"]
-        self.n_calls += self.training
-        size = z.square().mean()
-        if self.what == "branch":
-            return size if size > 0.5 else 0.0 * size
-        if self.what == "numpy":
-            return size * float(np.square(z.detach().numpy()).mean())
-        if self.what == "number":
-            return size * 0.1 * self.n_calls
-        if self.what == "random":
-            return size * self.rng.random()
-        if self.what == "buffer":
-            self.n_counted.add_(float(self.training))
-            return size * 0.1 * self.n_counted
-        limit = 20.5
-        return size * 0.0 + (limit - self.n_counted.add_(float(self.training))).sqrt()
+        return self.work(self, z, z.square().mean())
 
 
-def odd(what: str) -> Callable[[], dict[str, Any]]:
-    return lambda: {"penalties": [Odd(what)]}
+def ramp(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    p.n = min(p.n + p.training, 15)
+    return size * (3.0 if p.n == 15 else 1.0)
 
 
-@pytest.mark.parametrize("what", ["numpy", "number", "random"])
-def test_what_torch_does_not_see_is_noticed(what: str, played, caplog) -> None:
-    model = trained(True, odd(what))
+def noted(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    p.seen.append(0.0)
+    return size
+
+
+def replaced(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    p.moving = 0.99999 * p.moving + 0.00001 * size.detach()
+    return size * (1 + p.moving)
+
+
+def data_replaced(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    p.frozen.data = p.frozen.data + 1e-6
+    return size * (1 + p.frozen)
+
+
+def in_numpy(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    return size * float(np.square(z.detach().numpy()).mean() > 0.1)
+
+
+def as_array(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    return size * len(np.unique(np.asarray(z.detach()).round()))
+
+
+def generated(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    return size * torch.rand((), generator=torch.Generator().manual_seed(0))
+
+
+def of_numpy(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    return size * np.random.random()  # noqa: NPY002  # as users do
+
+
+IN_PYTHON: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
+    "branch": (lambda p, z, size: size if size > 0.5 else 0 * size, f"a number .*in {__file__}"),
+    "numpy": (in_numpy, rf"leaves torch \(.numpy\) in {__file__}"),
+    "array": (as_array, r"leaves torch \(.(__array__|numpy)\)"),
+    "list": (lambda p, z, size: size * sum(z[0].tolist()), r"leaves torch \(.tolist\)"),
+    "print": (lambda p, z, size: (repr(z), size)[1], r"leaves torch \(.__repr__\)"),
+    "counter": (ramp, "changes attribute 'n' of Odd"),
+    "list of one's own": (noted, "changes attribute 'seen' of Odd"),
+    "tensor replaced": (replaced, "changes attribute 'moving' of Odd"),
+    "data replaced": (data_replaced, r"leaves torch \(.data = ...\)"),
+    "random": (lambda p, z, size: size * p.rng.random(), "changes attribute 'rng' of Odd"),
+    "random of numpy": (of_numpy, "changes random numbers of NumPy"),
+    "random of python": (
+        lambda p, z, size: size * random.random(),
+        "changes random numbers of Python",
+    ),
+    "generator": (generated, "takes a Generator"),
+}
+
+
+@pytest.mark.parametrize(("work", "why"), IN_PYTHON.values(), ids=IN_PYTHON)
+def test_what_python_does_is_noticed_when_a_step_is_recorded(work, why, played, caplog) -> None:
+    models = []
+    for record in (True, False):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002  # whose state is in question
+        with caplog.at_level(logging.INFO, "pyro_contrastive.training.steps"):
+            models.append(trained(record, lambda: {"penalties": [Odd(work)]}))
+    assert len(caplog.messages) == 1
+    assert caplog.records[0].levelname == "INFO"
+    assert re.search(why, caplog.messages[0])
+    assert not played
+    assert_same(*models)
+
+
+def counted(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    p.n_counted.add_(float(p.training))
+    return size * 0.1 * p.n_counted
+
+
+def averaged(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    p.frozen.lerp_(size.detach(), 1e-3)
+    p.moving.view(1)[0:].add_(1e-6)  # neither a buffer nor a parameter, and through a view
+    return size * (1 + p.frozen + p.moving)
+
+
+def accumulated(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    total = torch.tensor(0.0)
+    total += size.detach()
+    total += z.data.mean()
+    return size * (1 + total)
+
+
+def factored(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+    z = z - z.mean(0)
+    return torch.linalg.cholesky(z.T @ z + torch.eye(3)).diagonal().log().sum()
+
+
+SEEN_BY_TORCH = {
+    "buffer": counted,
+    "in place": averaged,
+    "accumulated": accumulated,
+    "factored": factored,
+}
+
+
+@pytest.mark.parametrize("work", SEEN_BY_TORCH.values(), ids=SEEN_BY_TORCH)
+def test_what_torch_sees_is_recorded(work, played, caplog) -> None:
+    model = trained(True, lambda: {"penalties": [Odd(work)]})
+    other = trained(False, lambda: {"penalties": [Odd(work)]})
+    assert not caplog.messages
+    assert len(played) == N_STEPS - 3 - 1 - 5
+    assert_same(model, other)
+    mine, others = model.module.penalties[0], other.module.penalties[0]
+    assert mine.moving == others.moving
+    assert mine.n_counted == others.n_counted == (N_STEPS if work is counted else 0)
+
+
+def test_what_escapes_all_that_is_noticed_by_a_check(played, caplog) -> None:
+    calls = []
+
+    def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+        calls.append(p.training)  # in nobody's attribute
+        return size * 0.1 * len(calls)
+
+    trained(True, lambda: {"penalties": [Odd(work)]})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "has another result than the plain one" in caplog.text
     assert "record_steps" in caplog.text
     assert not played  # noticed in the first step after the recording, which is a check
-    assert_same(model, trained(False, odd(what)))
-
-
-def test_a_branch_is_not_recorded(played, caplog) -> None:
-    with caplog.at_level(logging.INFO, "pyro_contrastive.training.steps"):
-        trained(True, odd("branch"))
-    assert f"in {__file__}, line" in caplog.text
-    assert not played
-
-
-def test_state_in_buffers_is_recorded(played, caplog) -> None:
-    model = trained(True, odd("buffer"))
-    assert not caplog.messages
-    assert played
-    assert model.module.penalties[0].n_counted == N_STEPS
-    assert model.module.penalties[0].n_calls < N_STEPS  # the code did not run in every step
-    assert_same(model, trained(False, odd("buffer")))
 
 
 def test_a_loss_that_is_not_finite_in_a_played_step_is_explained(played) -> None:
-    failed = []
+    def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+        return size * 0.0 + (20.5 - p.n_counted.add_(float(p.training))).sqrt()
+
     for record in (True, False):
         played.clear()
         with pytest.raises(NonFiniteLossError, match=r"in epoch 5, step 20: .*'odd' of the loss"):
-            failed.append(trained(record, odd("fails")))
+            trained(record, lambda: {"penalties": [Odd(work)]})
         assert bool(played) == record
+
+
+def test_an_error_in_a_played_step_is_raised(played, caplog) -> None:
+    def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+        definite = 20.5 - p.n_counted.add_(float(p.training))
+        return size + 0.0 * torch.linalg.cholesky(definite * torch.eye(2)).sum()
+
+    messages = []
+    for record in (True, False):
+        with pytest.raises(torch.linalg.LinAlgError) as caught:
+            trained(record, lambda: {"penalties": [Odd(work)]})
+        messages.append(str(caught.value))
+    assert played
+    assert messages[0] == messages[1]
+    assert "a recorded step failed" in caplog.text
+
+
+def test_numbers_among_the_terms_of_an_objective_are_recorded(played, monkeypatch) -> None:
+    record = ContrastiveELBO._record
+
+    def with_number(self: ContrastiveELBO, *args: Any) -> None:
+        record(self, *args)
+        self.terms["mine"] = 1.0
+
+    monkeypatch.setattr(ContrastiveELBO, "_record", with_number)
+    model = trained(True)
+    assert played
+    assert (model.history["mine_train"] == 1.0).all(axis=None)
+
+
+def test_what_an_optimiser_has_beside_the_model_is_trained(played) -> None:
+    extra = {}
+
+    def run(record: bool) -> Tensor:
+        shift = torch.nn.Parameter(torch.tensor(1.0))
+
+        def optimiser(parameters: Any) -> torch.optim.Optimizer:
+            return torch.optim.SGD([*parameters, shift], lr=1e-4)
+
+        def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+            return (size - extra["shift"]) ** 2
+
+        extra["shift"] = shift
+        plan = {"optimizer": "Custom", "optimizer_creator": optimiser}
+        trained(record, lambda: {"penalties": [Odd(work)]}, plan_kwargs=plan)
+        return shift.detach()
+
+    recorded = run(True)
+    assert played
+    assert recorded == run(False)
+    assert recorded != 1.0
 
 
 def test_a_recording_that_fails_gives_way_to_plain_steps(monkeypatch, caplog) -> None:
@@ -309,7 +452,7 @@ def test_what_is_recorded_is_done_again_with_other_tensors() -> None:
 
     x, other = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-1.0, 0.5, 7.0])
     recorder = Recorder([x])
-    with recorder:
+    with recorder.recording():
         loss, middle, (gradient,) = work(x)
     assert recorder.refusal is None
     play = recorder.playing({"loss": loss, "rest": [middle, gradient, None]})
@@ -342,7 +485,8 @@ def test_what_is_recorded_is_done_again_with_other_tensors() -> None:
 )
 def test_numbers_and_sizes_from_values_are_refused(work: Callable[[Tensor], Any]) -> None:
     x = torch.tensor([1.0, 2.0, 3.0])
-    with Recorder([x]) as recorder:
+    recorder = Recorder([x])
+    with recorder.recording():
         work(x)
     assert recorder.refusal is not None
     assert f"in {__file__}, line" in recorder.refusal
@@ -350,7 +494,8 @@ def test_numbers_and_sizes_from_values_are_refused(work: Callable[[Tensor], Any]
 
 def test_indices_are_no_masks() -> None:
     x, places = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0])
-    with Recorder([x, places]) as recorder:
+    recorder = Recorder([x, places])
+    with recorder.recording():
         found = x[places] * 2
     assert recorder.refusal is None
     assert recorder.playing([found])(x + 1, torch.tensor([1, 1]))[0].tolist() == [6.0, 6.0]
@@ -363,3 +508,5 @@ def test_a_module_can_be_reloaded_and_its_operators_with_it() -> None:
     after = torch.ops.pyro_contrastive.transpose_rows(*arguments, 2)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert before[2].tolist() == [6.0, 5.0, 7.0]
+    importlib.reload(_operators)
+    assert torch.equal(torch.ops.pyro_contrastive.transpose_rows(*arguments, 2)[2], before[2])

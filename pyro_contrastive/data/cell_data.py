@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from pyro_contrastive._nonzero import remember_nonzero
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.counts import Matrix, row_sums
+from pyro_contrastive.moments import GeneMoments
 from pyro_contrastive.sparse_rows import SparseRows
+
+AT_A_TIME = 10_000
+"""Cells whose counts are copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,19 @@ class CellData:
         condition[target] = np.maximum(known[target], BACKGROUND + 1)
         # Cells in neither group keep what they are; no mini-batch of training holds them.
         return self.with_codes(condition)
+
+    def gene_moments(self, cells: NDArray[np.int64]) -> GeneMoments:
+        """Mean and spread of every gene over some cells, at least one, given by their indices."""
+
+        def parts() -> Iterator[tuple[csr_matrix, NDArray[np.float64]]]:
+            for start in range(0, len(cells), AT_A_TIME):
+                some = cells[start : start + AT_A_TIME]
+                counts = csr_matrix(self.counts[some])
+                factors = self.size_factor
+                known = row_sums(counts) if factors is None else factors[some].astype(np.float64)
+                yield counts, known
+
+        return GeneMoments.of(parts())
 
     def library_moments(self, n_batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and population variance of the log total counts of each batch, ``[batches]``.

@@ -91,14 +91,17 @@ class Run:
         self.fabric = fabric
         self.batches = PairedBatches(split.train, batch_size, rng)
         loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
-        self.scheduler = plan.make_scheduler(self.optimizer.optimizer)
-        n_steps = max_epochs * self.batches.steps_per_epoch
-        self.cycle = plan.make_cycle(self.optimizer.optimizer, n_steps)
-        plain = PlainStep(vae, loss, fabric)
-        evaluate = RecordedStep(plain, list(vae.buffers())) if plan.record_steps else plain
-        waits = fabric.device.type == "cpu" or plan.optimizer == "Custom"
         optimizer = self.optimizer.optimizer
+        # A creator of optimisers may have given them more than the model's parameters.
+        groups = [group["params"] for group in optimizer.param_groups]
+        parameters = dict.fromkeys([*vae.parameters(), *(p for group in groups for p in group)])
+        plain = PlainStep(vae, loss, fabric, list(parameters))
+        evaluate = RecordedStep(plain) if plan.record_steps else plain
+        waits = fabric.device.type != "cuda" or plan.optimizer == "Custom"
         self.updates = Updates(vae, evaluate, optimizer, 1 if waits else STEPS_UNSEEN)
+        self.scheduler = plan.make_scheduler(optimizer)
+        n_steps = max_epochs * self.batches.steps_per_epoch
+        self.cycle = plan.make_cycle(optimizer, n_steps)
         self.step = 0
         self.global_sites: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
@@ -303,6 +306,7 @@ def fit(
                     break
     except KeyboardInterrupt:
         interrupted = True
+        run.updates.look()  # so that what is kept is finite
         n_done = history.n_epochs - n_before
         logger.warning("Interrupted after %d epochs; what was learned is kept.", n_done)
     finally:

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_DETACH = torch.ops.aten.detach.default
-_TO_NUMBER = torch.ops.aten._local_scalar_dense.default
-_BY_INDEX = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
+_aten = torch.ops.aten
+_DETACH, _LIFT = _aten.detach.default, _aten.lift_fresh.default
+_TO_NUMBER = _aten._local_scalar_dense.default
+_BY_INDEX = {_aten.index, _aten.index_put, _aten.index_put_}
 _MASKS = {torch.bool, torch.uint8}
 _SIZES_VARY = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+_ESCAPES = {
+    Tensor.numpy,
+    Tensor.tolist,
+    Tensor.data_ptr,
+    Tensor.__array__,
+    Tensor.__repr__,
+    Tensor.__dlpack__,
+    Tensor.data.__set__,  # type: ignore[attr-defined]  # a descriptor
+}
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]  # a descriptor
+_PLAIN = (
+    *(bool, int, float, complex, str, type(None)),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+_OTHERS_CODE = tuple(str(Path(inspect.getfile(package)).parent) for package in (torch, pyro))
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not say
-    """Writes down all that torch does inside, gradients included, as a function of some tensors.
+    """Writes down what torch does, gradients included, as a function of some tensors.
 
     Every operation comes by here, below Python, Pyro and automatic differentiation: what they ask
     of torch is a list of operations. Tensors that are neither inputs nor made inside, such as
@@ -36,27 +56,47 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
     Attributes
     ----------
     refusal
-        Why what happened inside cannot be recorded, or ``None``: a tensor was made a number, which
-        Python may have done anything with, or the values in a tensor determined a size.
+        Why what happened inside cannot be recorded, or ``None``: a tensor became something that is
+        not torch's, which Python may have done anything with; or the values in a tensor determined
+        a size.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.refusal: str | None = None
+        if len({id(tensor) for tensor in inputs}) < len(inputs):
+            self.refusal = "a mini-batch has one tensor in two places"
         self._graph = fx.Graph()
         # Tensors are not kept: of a gradient that is, torch would make a copy.
         self._nodes: Any = WeakTensorKeyDictionary()
         self._others: list[Tensor] = []
+        self._written: set[int] = set()
         self._other_nodes = self._graph.placeholder("others")
+        self._input_storages = {_storage(tensor) for tensor in inputs}
         for i, tensor in enumerate(inputs):
             self._write(tensor, self._graph.placeholder(f"input_{i}"))
+        self._escapes = _Escapes(self)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write down what torch does inside."""
+        with self._escapes, self:
+            yield
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do it, and write it down."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         if self.refusal is None:
-            self.refusal = _why_not(func, args)
+            self.refusal = _why_not(func, args, kwargs)
+        if self.refusal is None and func is _LIFT:  # a number has become a tensor
+            self._others.append(args[0].clone())  # which may be written to, in each playing anew
+            constant = self._graph.call_function(_aten.clone.default, (self._last_other(),))
+            result = func(*args, **kwargs)
+            self._write(result, constant)
+            return result
+        self._note_writing(func, args, kwargs)
+        with torch._C.DisableTorchFunction():  # operators of ours may use NumPy
+            result = func(*args, **kwargs)
         if self.refusal is not None:
             return result
         if func is _DETACH:  # means nothing where there is no differentiation
@@ -65,6 +105,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
             given, named = tree_map(self._read, args), tree_map(self._read, kwargs)
             self._write(result, self._graph.call_function(func, given, named))
         return result
+
+    @property
+    def written(self) -> list[Tensor]:
+        """Tensors made outside that are written to inside."""
+        return [tensor for tensor in self._others if _storage(tensor) in self._written]
 
     def playing(self, results: Any) -> Callable[..., Any]:
         """Return a function of tensors like the inputs that does the same again.
@@ -84,10 +129,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         if not isinstance(value, Tensor):
             return value
         if value not in self._nodes:
-            place = (self._other_nodes, len(self._others))
             self._others.append(value)
-            self._write(value, self._graph.call_function(operator.getitem, place))
+            self._write(value, self._last_other())
         return self._nodes[value]
+
+    def _last_other(self) -> fx.Node:
+        place = (self._other_nodes, len(self._others) - 1)
+        return self._graph.call_function(operator.getitem, place)
 
     def _write(self, result: Any, node: fx.Node) -> None:
         """Note where tensors come from."""
@@ -98,8 +146,47 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
                 if isinstance(part, Tensor):
                     self._write(part, self._graph.call_function(operator.getitem, (node, i)))
 
+    def _note_writing(self, operation: Any, args: Any, kwargs: Any) -> None:
+        """Note the memory that an operation writes to."""
+        if self.refusal is not None or not operation._schema.is_mutable:
+            return
+        for i, argument in enumerate(operation._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            tensors = [t for t in tree_flatten(value)[0] if isinstance(t, Tensor)]
+            for tensor in tensors:
+                self._read(tensor)  # it may be from outside
+            self._written |= {_storage(tensor) for tensor in tensors}
+        if self._written & self._input_storages:
+            self.refusal = f"a mini-batch is written to {_place()}"
 
-def _why_not(operation: Any, args: Any) -> str | None:
+
+class _Escapes(TorchFunctionMode):
+    """Notices where tensors become something that is not torch's."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do it."""
+        recorder = self.recorder
+        if func in _ESCAPES and recorder.refusal is None:
+            name = "data = ..." if func.__name__ == "__set__" else func.__name__
+            recorder.refusal = f"a tensor leaves torch (.{name}) {_place()}"
+        result = func(*args, **(kwargs or {}))
+        if func == _DATA and recorder.refusal is None:  # the same tensor, and no operation of torch
+            recorder._write(result, recorder._read(args[0]))
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identify the memory of a tensor, which its views share; while one lives, no other has it."""
+    return tensor.untyped_storage()._cdata
+
+
+def _why_not(operation: Any, args: Any, kwargs: Any) -> str | None:
     if operation is _TO_NUMBER:
         return f"a tensor is made a number (.item(), float(), bool(), `if`) {_place()}"
     if operation.overloadpacket in _BY_INDEX:  # whose sizes vary only if the index is a mask
@@ -108,26 +195,28 @@ def _why_not(operation: Any, args: Any) -> str | None:
         return f"a mask is an index {_place()} (torch.where has no sizes that vary)"
     if _SIZES_VARY.intersection(operation.tags):
         return f"the size of what {operation.name()} returns depends on values {_place()}"
+    for value in tree_flatten((args, kwargs))[0]:
+        if not isinstance(value, (Tensor, *_PLAIN)):
+            return f"{operation.name()} takes a {type(value).__name__} {_place()}"
     return None
 
 
 def _place() -> str:
     """Say which line is at work: the innermost one that is neither torch's, Pyro's nor this."""
     for frame in reversed(traceback.extract_stack()):
-        package = Path(frame.filename).parts
-        if not {"torch", "pyro"}.intersection(package) and frame.filename != __file__:
+        if frame.filename != __file__ and not frame.filename.startswith(_OTHERS_CODE):
             return f"in {frame.filename}, line {frame.lineno}"
     return "somewhere"  # pragma: no cover - there is always a caller
 
 
 def _drop_unused(graph: fx.Graph) -> None:
-    """Leave out operations without a use; what is written to a tensor, or drawn, has one."""
+    """Leave out operations without a use; what writes to a tensor, draws or checks has one."""
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node.users:
             continue
         schema = getattr(node.target, "_schema", None)
         tags = getattr(node.target, "tags", ())
-        if (
-            schema is None or not schema.is_mutable
-        ) and torch.Tag.nondeterministic_seeded not in tags:
+        if schema is None or not (
+            schema.is_mutable or not schema.returns or torch.Tag.nondeterministic_seeded in tags
+        ):
             graph.erase_node(node)

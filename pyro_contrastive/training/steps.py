@@ -13,27 +13,25 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import TENSORS, CellBatch
-from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.training.recorder import Recorder
+from pyro_contrastive.training.state import Saved, changed, fingerprint
 from pyro_contrastive.vae import ContrastiveVAE
 
 logger = logging.getLogger(__name__)
-Objective = ContrastiveELBO | ContrastiveMeanFieldELBO
 
 RECORDED_AFTER = 25
 """Steps of one shape before it is recorded: recording takes the time that so many save."""
 CHECKED_EVERY = 128
 """A recording is checked in every step whose number, since it was made, this divides."""
-TOLERANCE, FLOOR = 1e-4, 1e-3
+TOLERANCE, FLOOR = 1e-5, 1e-4
 """Relative error of a check, in tensors above this share of the loss or of the whole gradient."""
 _DISAGREEMENT = (
-    "a recorded step has another result than the plain one, so a prior, likelihood or penalty does "
-    "what torch does not see (NumPy, random numbers of Python, numbers that change from step to "
-    "step). Steps since the last check may have had it too: train with "
+    "a recorded step has another result than the plain one, so that model, guide or a penalty does "
+    "what torch does not show (random numbers of others, seeds set inside, numbers that change "
+    "from step to step). Steps since the last check may have had it too: train with "
     "plan_kwargs={'record_steps': False}"
 )
 Shape = tuple[tuple[str, torch.dtype, torch.Size | None], ...]
-Play = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -69,25 +67,42 @@ class PlainStep:
         A module whose forward is the loss, as Fabric has set it up.
     fabric
         Device and precision.
+    parameters
+        Whose gradients are wanted; their dtype is that of the loss.
     """
 
-    def __init__(self, vae: ContrastiveVAE, loss: nn.Module, fabric: Fabric) -> None:
-        self.objective = vae.objective
-        self.parameters = list(vae.parameters())  # walking through all modules takes its time
+    def __init__(
+        self, vae: ContrastiveVAE, loss: nn.Module, fabric: Fabric, parameters: Sequence[Tensor]
+    ) -> None:
+        self.vae = vae
         self.loss = loss
         self.fabric = fabric
+        self.parameters = list(parameters)
 
-    def __call__(self, batch: CellBatch, kl_weight: float | Tensor) -> Evaluated:
+    def tensor(self, kl_weight: float) -> Tensor:
+        """Return the weight as a tensor, which on a GPU needs no waiting for."""
+        like = self.parameters[0]
+        return torch.full((), kl_weight, dtype=like.dtype, device=like.device)
+
+    def __call__(self, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Evaluate a mini-batch; leaves the gradients in the parameters."""
         for parameter in self.parameters:
             parameter.grad = None
-        self.objective.kl_weight = kl_weight
+        self.vae.objective.kl_weight = kl_weight
         loss = self.loss(batch)
         self.fabric.backward(loss)
         gradients = [parameter.grad for parameter in self.parameters]
         sums = [gradient.sum() for gradient in gradients if gradient is not None]
         total = torch.stack([loss.detach(), *sums]).sum()
-        return Evaluated(loss.detach(), dict(self.objective.terms), gradients, total)
+        terms = {name: torch.as_tensor(value) for name, value in self.vae.objective.terms.items()}
+        return Evaluated(loss.detach(), terms, gradients, total)
+
+
+@dataclass(frozen=True)
+class _Recording:
+    play: Callable[..., dict[str, Any]]
+    changes: list[Tensor]
+    """What a playing changes, beside the gradients it returns."""
 
 
 class RecordedStep:
@@ -95,82 +110,97 @@ class RecordedStep:
 
     A recording is made for each shape that mini-batches have, and checked against the plain step,
     with the same cells and the same noise, in the first, second, fourth ... and later in every
-    128th step after. Where a step cannot be recorded, or a recording turns out to say something
-    else, all further steps are plain ones, and a line is logged.
+    128th step after. Where a step cannot be recorded, a recording turns out to say something else,
+    or the programs keep numbers of their own from step to step, all further steps are plain ones,
+    and a line is logged.
 
     Parameters
     ----------
     plain
         What to record.
-    buffers
-        What a step changes beside the gradients.
     """
 
-    def __init__(self, plain: PlainStep, buffers: Sequence[Tensor]) -> None:
+    def __init__(self, plain: PlainStep) -> None:
         self.plain = plain
-        self.buffers = buffers
-        self.is_recording = True
-        self._recordings: dict[Shape, Play] = {}
+        self.is_recording = plain.parameters[0].device.type in {"cpu", "cuda"}
+        self._recordings: dict[Shape, _Recording] = {}
         self._n_seen: Counter[Shape] = Counter()
+        self._modules = list(plain.vae.modules())
+        self._buffers = list(plain.vae.buffers())
 
-    def __call__(self, batch: CellBatch, kl_weight: float) -> Evaluated:
+    def __call__(self, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Evaluate a mini-batch; leaves the gradients in the parameters."""
         shape = _shape(batch)
         self._n_seen[shape] += 1
         if not self.is_recording or self._n_seen[shape] <= RECORDED_AFTER:
             return self.plain(batch, kl_weight)
-        play = self._recordings.get(shape)
-        if play is None:
+        recording = self._recordings.get(shape)
+        if recording is None:
             return self._record(shape, batch, kl_weight)
         n_steps = self._n_seen[shape] - RECORDED_AFTER - 1  # since it was made
         if n_steps & (n_steps - 1) == 0 or n_steps % CHECKED_EVERY == 0:
-            return self._checked(play, batch, kl_weight)
-        evaluated = self._played(play, batch, kl_weight)
+            return self._checked(recording, batch, kl_weight)
+        evaluated = self._played(recording, self._saved(recording.changes), batch, kl_weight)
         if evaluated is None:
             return self.plain(batch, kl_weight)
         for parameter, gradient in zip(self.plain.parameters, evaluated.gradients, strict=True):
             parameter.grad = gradient
         return evaluated
 
-    def _inputs(self, batch: CellBatch, kl_weight: float) -> list[Tensor]:
-        like = self.plain.parameters[0]
-        weight = torch.full((), kl_weight, dtype=like.dtype, device=like.device)
-        return [weight, *_tensors(batch).values()]
+    def _saved(self, tensors: Sequence[Tensor]) -> Saved:
+        return Saved.now(tensors, self.plain.parameters[0].device)
 
-    def _record(self, shape: Shape, batch: CellBatch, kl_weight: float) -> Evaluated:
+    def _record(self, shape: Shape, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Take a plain step, and record it."""
-        inputs = self._inputs(batch, kl_weight)
-        recorder = Recorder(inputs)
-        with recorder:
-            evaluated = self.plain(batch, inputs[0])
-        if recorder.refusal is None:
-            self._recordings[shape] = recorder.playing(vars(evaluated))
-        else:
-            self._give_up(logging.INFO, recorder.refusal)
+        saved, kept = self._saved(self._buffers), fingerprint(self._modules)
+        recorder = Recorder([kl_weight, *_tensors(batch).values()])
+        try:
+            with recorder.recording():
+                evaluated = self.plain(batch, kl_weight)
+        except Exception as error:  # by the step, and then it comes again, or by its recording
+            saved.put_back()
+            self._give_up(logging.INFO, f"recording a step failed ({error})")
+            return self.plain(batch, kl_weight)
+        own = changed(kept, fingerprint(self._modules))
+        why = recorder.refusal or (own and f"a step changes {own}, which torch does not know of")
+        if why is not None:
+            self._give_up(logging.INFO, why)
+            return evaluated
+        outside = {id(tensor): tensor for tensor in [*self._buffers, *recorder.written]}
+        try:
+            play = recorder.playing(vars(evaluated))
+            self._recordings[shape] = _Recording(play, list(outside.values()))
+        except Exception as error:  # not to be written as a program
+            self._give_up(logging.INFO, f"recording a step failed ({error})")
         return evaluated
 
-    def _played(self, play: Play, batch: CellBatch, kl_weight: float) -> Evaluated | None:
-        """Evaluate a mini-batch from a recording; ``None`` if that fails."""
+    def _played(
+        self, recording: _Recording, saved: Saved, batch: CellBatch, kl_weight: Tensor
+    ) -> Evaluated | None:
+        """Evaluate a mini-batch from a recording; ``None``, and nothing changed, if that fails."""
         try:
             with torch.no_grad():
-                return Evaluated(**play(*self._inputs(batch, kl_weight)))
+                found = recording.play(kl_weight, *_tensors(batch).values())
+            return Evaluated(**found)
         except Exception as error:  # torch and its extensions raise many kinds
+            saved.put_back()
             self._give_up(logging.WARNING, f"a recorded step failed ({error})")
             return None
 
-    def _checked(self, play: Play, batch: CellBatch, kl_weight: float) -> Evaluated:
+    def _checked(self, recording: _Recording, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Take a plain step, and see whether the recording says the same."""
-        before = [buffer.clone() for buffer in self.buffers]
-        device = self.plain.parameters[0].device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            played = self._played(play, batch, kl_weight)
-        after = [buffer.clone() for buffer in self.buffers]
-        for buffer, value in zip(self.buffers, before, strict=True):
-            buffer.copy_(value)
+        saved = self._saved(recording.changes)
+        played = self._played(recording, saved, batch, kl_weight)
+        after = [tensor.detach().clone() for tensor in recording.changes]
+        saved.put_back()
+        kept = fingerprint(self._modules)
         evaluated = self.plain(batch, kl_weight)
         if played is None or not evaluated.total.isfinite():
             return evaluated
-        if not (_agree(played, evaluated) and all(map(_near, after, self.buffers))):
+        own = changed(kept, fingerprint(self._modules))
+        if own is not None:
+            self._give_up(logging.WARNING, f"a step changes {own}, which torch does not know of")
+        elif not (_agree(played, evaluated) and all(map(_near, after, recording.changes))):
             self._give_up(logging.WARNING, _DISAGREEMENT)
         return evaluated
 
@@ -200,7 +230,7 @@ def _shape(batch: CellBatch) -> Shape:
 
 def _near(a: Tensor, b: Tensor, scale: Tensor | float = 1.0) -> bool:
     """Tell whether two tensors agree, up to what another order of sums makes of them."""
-    a, b = a.double(), b.double()
+    a, b = a.detach().double(), b.detach().double()
     size = torch.maximum(b.norm(), torch.as_tensor(scale, device=b.device) * FLOOR)
     return bool((a - b).norm() <= TOLERANCE * size)
 
@@ -208,14 +238,13 @@ def _near(a: Tensor, b: Tensor, scale: Tensor | float = 1.0) -> bool:
 def _agree(played: Evaluated, plain: Evaluated) -> bool:
     """Tell whether two evaluations of a step agree."""
     pairs = list(zip(played.gradients, plain.gradients, strict=True))
-    if played.terms.keys() != plain.terms.keys() or any(
-        (a is None) != (b is None) for a, b in pairs
-    ):
+    if any((a is None) != (b is None) for a, b in pairs):
         return False
     gradients = [(a, b) for a, b in pairs if a is not None and b is not None]
     size = torch.stack([b.norm() for _, b in gradients]).norm()
     return (
         _near(played.loss, plain.loss)
+        and played.terms.keys() == plain.terms.keys()
         and all(_near(played.terms[n], plain.terms[n], plain.loss.abs()) for n in plain.terms)
         and all(_near(a, b, size) for a, b in gradients)
     )

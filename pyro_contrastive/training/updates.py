@@ -21,10 +21,14 @@ STEPS_UNSEEN = 16
 
 
 class _Step(NamedTuple):
+    """What is needed of a step to say what failed; not its gradients, which are many."""
+
     batch: CellBatch
-    kl_weight: float
+    kl_weight: Tensor
     when: str
-    evaluated: Evaluated
+    loss: Tensor
+    terms: dict[str, Tensor]
+    total: Tensor
 
 
 class Updates:
@@ -56,6 +60,7 @@ class Updates:
     ) -> None:
         self.vae = vae
         self.evaluate = evaluate
+        self.plain = evaluate.plain if isinstance(evaluate, RecordedStep) else evaluate
         self.optimizer: Any = optimizer
         self.looks_every = looks_every
         self._buffers = list(vae.buffers())  # walking through all modules takes its time
@@ -80,17 +85,18 @@ class Updates:
         """
         if not self._unseen:  # batch norm averages whatever it sees, NaN included
             self._before = [buffer.clone() for buffer in self._buffers]
-        evaluated = self.evaluate(batch, kl_weight)
-        objective = self.vae.objective
-        objective.kl_weight, objective.terms = kl_weight, evaluated.terms
-        self._unseen.append(_Step(batch, kl_weight, when, evaluated))
+        self.optimizer.zero_grad()
+        weight, objective = self.plain.tensor(kl_weight), self.vae.objective
+        found = self.evaluate(batch, weight)
+        objective.kl_weight, objective.terms = kl_weight, found.terms
+        self._unseen.append(_Step(batch, weight, when, found.loss, found.terms, found.total))
         if len(self._unseen) >= self.looks_every:
             self.look()
         elif self.looks_every > 1:
-            failed = ~evaluated.total.isfinite()
+            failed = ~found.total.isfinite()
             self.optimizer.found_inf = self._failed = torch.maximum(self._failed, failed.float())
         self.optimizer.step()
-        return evaluated
+        return found
 
     def look(self) -> None:
         """Find out whether the steps since the last look were finite.
@@ -103,7 +109,7 @@ class Updates:
         unseen, self._unseen = self._unseen, []
         if not unseen:
             return
-        finite = torch.stack([step.evaluated.total for step in unseen]).isfinite()
+        finite = torch.stack([step.total for step in unseen]).isfinite()
         if finite.all():
             return
         first = finite.tolist().index(False)
@@ -114,9 +120,9 @@ class Updates:
                 buffer.copy_(value)
 
     def _explain(self, step: _Step, *, was_last: bool) -> NonFiniteLossError:
-        self.vae.objective.terms = step.evaluated.terms
-        if not step.evaluated.loss.isfinite():
+        self.vae.objective.terms = step.terms
+        if not step.loss.isfinite():
             return explain_non_finite(self.vae, step.batch, step.when)
         if not was_last:  # the gradients there are now are those of a later step
-            self.evaluate(step.batch, step.kl_weight)
+            self.plain(step.batch, step.kl_weight)
         return explain_gradient(self.vae, step.when)
