@@ -72,6 +72,9 @@ class Likelihood(Component):
     def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the distribution of the data, event shape ``[genes]``.
 
+        In training it is called in some steps only, and played from a recording in the others: see
+        ``record_steps`` of :class:`~pyro_contrastive.training.TrainingPlan`.
+
         Parameters
         ----------
         heads

@@ -43,7 +43,11 @@ class Prior(Component):
 
     @abstractmethod
     def forward(self, batch: CellBatch) -> dist.Distribution:
-        """Return the prior of every cell: batch ``[]`` or ``[cells]``, event ``[latents]``."""
+        """Return the prior of every cell: batch ``[]`` or ``[cells]``, event ``[latents]``.
+
+        In training it is called in some steps only, and played from a recording in the others: see
+        ``record_steps`` of :class:`~pyro_contrastive.training.TrainingPlan`.
+        """
 
     def used(self, batch: CellBatch) -> Tensor | None:
         """Tell which dimensions a cell has, as a mask ``[cells, latents]``; ``None``: all of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -161,12 +162,13 @@ class TrainingMethods(ModelBase):
             Show one.
         schedule
             What holds where `max_epochs` and `plan_kwargs` say nothing. ``"reference"``: the
-            settings of scvi-tools, with the KL warm-up over a quarter of the run. ``"fast"``: a
-            learning rate that rises to 0.015 and falls again, Adam with its usual ``eps``, one
-            epoch of KL warm-up, and about 750 steps in all (at least 10 epochs; at most 50, if
-            these have 500 steps, for few cells are soon overfitted). It reaches a
-            better held-out ELBO many times sooner; alone, it leaves more of what is shared in the
-            salient latent, so use it with penalties:
+            settings of scvi-tools, with the KL warm-up over a quarter of the run. ``"fast"``: scale
+            and dispersion of each gene start where its mean and variance over the training cells
+            are (:meth:`Likelihood.start_from`; in the first training only), a learning rate that
+            rises to 0.015 and falls again, Adam with its usual ``eps``, one epoch of KL warm-up,
+            and about 500 steps in all (at least 10 epochs). It reaches a better held-out ELBO many
+            times sooner; alone, it leaves more of what is shared in the salient latent, so use it
+            with penalties:
             ``ContrastiveVI.from_preset(adata, "separated")``.
         precision
             ``"bf16-mixed"``: the matrix products of the decoder's heads, the largest there are,
@@ -200,6 +202,8 @@ class TrainingMethods(ModelBase):
             msg = f"precision must be '32-true' or 'bf16-mixed', not {precision!r}."
             raise ValueError(msg)
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
+        if self.is_trained:  # what was learned is where to go on from
+            plan = replace(plan, start_from_data=False)
         batch_size = 128 if batch_size is None else batch_size
         fabric = one_device(accelerator, devices)
         adata = self._adata(None)

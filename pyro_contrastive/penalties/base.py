@@ -55,6 +55,9 @@ class Penalty(Component):
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
         """Return the unweighted penalty of a mini-batch, a scalar.
 
+        In training it is called in some steps only, and played from a recording in the others: see
+        ``record_steps`` of :class:`~pyro_contrastive.training.TrainingPlan`.
+
         Parameters
         ----------
         model_trace, guide_trace

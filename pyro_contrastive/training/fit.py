@@ -283,6 +283,9 @@ def fit(
         fabric=fabric,
         rng=rng,
     )
+    if plan.start_from_data:
+        train = np.concatenate([split.train.background, split.train.target])
+        vae.model.likelihood.start_from(data.gene_moments(train))
     run.check(early_stopping, check_val_every_n_epoch or max_epochs)
     stopped = interrupted = False
     n_before = history.n_epochs

@@ -15,8 +15,8 @@ from pyro_contrastive.objective import kl_weight_at
 MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
-FAST_STEPS, FAST_STEPS_OF_FEW_CELLS = 750, 500
-FAST_EPOCHS, FAST_EPOCHS_OF_FEW_CELLS = 10, 50
+FAST_STEPS = 500
+FAST_EPOCHS = 10
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class TrainingPlan:
         quarter of the steps of the run, so that the weight reaches its maximum well before the end.
     min_kl_weight, max_kl_weight
         KL weight before the first step and after the warm-up.
+    start_from_data
+        Let the likelihood's parameters start at what is typical of each gene in the training cells,
+        instead of at random: see :meth:`Likelihood.start_from`. In the first training of a model.
     record_steps
         Run the Python code of model, guide and penalties in some steps only, record what it asks of
         torch, and play that in all other steps (default). It is the quicker way, and has the same
@@ -79,6 +82,7 @@ class TrainingPlan:
     lr_threshold: float = 0.0
     lr_scheduler_metric: str = "elbo_validation"
     lr_min: float = 0.0
+    start_from_data: bool = False
     record_steps: bool = True
 
     def __post_init__(self) -> None:
@@ -190,6 +194,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "one_cycle": True,
         "cycle_rise": 0.1,
         "n_epochs_kl_warmup": 1,
+        "start_from_data": True,
     },
 }
 """Arguments of :class:`TrainingPlan` by name of the schedule; see ``ContrastiveVI.train``."""
@@ -198,10 +203,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def default_max_epochs(n_cells: int, schedule: str = "reference", steps_per_epoch: int = 1) -> int:
     """Epochs of a schedule: by scvi-tools' rule, 400 up to 20,000 cells and then fewer; or "fast".
 
-    The fast schedule takes about 750 steps, in at least 10 epochs. The fewer the cells, the sooner
-    it overfits: it ends after 50 epochs, if these have 500 steps, or else after 500 steps.
+    The fast schedule takes about 500 steps, in at least 10 epochs.
     """
     if schedule == "fast":
-        few = max(FAST_EPOCHS_OF_FEW_CELLS, round(FAST_STEPS_OF_FEW_CELLS / steps_per_epoch))
-        return max(FAST_EPOCHS, min(few, round(FAST_STEPS / steps_per_epoch)))
+        return max(FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch))
     return max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))
