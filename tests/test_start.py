@@ -48,7 +48,7 @@ def test_moments_find_what_negative_binomial_counts_were_drawn_with(is_known: bo
     found = moments_of(sp.csr_matrix(counts), size_factor=library if is_known else None)
     np.testing.assert_allclose(found.share, share, rtol=0.03)
     # Without size factors it is the number of counts, which varies about the size drawn.
-    np.testing.assert_allclose(found.inverse_dispersion, theta, rtol=0.06 if is_known else 0.2)
+    np.testing.assert_allclose(found.inverse_dispersion, theta, rtol=0.15 if is_known else 0.25)
 
 
 def test_mean_and_variance_are_those_of_numpy_a_part_at_a_time(monkeypatch) -> None:
