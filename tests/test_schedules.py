@@ -112,7 +112,7 @@ def test_the_reference_schedule_keeps_its_learning_rate(rates) -> None:
 @pytest.mark.parametrize(
     ("n_cells", "steps_per_epoch", "expected"),
     [
-        (50, 1, 500),
+        (50, 1, 80),
         (2_000, 8, 62),
         (3_000, 12, 42),
         (4_000, 16, 31),

@@ -166,9 +166,9 @@ class TrainingMethods(ModelBase):
             and dispersion of each gene start where its mean and variance over the training cells
             are (:meth:`Likelihood.start_from`; in the first training only), a learning rate that
             rises to 0.015 and falls again, Adam with its usual ``eps``, one epoch of KL warm-up,
-            and about 500 steps in all (at least 10 epochs). It reaches a better held-out ELBO many
-            times sooner; alone, it leaves more of what is shared in the salient latent, so use it
-            with penalties:
+            and about 500 steps in all (at least 10 and at most 80 epochs; few cells are soon
+            overfitted). It reaches a better held-out ELBO many times sooner; alone, it leaves more
+            of what is shared in the salient latent, so use it with penalties:
             ``ContrastiveVI.from_preset(adata, "separated")``.
         precision
             ``"bf16-mixed"``: the matrix products of the decoder's heads, the largest there are,

@@ -16,7 +16,7 @@ MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
 FAST_STEPS = 500
-FAST_EPOCHS = 10
+FAST_EPOCHS, MOST_FAST_EPOCHS = 10, 80
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 def default_max_epochs(n_cells: int, schedule: str = "reference", steps_per_epoch: int = 1) -> int:
     """Epochs of a schedule: by scvi-tools' rule, 400 up to 20,000 cells and then fewer; or "fast".
 
-    The fast schedule takes about 500 steps, in at least 10 epochs.
+    The fast schedule takes about 500 steps, in at least 10 and at most 80 epochs: few cells are
+    soon overfitted.
     """
     if schedule == "fast":
-        return max(FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch))
+        return min(max(FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch)), MOST_FAST_EPOCHS)
     return max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))
