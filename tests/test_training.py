@@ -32,6 +32,7 @@ from pyro_contrastive.testing import SimulationSettings, simulate
 from pyro_contrastive.training import EarlyStopping, TrainingPlan, fit
 from pyro_contrastive.training.checks import NonFiniteLossError
 from pyro_contrastive.training.evaluate import evaluate
+from pyro_contrastive.training.history import FitResult
 from pyro_contrastive.training.plan import default_max_epochs
 from pyro_contrastive.training.splits import (
     PairedBatches,
@@ -57,7 +58,7 @@ def make_model(adata: ad.AnnData | None = None, **kwargs: Any) -> ContrastiveVI:
     return ContrastiveVI(make_adata() if adata is None else adata, **(SMALL | kwargs))
 
 
-def train(model: ContrastiveVI, max_epochs: int = 2, **kwargs: Any) -> fit.FitResult:
+def train(model: ContrastiveVI, max_epochs: int = 2, **kwargs: Any) -> FitResult:
     quiet = {"max_epochs": max_epochs, "enable_progress_bar": False, "accelerator": "cpu"}
     return model.train(**(quiet | kwargs))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,10 @@ from pyro_contrastive.data.indices import populations
 from pyro_contrastive.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import numpy_rng, seeded
-from pyro_contrastive.training.history import EarlyStopping
+from pyro_contrastive.training.history import EarlyStopping, FitResult
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
 from pyro_contrastive.training.splits import Split, external_split, split_populations
 from pyro_contrastive.training.trained_cells import TrainedCells
-
-if TYPE_CHECKING:
-    from pyro_contrastive.training.fit import FitResult
 
 
 def _check_agreement(

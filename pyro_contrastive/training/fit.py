@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pyro
@@ -18,7 +17,7 @@ from pyro_contrastive.data.resident import near
 from pyro_contrastive.torch_tools import own_params, reused_memory
 from pyro_contrastive.training.checks import check_programs, no_nan_warnings
 from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
-from pyro_contrastive.training.history import EarlyStopping, History
+from pyro_contrastive.training.history import EarlyStopping, FitResult, History
 from pyro_contrastive.training.plan import TrainingPlan
 from pyro_contrastive.training.progress import EpochBar
 from pyro_contrastive.training.splits import (
@@ -33,26 +32,6 @@ from pyro_contrastive.training.updates import STEPS_UNSEEN, Updates
 from pyro_contrastive.vae import ContrastiveVAE
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a run ended.
-
-    Parameters
-    ----------
-    n_epochs
-        Epochs completed in this run.
-    seconds
-        Wall time.
-    stopped_early, interrupted
-        Ended by early stopping; by Ctrl-C.
-    """
-
-    n_epochs: int
-    seconds: float
-    stopped_early: bool = False
-    interrupted: bool = False
 
 
 class _Loss(nn.Module):
@@ -273,16 +252,8 @@ def fit(
     if check_val_every_n_epoch is not None:
         _check_positive(check_val_every_n_epoch=check_val_every_n_epoch)
     start = time.perf_counter()
-    run = Run(
-        vae,
-        data,
-        split,
-        plan,
-        max_epochs=max_epochs,
-        batch_size=batch_size,
-        fabric=fabric,
-        rng=rng,
-    )
+    sizes = {"max_epochs": max_epochs, "batch_size": batch_size}
+    run = Run(vae, data, split, plan, **sizes, fabric=fabric, rng=rng)
     if plan.start_from_data:
         train = np.concatenate([split.train.background, split.train.target])
         vae.model.likelihood.start_from(data.gene_moments(train))

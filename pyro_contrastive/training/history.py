@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
@@ -141,3 +142,23 @@ class EarlyStopping:
         """Put back the weights that gave the best value seen (if any was)."""
         if self._weights is not None:
             module.load_state_dict(self._weights)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Parameters
+    ----------
+    n_epochs
+        Epochs completed in this run.
+    seconds
+        Wall time.
+    stopped_early, interrupted
+        Ended by early stopping; by Ctrl-C.
+    """
+
+    n_epochs: int
+    seconds: float
+    stopped_early: bool = False
+    interrupted: bool = False
