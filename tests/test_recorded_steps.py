@@ -492,6 +492,20 @@ def test_numbers_and_sizes_from_values_are_refused(work: Callable[[Tensor], Any]
     assert f"in {__file__}, line" in recorder.refusal
 
 
+def test_one_tensor_in_two_places_is_refused() -> None:
+    x = torch.ones(3)
+    assert "one tensor in two places" in str(Recorder([x, x]).refusal)
+
+
+def test_a_penalty_in_double_precision_is_recorded_to_the_last_digit(played) -> None:
+    def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
+        return z.double().square().mean()
+
+    model = trained(True, lambda: {"penalties": [Odd(work)]})
+    assert played
+    assert_same(model, trained(False, lambda: {"penalties": [Odd(work)]}))
+
+
 def test_indices_are_no_masks() -> None:
     x, places = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0])
     recorder = Recorder([x, places])

@@ -82,6 +82,22 @@ def test_weights_are_those_before_the_step_that_failed(monkeypatch, what, for_ev
         assert "though the loss is: once" in also_said
 
 
+def test_ctrl_c_between_two_looks_does_not_hide_a_failure(monkeypatch):
+    original, n_taken = fit.Run.train_step, [0]
+
+    def train_step(self: fit.Run, *args: Any) -> Any:
+        n_taken[0] += 1
+        if n_taken[0] == 8:  # after the seventh, which fails
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(fit.Run, "train_step", train_step)
+    model, said = stopped(monkeypatch, 16, what="loss", for_ever=False)
+    assert "epoch 1, step 6" in said
+    for value in model.module.state_dict().values():
+        assert torch.isfinite(value).all()
+
+
 def test_a_run_without_failure_is_the_same(monkeypatch):
     def trained(looks_every: int) -> dict[str, Tensor]:
         adata = simulate(SimulationSettings(n_background=48, n_target=48, n_genes=10))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 DEPTH = 3
 """How deep into lists and dictionaries of a module is looked."""
+LARGE = 2**20
+"""Bytes from which on an array is not compared: it takes too long."""
 
 
 class Saved:
@@ -27,16 +29,10 @@ class Saved:
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         self._tensors = tensors
-        self._values = [tensor.clone() for tensor in tensors]
+        self._values = [tensor.detach().clone() for tensor in tensors]
         self._device = device
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    @classmethod
-    @torch.no_grad()
-    def now(cls, tensors: Sequence[Tensor], device: torch.device) -> Self:
-        """Save them as they are now."""
-        return cls(tensors, device)
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -91,7 +87,7 @@ def _describe(value: Any, depth: int) -> Any:
 _KINDS: list[tuple[Any, Callable[[Any], Any]]] = [
     (Tensor, lambda t: (id(t), t.data_ptr() if t.layout == torch.strided else None)),
     ((bool, int, float, complex, str, bytes), repr),  # as text, NaN is equal to itself
-    (np.ndarray, lambda array: hash(array.tobytes())),
+    (np.ndarray, lambda a: hash(a.tobytes()) if a.nbytes < LARGE else id(a)),
     (np.random.Generator, lambda generator: repr(generator.bit_generator.state)),
     (random.Random, lambda generator: hash(generator.getstate())),
 ]

@@ -148,7 +148,7 @@ class RecordedStep:
         return evaluated
 
     def _saved(self, tensors: Sequence[Tensor]) -> Saved:
-        return Saved.now(tensors, self.plain.parameters[0].device)
+        return Saved(tensors, self.plain.parameters[0].device)
 
     def _record(self, shape: Shape, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Take a plain step, and record it."""
