@@ -164,8 +164,17 @@ PLAIN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 }
 
 
+QUICK = {"default", "latent library", "flow", "penalties", "adversary"}
+
+
 @pytest.mark.filterwarnings("ignore:Gaussian is not a distribution of counts")
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, make in MODELS.items()
+    ],
+)
 def test_a_recorded_run_is_a_plain_run_to_the_last_digit(make, played, caplog) -> None:
     with caplog.at_level(logging.INFO, "pyro_contrastive.training.steps"):
         recorded = trained(True, make)
