@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from pyro_contrastive import ContrastiveVI, compare_models
 from pyro_contrastive.analysis.pareto import k_threshold, smooth
+from pyro_contrastive.data import load_kang
 
 
 @pytest.mark.parametrize("n_draws", [50, 400, 2000])
@@ -72,3 +74,16 @@ def test_threshold_by_hand() -> None:
 def test_what_cannot_be_smoothed_is_refused(log_weights: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         smooth(log_weights)
+
+
+def test_too_few_draws_are_refused_by_their_argument_before_any_is_made() -> None:
+    adata = load_kang()[::50].copy()
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    model = ContrastiveVI(adata, n_hidden=4, n_background_latent=2, n_salient_latent=2)
+    for use in (
+        lambda: model.pareto_k(n_samples=24),
+        lambda: model.posterior_accuracy(indices=[0], n_samples=1),
+        lambda: compare_models({"a": model, "b": model}, n_samples=0),
+    ):
+        with pytest.raises(ValueError, match="n_samples must be at least 25, not"):
+            use()

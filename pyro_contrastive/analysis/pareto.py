@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Smoothed", "k_threshold", "smooth"]
+__all__ = ["Smoothed", "check_draws", "k_threshold", "smooth"]
 
 Array = NDArray[np.float64]
 
+FEWEST_DRAWS = 25
+"""Draws of which a tail can be judged: that of a fifth of them has 5."""
 _SMALLEST_TAIL = 5
 _NO_SPREAD = 1e-9
 _SMALLEST_LOG = math.log(np.finfo(float).tiny)
@@ -50,6 +52,22 @@ class Smoothed:
         """Logarithm of the mean weight of each cell, ``[cells]``: an estimate of log p(x)."""
         n_draws = self.log_weights.shape[1]
         return np.asarray(_logsumexp(self.log_weights) - math.log(n_draws))
+
+
+def check_draws(n_samples: int) -> None:
+    """Refuse draws too few to judge a tail by, before any is made.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 25.
+    """
+    if n_samples < FEWEST_DRAWS:
+        msg = (
+            f"n_samples must be at least {FEWEST_DRAWS}, not {n_samples}: the tail of fewer "
+            "importance weights cannot be judged."
+        )
+        raise ValueError(msg)
 
 
 def k_threshold(n_draws: int) -> float:
@@ -89,10 +107,9 @@ def smooth(log_weights: Array) -> Smoothed:
         If they are not a matrix, have fewer than 25 draws, or hold a NaN or an infinite number.
     """
     raw = np.asarray(log_weights, dtype=float)
-    fewest = 25  # a tail of a fifth of the draws has 5 of them
-    if raw.ndim != 2 or raw.shape[1] < fewest:  # noqa: PLR2004  # a matrix
+    if raw.ndim != 2 or raw.shape[1] < FEWEST_DRAWS:  # noqa: PLR2004  # a matrix
         msg = (
-            f"log_weights must be [cells, draws] with at least {fewest} draws, not "
+            f"log_weights must be [cells, draws] with at least {FEWEST_DRAWS} draws, not "
             f"{list(raw.shape)}: the tail of fewer cannot be judged."
         )
         raise ValueError(msg)

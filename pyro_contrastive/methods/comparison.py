@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from pyro_contrastive.analysis.comparison import CellEstimates, Comparison, compare, estimate
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
+from pyro_contrastive.analysis.pareto import check_draws
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
@@ -109,6 +110,7 @@ def compare_models(
     if local_steps < 0:
         msg = f"local_steps must be at least 0, not {local_steps}."
         raise ValueError(msg)
+    check_draws(n_samples)
     if len(models) < 2:  # noqa: PLR2004
         msg = f"compare_models needs two models or more, as {{name: model}}; got {list(models)}."
         raise ValueError(msg)

@@ -13,7 +13,7 @@ from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.local_posterior import LocalFit
 from pyro_contrastive.analysis.nuts import NutsSettings
-from pyro_contrastive.analysis.pareto import k_threshold
+from pyro_contrastive.analysis.pareto import check_draws, k_threshold
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.methods.base import ModelBase
@@ -57,6 +57,7 @@ class TrustMethods(ModelBase):
         Indexed by cell: ``k``; ``high``, whether it is above the threshold for so many draws;
         ``elbo``, ``log_p`` (importance-weighted, Pareto-smoothed) in nats.
         """
+        check_draws(n_samples)
         chosen, data, cells = self._some_cells(adata, indices)
         with seeded(seed), progress("Pareto k", len(cells), silent=silent):
             weights = log_weights_of_cells(self.module, data, cells, n_samples, batch_size)
@@ -99,7 +100,7 @@ class TrustMethods(ModelBase):
         indices
             A few cells, ten say; required, for NUTS takes seconds to a minute for each.
         n_samples
-            Posterior draws per cell for log p(x) and k.
+            Posterior draws per cell for log p(x) and k, at least 25.
         nuts
             Whether to run NUTS.
         n_draws, n_warmup, n_chains
@@ -130,6 +131,7 @@ class TrustMethods(ModelBase):
                 f"{n_draws}, {n_warmup} and {n_chains}."
             )
             raise ValueError(msg)
+        check_draws(n_samples)
         chosen, data, cells = self._some_cells(adata, indices)
         with seeded(seed), progress("Posterior accuracy", len(cells), silent=silent):
             return accuracy.posterior_accuracy(
