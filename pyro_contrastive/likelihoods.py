@@ -126,7 +126,8 @@ class Likelihood(Component):
     @torch.no_grad()
     def start_head(self, name: str, value: NDArray[np.float64]) -> None:
         """Set the bias of a head, ``[genes]``, if there is such a head and it has a bias."""
-        layer = dict(self.layers.items()).get(name)
+        layers = getattr(self, "layers", None)  # a `build` of one's own need not make any
+        layer = dict(layers.items()).get(name) if isinstance(layers, nn.ModuleDict) else None
         if isinstance(layer, nn.Linear) and layer.bias is not None:
             layer.bias.copy_(torch.as_tensor(value))
 

@@ -128,7 +128,14 @@ def test_a_gaussian_starts_at_mean_and_deviation() -> None:
     torch.testing.assert_close(deviation[0], torch.tensor(given.variance).sqrt().float())
 
 
-@pytest.mark.parametrize("make", [Own, AdditivePoisson])
+class WithoutHeads(Own):
+    """Parameters by gene, whatever the decoder says."""
+
+    def build(self, n_hidden: int, n_genes: int, n_batch: int = 1) -> None:
+        self.level = torch.nn.Parameter(torch.zeros(n_genes))
+
+
+@pytest.mark.parametrize("make", [Own, AdditivePoisson, WithoutHeads])
 def test_others_start_as_they_did(make: Any) -> None:
     likelihood = make()
     likelihood.build(4, 5)
