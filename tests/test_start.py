@@ -17,12 +17,14 @@ from pyro_contrastive import (
     Gaussian,
     Likelihood,
     NegativeBinomial,
+    Penalty,
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
 from pyro_contrastive.data import CellData, cell_data, load_kang
 from pyro_contrastive.moments import LEAST, MOST, GeneMoments
 from pyro_contrastive.testing import SimulationSettings, simulate
+from pyro_contrastive.training.checks import NonFiniteLossError
 
 N_CELLS, N_GENES = 20_000, 60
 
@@ -175,6 +177,24 @@ def test_the_first_training_starts_from_the_training_cells(started) -> None:
     assert len(started) == 1
     np.testing.assert_allclose(started[0].mean, counts.mean(0), rtol=1e-6)
     model.train(schedule="fast", **quiet)  # goes on from the weights there are
+    assert len(started) == 1
+
+
+class FailsInTheThirdStep(Penalty):
+    n_calls = 0
+
+    def forward(self, model_trace: Any, guide_trace: Any, batch: Any) -> torch.Tensor:
+        self.n_calls += self.training
+        fails = self.training and self.n_calls == 3
+        return guide_trace.nodes["z"]["value"].mean() * (np.inf if fails else 0.0)
+
+
+def test_after_an_error_training_goes_on_from_what_was_learned(started) -> None:
+    model = small_model(penalties=[FailsInTheThirdStep()])
+    settings: dict[str, Any] = {"schedule": "fast", "max_epochs": 5, "seed": 0}
+    with pytest.raises(NonFiniteLossError, match="epoch 2"):
+        model.train(enable_progress_bar=False, **settings)
+    model.train(enable_progress_bar=False, **settings)
     assert len(started) == 1
 
 

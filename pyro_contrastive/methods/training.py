@@ -199,7 +199,7 @@ class TrainingMethods(ModelBase):
             msg = f"precision must be '32-true' or 'bf16-mixed', not {precision!r}."
             raise ValueError(msg)
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
-        if self.is_trained:  # what was learned is where to go on from
+        if self.is_trained or self._history.n_epochs:  # go on from what was learned, error or not
             plan = replace(plan, start_from_data=False)
         batch_size = 128 if batch_size is None else batch_size
         fabric = one_device(accelerator, devices)
