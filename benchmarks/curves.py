@@ -32,19 +32,23 @@ PARTS = ("reconstruction_loss", "kl_z", "kl_s")
 
 @dataclass(frozen=True)
 class Setting:
-    """How to train ours: schedule, steps and plan instead of its own, weights of penalties."""
+    """How to train ours: schedule, steps and plan instead of its own, weights of penalties.
+
+    ``annealed``: whether the penalties grow with the KL weight, as they do by default.
+    """
 
     schedule: str = "fast"
     steps: int | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
     penalties: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    annealed: bool = True
     early_stopping: bool = False
 
     def make_penalties(self) -> list[Penalty]:
         """Make the penalties that weigh anything."""
         wasserstein, mmd, hsic = self.penalties
-        made = [(Wasserstein(wasserstein), wasserstein), (MMD(mmd, "z"), mmd), (HSIC(hsic), hsic)]
-        return [penalty for penalty, weight in made if weight]
+        kinds = [(Wasserstein, wasserstein), (partial(MMD, site="z"), mmd), (HSIC, hsic)]
+        return [kind(weight, annealed=self.annealed) for kind, weight in kinds if weight]
 
 
 class Clock:

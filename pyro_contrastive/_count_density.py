@@ -38,6 +38,8 @@ from pyro_contrastive._nonzero_density import (
     Terms,
     log1p_minus,
     nonzero_counts_terms,
+    nonzero_terms,
+    not_structural,
     put,
 )
 from pyro_contrastive._operators import define
@@ -130,6 +132,37 @@ def count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
 
 
 def _count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> list[Tensor]:
+    found = _gathered if value.device.type == "cpu" else _everywhere
+    return [term for term in found(value, m, t, p) if term is not None]
+
+
+def _everywhere(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
+    """Evaluate both cases at every entry, in float64.
+
+    To gather entries one would have to ask the device how many there are. A GPU has the arithmetic
+    done before it has answered, and a step that asks nothing can be captured.
+    """
+    mean, dispersion = m.double().expand(value.shape), t.double()
+    logits = None if p is None else p.double().expand(value.shape)
+    zeros = _zero_terms(mean, dispersion, logits)
+    counts = nonzero_terms(value.double(), mean, dispersion)
+    if logits is not None:
+        counts = not_structural(counts, logits)
+    is_zero, largest = value == 0, torch.finfo(m.dtype).max
+    return Terms(
+        *(
+            # (Clamped for the reason that `put` has.)
+            None if a is None or b is None else torch.where(is_zero, a, b.clamp_(max=largest)).to(m)
+            for a, b in zip(zeros, counts, strict=True)
+        )
+    )
+
+
+def _gathered(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
+    """Evaluate zeros at every entry, and gather what is not one for what costs more.
+
+    Where one is to be evaluated is found at run time.
+    """
     shape = value.shape
     mean = m.expand(shape).contiguous()
     # Results take the memory layout of the mean, and are written to by flat position below.
@@ -153,7 +186,7 @@ def _count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> list[
     rate, dispersion, logit = (gather(a, counts.flat, counts.last) for a in (mean, t, p))
     found = nonzero_counts_terms(counts, rate.double(), dispersion.double(), logit, per_gene)
     put(found, counts.flat, dense)
-    return [term for term in dense if term is not None]
+    return dense
 
 
 # An operator of torch's: a recorded step could not find other entries in other cells.

@@ -60,8 +60,9 @@ def _odd_polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return total.mul_(x)
 
 
-def _nonzero_terms(x: Tensor, m: Tensor, t: Tensor, s_t: Tensor, ds_t: Tensor) -> Terms:
-    """Evaluate non-zero counts in float64, given ``S(t)`` and its derivative."""
+def nonzero_terms(x: Tensor, m: Tensor, t: Tensor) -> Terms:
+    """Evaluate non-zero counts of any size in float64, without zero inflation."""
+    s_t, ds_t = _stirling_remainder(t), _stirling_slope(t)
     total, excess = x + t, x - m
     y = excess / (t + m)
     log1p_y = y.log1p()
@@ -118,11 +119,14 @@ def nonzero_counts_terms(
         if counts.large.numel():
             at = counts.large
             x, m, t = x[at], m[at], t[at]
-            put(_nonzero_terms(x, m, t, _stirling_remainder(t), _stirling_slope(t)), at, terms)
+            put(nonzero_terms(x, m, t), at, terms)
     else:
-        terms = _nonzero_terms(x, m, t, _stirling_remainder(t), _stirling_slope(t))
-    if p is None:
-        return terms
+        terms = nonzero_terms(x, m, t)
+    return terms if p is None else not_structural(terms, p)
+
+
+def not_structural(terms: Terms, p: Tensor) -> Terms:
+    """Take what was found for non-zero counts into account with zero inflation, in place."""
     # The logits come as they are, in single precision perhaps: here nothing cancels.
     value = terms.value.sub_(softplus(p, 1, IDENTITY_FROM))
     return terms._replace(value=value, d_logits=p.sigmoid().neg_())

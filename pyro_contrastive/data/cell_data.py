@@ -66,7 +66,8 @@ class CellData:
 
         Cells whose condition is not known are taken for target cells, so that both latents are
         available for them. With ``dense=False``, and counts that are sparse enough for it to pay,
-        they come as sparse rows only: ``x`` is ``None``.
+        they come as sparse rows only: ``x`` is ``None``. To a GPU they come one way or the other,
+        for a product with all of them costs it little, and its size does not vary.
         """
         rows = self.counts[indices]
         sparse = None if isinstance(rows, np.ndarray) else SparseRows.of(rows, device, dtype)
@@ -85,6 +86,8 @@ class CellData:
             x = torch.as_tensor(whole, device=device, dtype=dtype)
         else:
             library = torch.as_tensor(row_sums(rows), device=device, dtype=dtype)
+        if x is not None and torch.device(device).type != "cpu":
+            sparse = None
         if x is not None and sparse is not None:
             remember_nonzero(x, sparse.cells_by_genes.positions)
         library = library if self.size_factor is None else tensor(self.size_factor, dtype)

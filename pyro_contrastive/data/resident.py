@@ -66,7 +66,7 @@ class ResidentCells:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> CellBatch:
-        """Return some cells, counts both dense and sparse: see :meth:`CellData.cells`.
+        """Return some cells, on a GPU without sparse rows: see :meth:`CellData.cells`.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class ResidentCells:
         x = counts.values.new_zeros((len(indices), self._n_genes))
         x.view(-1)[row * self._n_genes + counts.indices] = counts.values
         batch = replace(self._cells.take(self._to_device(indices)), x=x)
-        if n_entries > PAYS_BELOW * x.numel():
+        if self.device.type != "cpu" or n_entries > PAYS_BELOW * x.numel():
             return batch
         remember_nonzero(x, lambda: (row, counts.indices.long()))
         return replace(batch, rows=SparseRows(counts, self._n_genes))

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import TENSORS, CellBatch
+from pyro_contrastive.training.captured import CAPTURED_ON, Captured
 from pyro_contrastive.training.recorder import Recorder
 from pyro_contrastive.training.state import Saved, changed, fingerprint
 from pyro_contrastive.vae import ContrastiveVAE
@@ -112,7 +113,8 @@ class RecordedStep:
     with the same cells and the same noise, in the first, second, fourth ... and later in every
     128th step after. Where a step cannot be recorded, a recording turns out to say something else,
     or the programs keep numbers of their own from step to step, all further steps are plain ones,
-    and a line is logged.
+    and a line is logged. On a GPU a recording is captured as a graph; if that fails it is played
+    operation by operation, and a line is logged.
 
     Parameters
     ----------
@@ -122,7 +124,9 @@ class RecordedStep:
 
     def __init__(self, plain: PlainStep) -> None:
         self.plain = plain
-        self.is_recording = plain.parameters[0].device.type in {"cpu", "cuda"}
+        self.device = plain.parameters[0].device
+        self.is_recording = self.device.type in {"cpu", "cuda"}
+        self.is_capturing = self.device.type in CAPTURED_ON
         self._recordings: dict[Shape, _Recording] = {}
         self._n_seen: Counter[Shape] = Counter()
         self._modules = list(plain.vae.modules())
@@ -148,12 +152,13 @@ class RecordedStep:
         return evaluated
 
     def _saved(self, tensors: Sequence[Tensor]) -> Saved:
-        return Saved(tensors, self.plain.parameters[0].device)
+        return Saved(tensors, self.device)
 
     def _record(self, shape: Shape, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Take a plain step, and record it."""
         saved, kept = self._saved(self._buffers), fingerprint(self._modules)
-        recorder = Recorder([kl_weight, *_tensors(batch).values()])
+        inputs = [kl_weight, *_tensors(batch).values()]
+        recorder = Recorder(inputs)
         try:
             with recorder.recording():
                 evaluated = self.plain(batch, kl_weight)
@@ -169,10 +174,28 @@ class RecordedStep:
         outside = {id(tensor): tensor for tensor in [*self._buffers, *recorder.written]}
         try:
             play = recorder.playing(vars(evaluated))
-            self._recordings[shape] = _Recording(play, list(outside.values()))
         except Exception as error:  # not to be written as a program
             self._give_up(logging.INFO, f"recording a step failed ({error})")
+            return evaluated
+        changes = list(outside.values())
+        if self.is_capturing:
+            play = self._captured(play, self._saved(changes), inputs)
+        self._recordings[shape] = _Recording(play, changes)
         return evaluated
+
+    def _captured(
+        self, play: Callable[..., dict[str, Any]], saved: Saved, inputs: Sequence[Tensor]
+    ) -> Callable[..., dict[str, Any]]:
+        """Capture a recording, if it can be."""
+        try:
+            with torch.no_grad():
+                return Captured(play, inputs)
+        except Exception as error:  # CUDA and its libraries raise many kinds
+            self.is_capturing = False
+            logger.info("Recorded steps are not captured as a graph, which is slower: %s.", error)
+            return play
+        finally:
+            saved.put_back()
 
     def _played(
         self, recording: _Recording, saved: Saved, batch: CellBatch, kl_weight: Tensor
