@@ -20,6 +20,7 @@ instead:
 
 The gradient is closed form, because automatic differentiation would cancel where the formulas do
 not. Non-zero entries are found at run time, which `torch.func.vmap` and tracing do not support.
+On a GPU nothing is gathered: both are evaluated at every entry, in float64.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch import Size, Tensor
 from torch.autograd.function import BackwardCFunction, Function, FunctionCtx
 from torch.nn.functional import softplus
 
-from pyro_contrastive._nonzero import nonzero_of
+from pyro_contrastive._nonzero import is_gathered, nonzero_of
 from pyro_contrastive._nonzero_density import (
     IDENTITY_FROM,
     Terms,
@@ -132,16 +133,12 @@ def count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
 
 
 def _count_terms(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> list[Tensor]:
-    found = _gathered if value.device.type == "cpu" else _everywhere
+    found = _gathered if is_gathered(value) else _everywhere
     return [term for term in found(value, m, t, p) if term is not None]
 
 
 def _everywhere(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
-    """Evaluate both cases at every entry, in float64.
-
-    To gather entries one would have to ask the device how many there are. A GPU has the arithmetic
-    done before it has answered, and a step that asks nothing can be captured.
-    """
+    """Evaluate both cases at every entry, in float64."""
     mean, dispersion = m.double().expand(value.shape), t.double()
     logits = None if p is None else p.double().expand(value.shape)
     zeros = _zero_terms(mean, dispersion, logits)
@@ -149,20 +146,16 @@ def _everywhere(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     if logits is not None:
         counts = not_structural(counts, logits)
     is_zero, largest = value == 0, torch.finfo(m.dtype).max
-    return Terms(
-        *(
-            # (Clamped for the reason that `put` has.)
-            None if a is None or b is None else torch.where(is_zero, a, b.clamp_(max=largest)).to(m)
-            for a, b in zip(zeros, counts, strict=True)
-        )
-    )
+    terms: list[Any] = [
+        # (Clamped for the reason that `put` has.)
+        None if a is None or b is None else torch.where(is_zero, a, b.clamp_(max=largest)).to(m)
+        for a, b in zip(zeros, counts, strict=True)
+    ]
+    return Terms(*terms)
 
 
 def _gathered(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
-    """Evaluate zeros at every entry, and gather what is not one for what costs more.
-
-    Where one is to be evaluated is found at run time.
-    """
+    """Evaluate zeros at every entry, and gather what is not one for what costs more."""
     shape = value.shape
     mean = m.expand(shape).contiguous()
     # Results take the memory layout of the mean, and are written to by flat position below.

@@ -10,6 +10,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 SMALL_COUNT = 15
 """Whole counts up to this are looked up in tables of every gene."""
+GATHERED_ON = {"cpu"}
+"""Types of devices on which non-zero entries are gathered.
+
+Others would have to be waited for, to hear how many there are, and a step that asks could not be
+captured. A GPU has evaluated every entry sooner.
+"""
+
+
+def is_gathered(value: Tensor) -> bool:
+    """Tell whether the non-zero entries of these counts are evaluated apart from the others."""
+    return value.device.type in GATHERED_ON
 
 
 class NonZero(NamedTuple):

@@ -8,6 +8,8 @@ import pyro
 import pytest
 import torch
 
+from pyro_contrastive import _nonzero
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> Iterator[None]:
@@ -18,3 +20,10 @@ def fixed_seed() -> Iterator[None]:
     torch.set_num_threads(1)  # small matrices: threads cost more than they give
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["gathered", "everywhere"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate densities as on a CPU, and as on a GPU."""
+    if request.param == "everywhere":
+        monkeypatch.setattr(_nonzero, "GATHERED_ON", set())

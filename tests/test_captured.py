@@ -28,9 +28,11 @@ from pyro_contrastive import (
     NegativeBinomial,
     NormalizingFlowPrior,
     PerConditionNormal,
+    Poisson,
     SparseSalient,
     TotalCorrelation,
     Wasserstein,
+    ZeroInflatedPoisson,
 )
 from pyro_contrastive.training import captured, steps
 
@@ -39,8 +41,12 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "the default": dict,
     "latent library": lambda: {"latent_library": True},
     "penalties": lambda: {"penalties": [Wasserstein(1.0), MMD(30.0, "z"), HSIC(30.0)]},
-    "adversary": lambda: {"penalties": [TotalCorrelation(1.0, n_background_latent=3, n_salient_latent=2)]},
+    "adversary": lambda: {
+        "penalties": [TotalCorrelation(1.0, n_background_latent=3, n_salient_latent=2)]
+    },
     "dispersion by cell": lambda: {"likelihood": NegativeBinomial("gene-cell")},
+    "poisson": lambda: {"likelihood": Poisson()},
+    "zero-inflated poisson": lambda: {"likelihood": ZeroInflatedPoisson()},
     "mixture": lambda: {"background_prior": MixtureOfGaussians(3, 4)},
     "flow": lambda: {"salient_prior": NormalizingFlowPrior(2)},
     "mean of each treatment": lambda: {"salient_prior": PerConditionNormal(2, 2)},

@@ -114,11 +114,13 @@ def scipy_log_prob(
     return np.logaddexp(log_dropped, special.log_expit(-p) + log_prob)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_negative_binomial_grid(dtype: torch.dtype) -> None:
     check_all(list(itertools.product(COUNTS, MEANS, INVERSE_DISPERSIONS)), dtype)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_zero_inflated_grid(dtype: torch.dtype) -> None:
     counts = [0, 1, 100_000]
@@ -195,6 +197,7 @@ def test_density_sums_to_one(m: float, t: float) -> None:
         assert make(parameters).log_prob(x).exp().sum().item() == pytest.approx(1, abs=1e-10)
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_mean_of_zero(dtype: torch.dtype) -> None:
     x = torch.tensor([0.0, 3.0], dtype=dtype)
@@ -213,6 +216,7 @@ def test_mean_of_zero(dtype: torch.dtype) -> None:
         assert make(parameters).variance.tolist() == [0, 0]
 
 
+@pytest.mark.usefixtures("each_way")
 def test_gradient_where_the_mean_is_zero_and_the_count_is_not() -> None:
     m = torch.zeros((), requires_grad=True)
     t = torch.tensor(2.0, requires_grad=True)
@@ -221,6 +225,7 @@ def test_gradient_where_the_mean_is_zero_and_the_count_is_not() -> None:
     assert gradients[1].isfinite()
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("zero_inflated", [False, True])
 def test_numerical_derivatives(zero_inflated: bool) -> None:
     x = torch.tensor([[0.0, 1.0, 12.0], [3.0, 0.0, 0.0]], dtype=torch.float64)
@@ -236,6 +241,7 @@ def test_numerical_derivatives(zero_inflated: bool) -> None:
     assert torch.autograd.gradgradcheck(log_prob, parameters)
 
 
+@pytest.mark.usefixtures("each_way")
 def test_some_parameters_without_gradient() -> None:
     x = torch.tensor([0.0, 2.0])
     m, t, p = torch.tensor([1.0, 2.0]), torch.tensor(3.0, requires_grad=True), torch.zeros(2)
@@ -267,6 +273,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("zero_inflated", [False, True])
 def test_broadcasting(shapes: tuple[tuple[int, ...], ...], zero_inflated: bool) -> None:
@@ -306,6 +313,7 @@ def central_differences(arrays: Sequence[NDArray[np.float64]]) -> list[NDArray[n
     return gradients
 
 
+@pytest.mark.usefixtures("each_way")
 def test_memory_layout_does_not_matter() -> None:
     x = torch.poisson(torch.ones(3, 4)).T  # [cells, genes], as are the others
     m = torch.rand(3, 4).T + 0.1

@@ -59,6 +59,7 @@ def many_digits():
         yield
 
 
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("m", RATES)
 @pytest.mark.parametrize("x", [0, 1, 3, 1000, 100_000, 10_000_000])
 def test_poisson_and_its_gradient(x, m):
@@ -68,6 +69,22 @@ def test_poisson_and_its_gradient(x, m):
     found.backward()
     assert found.item() == pytest.approx(float(log_poisson(x, m32)), rel=3e-7)
     assert heads["scale"].grad.item() == pytest.approx(x / m32 - 1, rel=1e-6)
+
+
+@pytest.mark.usefixtures("each_way")
+def test_poisson_derivatives_and_shapes():
+    x = torch.tensor([[0.0, 1.0, 12.0], [3.0, 0.0, 0.0]], dtype=torch.float64)
+    rate = (torch.rand(2, 3, dtype=torch.float64) * 5 + 0.2).requires_grad_()
+
+    def log_prob(scale):
+        return Poisson()({"scale": scale}, torch.ones(2, 1)).log_prob(x)
+
+    assert torch.autograd.gradcheck(log_prob, rate)
+    assert torch.autograd.gradgradcheck(log_prob, rate)
+    fn = Poisson()({"scale": rate}, torch.ones(2, 1)).base_dist
+    draws = torch.arange(4.0).reshape(4, 1, 1)
+    expected = scipy.stats.poisson(rate.detach().numpy()).logpmf(draws.numpy())
+    np.testing.assert_allclose(fn.log_prob(draws).detach(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("logit", LOGITS)

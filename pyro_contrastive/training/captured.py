@@ -48,7 +48,8 @@ def capture(
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Return what a function finds on a GPU, and what makes it find that anew."""
     with torch.cuda.device(device):
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here = torch.cuda.current_stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not say
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(_N_FIRST):
