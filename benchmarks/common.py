@@ -6,7 +6,7 @@ import argparse
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -67,6 +67,19 @@ def arguments_of_data(made: argparse.ArgumentParser) -> None:
     made.add_argument("--density", type=float, default=0.1)
     made.add_argument("--batch-size", type=int, default=128, help="of each population")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--accelerator", default="cpu", help='"gpu" to measure on one')
+
+
+def clock(accelerator: str) -> Callable[[], float]:
+    """Return what tells processor time; on a GPU, wall time when it has done what it was given."""
+    if accelerator == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
 
 
 def simulated(n_cells: int, n_genes: int, density: float, seed: int = 0) -> ad.AnnData:

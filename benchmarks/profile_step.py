@@ -1,25 +1,25 @@
 """Where the time of our training step goes, beside a floor computed from operations and bytes.
 
     python benchmarks/profile_step.py [--cells 4000 --genes 2000 --density 0.1 --batch-size 128]
+        [--accelerator gpu]
 
 The parts of a plain step are timed one after another in running steps (processor time, medians); so
 is a recorded step, which is what training takes, as a whole. The floor is what
 the arithmetic cannot go below on this machine: operations of the dense matrix products over the
 speed of a large one; non-zero counts times hidden units, for the sparse products, at the same
-speed; log, exp and sigmoid of every cell and gene, timed alone; and the arrays of [cells, genes]
-that have to be written and read once, over the speed of copying one.
+speed (on a GPU all counts); log, exp and sigmoid of every cell and gene, timed alone; and the
+arrays of [cells, genes] that have to be written and read once, over the speed of copying one.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import pandas as pd
 import pyro
 import torch
-from common import arguments_of_data, show, simulated, start
+from common import arguments_of_data, clock, show, simulated, start
 from step import our_run, our_steps
 
 from pyro_contrastive.torch_tools import own_params, reused_memory
@@ -31,67 +31,72 @@ ARRAYS = 10
 FUNCTIONS = (torch.log1p, torch.exp, torch.log, torch.sigmoid, torch.exp)  # the last: of softmax
 
 
-def seconds(work: Callable[[], object], times: int = 30) -> float:
-    """Return the median processor time of some work."""
+Clock = Callable[[], float]
+
+
+def seconds(work: Callable[[], object], now: Clock, times: int = 30) -> float:
+    """Return the median time of some work."""
     taken = []
     for _ in range(times):
-        begun = time.process_time()
+        begun = now()
         work()
-        taken.append(time.process_time() - begun)
+        taken.append(now() - begun)
     return sorted(taken)[times // 2]
 
 
-def parts(run: Run, n_epochs: int) -> pd.Series:
+def parts(run: Run, n_epochs: int, now: Clock) -> pd.Series:
     """Time the parts of running steps; return medians in milliseconds."""
     objective, vae, rows = run.vae.objective, run.vae, []
     vae.train()
     with reused_memory(), pyro.validation_enabled(False), own_params():
         for _ in range(n_epochs):
             for indices in run.batches.epoch():
-                marks = [time.process_time()]
+                marks = [now()]
                 batch = run.cells(indices)
-                marks.append(time.process_time())
+                marks.append(now())
                 run.optimizer.zero_grad()
                 traces = objective._get_trace(vae.model, vae.guide, (batch,), {})
-                marks.append(time.process_time())
+                marks.append(now())
                 _, loss = objective._differentiable_loss_particle(*traces)
-                marks.append(time.process_time())
+                marks.append(now())
                 loss.backward()
-                marks.append(time.process_time())
+                marks.append(now())
                 run.optimizer.step()
-                marks.append(time.process_time())
+                marks.append(now())
                 rows.append(marks)
     names = ("mini-batch", "model and guide", "loss and its parts", "gradient", "optimiser")
     table = 1e3 * pd.DataFrame(rows).diff(axis=1).iloc[:, 1:].set_axis(names, axis=1)
     return table.median()
 
 
-def recorded(run: Run, n_steps: int = 60) -> float:
+def recorded(run: Run, now: Clock, n_steps: int = 60) -> float:
     """Time recorded steps, from indices to updated weights; return the median in milliseconds."""
     take, taken = our_steps(run), []
     with reused_memory():
         take(2 * RECORDED_AFTER)
         for _ in range(n_steps):
-            begun = time.process_time()
+            begun = now()
             take(1)
-            taken.append(1e3 * (time.process_time() - begun))
+            taken.append(1e3 * (now() - begun))
     return sorted(taken)[n_steps // 2]
 
 
 def floor(options: argparse.Namespace, n_hidden: int = 128) -> pd.Series:
     """Compute the floor, in milliseconds."""
     n_cells, n_genes = 2 * options.batch_size, options.genes
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    speed = 2 * 1024**3 / seconds(lambda: left @ right)  # operations a second
-    table = torch.rand(n_cells, n_genes) + 0.1
+    is_cpu, now = options.accelerator == "cpu", clock(options.accelerator)
+    device, size = ("cpu", 1024) if is_cpu else ("cuda", 8192)
+    left, right = (torch.randn(size, size, device=device) for _ in range(2))
+    speed = 2 * size**3 / seconds(lambda: left @ right, now)  # operations a second
+    table = torch.rand(n_cells, n_genes, device=device) + 0.1
     other = torch.empty_like(table)
     products = 2 * n_cells * n_genes * n_hidden  # of one of the dense products
-    sparse = products * options.density
+    sparse = products * options.density if is_cpu else products  # no sparse ones on a GPU
     found = {
         "dense products (6)": 6 * products / speed,
-        "sparse products (4)": 4 * sparse / speed,
-        "functions": sum(seconds(lambda f=f: f(table, out=other)) for f in FUNCTIONS),
-        "arrays": ARRAYS * seconds(lambda: other.copy_(table)),
+        "encoders' products (4)": 4 * sparse / speed,
+        "functions": sum(seconds(lambda f=f: f(table, out=other), now) for f in FUNCTIONS),
+        "arrays": ARRAYS * seconds(lambda: other.copy_(table), now),
     }
     return 1e3 * pd.Series(found)
 
@@ -106,13 +111,13 @@ def main() -> None:
     options = made.parse_args()
     start(options)
     adata = simulated(options.cells, options.genes, options.density)
-    run = our_run(adata, options.batch_size)
-    measured = parts(run, 1 if options.quick else options.epochs)
+    run, now = our_run(adata, options.batch_size, options.accelerator), clock(options.accelerator)
+    measured = parts(run, 1 if options.quick else options.epochs, now)
     computed = floor(options)
     for title, column in (("A plain step", measured), ("Floor", computed)):
         column["in all"] = column.sum()
         show(f"{title}, ms", column.to_frame("ms"), digits=2)
-    whole = recorded(run)
+    whole = recorded(run, now)
     print(f"\nA recorded step: {whole:.2f} ms, {whole / computed['in all']:.2f} times the floor")
 
 

@@ -1,18 +1,19 @@
 """Time of a training step, scvi-tools' and ours, in one process and turn by turn.
 
     python benchmarks/step.py [--cells 10000 --genes 2000 --density 0.1 --batch-size 128]
+        [--accelerator gpu]
 
 A step is what it takes from indices of cells to updated weights: fetching the mini-batch, loss,
 gradient, optimiser. Both have their default settings, and as many background as target cells. What
 Lightning adds to scvi-tools' step (logging, callbacks) is left out; see epochs in ``bench.py``.
 Steps of the two take turns, and medians of processor time are compared: on a machine that is
-busy with other things that is what varies least. Needs the ``parity`` extra.
+busy with other things that is what varies least; on a GPU it is wall time, several steps at once.
+Needs the ``parity`` extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import chain, repeat
@@ -23,7 +24,7 @@ import pandas as pd
 import pyro
 import torch
 from anndata import AnnData
-from common import REFERENCE, arguments_of_data, show, simulated, start
+from common import REFERENCE, arguments_of_data, clock, show, simulated, start
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.data.setup import Setup
@@ -38,7 +39,7 @@ Steps = Callable[[int], None]
 """Takes so many steps."""
 
 
-def reference_steps(adata: AnnData, batch_size: int) -> Steps:
+def reference_steps(adata: AnnData, batch_size: int, accelerator: str = "cpu") -> Steps:
     """Make scvi-tools' steps."""
     import scvi
     from scvi.external.contrastivevi._contrastive_dataloader import ContrastiveDataLoader
@@ -46,6 +47,7 @@ def reference_steps(adata: AnnData, batch_size: int) -> Steps:
     scvi.settings.seed = 0
     scvi.external.ContrastiveVI.setup_anndata(adata)
     model = scvi.external.ContrastiveVI(adata)
+    model.to_device("cpu" if accelerator == "cpu" else "cuda:0")
     optimizer = scvi.train.TrainingPlan(model.module).configure_optimizers()["optimizer"]
     target = (adata.obs["condition"] != "control").to_numpy()
     loader = ContrastiveDataLoader(
@@ -69,7 +71,7 @@ def reference_steps(adata: AnnData, batch_size: int) -> Steps:
     return steps
 
 
-def our_run(adata: AnnData, batch_size: int, **model_kwargs: Any) -> Run:
+def our_run(adata: AnnData, batch_size: int, accelerator: str = "cpu", **model_kwargs: Any) -> Run:
     """Make a run of training of ours, on all cells."""
     pyro.set_rng_seed(0)
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
@@ -84,7 +86,7 @@ def our_run(adata: AnnData, batch_size: int, **model_kwargs: Any) -> Run:
         TrainingPlan(n_epochs_kl_warmup=0),
         max_epochs=1,
         batch_size=batch_size,
-        fabric=one_device("cpu", 1),
+        fabric=one_device(accelerator, 1),
         rng=np.random.default_rng(0),
     )
 
@@ -107,7 +109,9 @@ def our_steps(run: Run) -> Steps:
     return steps
 
 
-def take_turns(steps: dict[str, Steps], *, rounds: int, at_once: int) -> pd.DataFrame:
+def take_turns(
+    steps: dict[str, Steps], now: Callable[[], float], *, rounds: int, at_once: int
+) -> pd.DataFrame:
     """Time some steps of each in every round; return milliseconds a step, ``[rounds, names]``."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
@@ -115,19 +119,21 @@ def take_turns(steps: dict[str, Steps], *, rounds: int, at_once: int) -> pd.Data
             # Memory is kept from step to step in our training, and not in the other.
             with nullcontext() if name == REFERENCE else reused_memory():
                 take(2)  # not timed: caches and memory are what the other has left
-                begun = time.process_time()
+                begun = now()
                 take(at_once)
-                times[name].append(1e3 * (time.process_time() - begun) / at_once)
+                times[name].append(1e3 * (now() - begun) / at_once)
     return pd.DataFrame(times)
 
 
-def compare(adata: AnnData, batch_size: int, *, rounds: int, at_once: int) -> pd.DataFrame:
+def compare(
+    adata: AnnData, batch_size: int, accelerator: str = "cpu", *, rounds: int, at_once: int
+) -> pd.DataFrame:
     """Return median and quartiles of the milliseconds a step, and how many times faster."""
     steps = {
-        REFERENCE: reference_steps(adata, batch_size),
-        "ours": our_steps(our_run(adata, batch_size)),
+        REFERENCE: reference_steps(adata, batch_size, accelerator),
+        "ours": our_steps(our_run(adata, batch_size, accelerator)),
     }
-    times = take_turns(steps, rounds=rounds, at_once=at_once)
+    times = take_turns(steps, clock(accelerator), rounds=rounds, at_once=at_once)
     table = times.quantile([0.5, 0.25, 0.75]).T.set_axis(["ms a step", "25 %", "75 %"], axis=1)
     table["cells/s"] = 2 * batch_size / table["ms a step"] * 1e3
     table["times faster"] = table.loc[REFERENCE, "ms a step"] / table["ms a step"]
@@ -143,8 +149,9 @@ def main() -> None:
     options = made.parse_args()
     start(options)
     adata = simulated(options.cells, options.genes, options.density)
-    table = compare(adata, options.batch_size, rounds=options.rounds, at_once=options.at_once)
-    show("Training step, processor time", table, digits=2)
+    how_long = {"rounds": options.rounds, "at_once": options.at_once}
+    table = compare(adata, options.batch_size, options.accelerator, **how_long)
+    show("Training step", table, digits=2)
 
 
 if __name__ == "__main__":
