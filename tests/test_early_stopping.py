@@ -1,0 +1,188 @@
+"""Early stopping: when it looks, what it puts back, what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import column, make_adata, make_model, same, split_of_seed, train, weights
+
+from pyro_contrastive.training import EarlyStopping
+from pyro_contrastive.training.evaluate import evaluate
+
+
+def test_early_stopping_puts_back_the_best_weights():
+    model = make_model(make_adata(40, 40))
+    # A step this long jumps about, so the last epoch is not the best one.
+    warmup = 10  # a quarter of 40 epochs
+    result = train(
+        model,
+        40,
+        early_stopping=True,
+        early_stopping_patience=3,
+        train_size=0.5,
+        batch_size=8,
+        plan_kwargs={"lr": 0.1},
+        seed=3,
+    )
+    elbo = column(model, "elbo_validation")
+    assert result.stopped_early
+    assert result.n_epochs == len(elbo) < 40
+    assert np.argmin(elbo[warmup:]) + warmup == len(elbo) - 4  # three checks without improvement
+    split = split_of_seed(model, seed=3, train_size=0.5)
+    found = evaluate(model.module, model._data(None), split.validation, 8, "cpu")
+    elbo_now = found["reconstruction_loss"] + found["kl_z"] + found["kl_s"]
+    assert elbo_now == elbo[warmup:].min()
+    assert not model.module.training
+
+
+def test_early_stopping_counts_checks_not_epochs():
+    model = make_model()
+    result = train(
+        model,
+        40,
+        early_stopping=True,
+        early_stopping_patience=2,
+        early_stopping_min_delta=1e9,
+        check_val_every_n_epoch=3,
+        plan_kwargs={"n_epochs_kl_warmup": 0},
+    )
+    # The first check is the best there can be; two more do not improve by so much.
+    assert (result.stopped_early, result.n_epochs) == (True, 9)
+    assert model.history["elbo_validation"].index.tolist() == [2, 5, 8]
+    assert model.history["elbo_train"].index.tolist() == list(range(9))
+
+
+def test_early_stopping_keeps_the_minimum_whatever_min_delta_is():
+    stopping = EarlyStopping("loss", patience=2, min_delta=1.0)
+    module = torch.nn.Linear(1, 1)
+    for value in (10.0, 9.5, 9.7):
+        torch.nn.init.constant_(module.weight, value)
+        stopped = stopping.update({"loss": value}, module)
+    stopping.restore_best(module)
+    assert (stopped, stopping.best, module.weight.item()) == (True, 9.5, 9.5)
+
+
+def test_early_stopping_can_watch_a_training_quantity_without_held_out_cells():
+    result = train(
+        make_model(),
+        3,
+        train_size=1.0,
+        early_stopping=True,
+        early_stopping_monitor="elbo_train",
+        early_stopping_patience=1,
+        early_stopping_min_delta=1e9,
+        plan_kwargs={"n_epochs_kl_warmup": 0},
+    )
+    assert (result.stopped_early, result.n_epochs) == (True, 2)
+
+
+@pytest.fixture
+def stoppings(monkeypatch):
+    """Record what early stopping looked at."""
+    made: list[tuple[EarlyStopping, dict[str, float]]] = []
+    original = EarlyStopping.update
+
+    def update(self: EarlyStopping, values: dict[str, float], module: torch.nn.Module) -> bool:
+        made.append((self, dict(values)))
+        return original(self, values, module)
+
+    monkeypatch.setattr(EarlyStopping, "update", update)
+    return made
+
+
+def test_early_stopping_looks_from_the_end_of_the_warm_up_on(stoppings):
+    """The loss of an epoch with a low KL weight is low: no reason to go back to it."""
+    model = make_model(wasserstein_penalty=50.0)
+    result = train(
+        model,
+        20,
+        early_stopping=True,
+        early_stopping_monitor="train_loss",
+        early_stopping_patience=6,
+        plan_kwargs={"n_epochs_kl_warmup": 5, "lr": 1e-4},
+        batch_size=8,
+        seed=0,
+    )
+    assert {values["kl_weight"] for _, values in stoppings} == {1.0}
+    assert len(stoppings) == result.n_epochs - 5
+    loss = column(model, "train_loss")
+    assert loss[:5].min() < loss[5:].min() == stoppings[-1][0].best
+
+
+def test_patience_is_not_used_up_in_the_warm_up():
+    result = train(
+        make_model(),
+        20,
+        early_stopping=True,
+        early_stopping_patience=2,
+        early_stopping_min_delta=1e9,
+        plan_kwargs={"n_epochs_kl_warmup": 5},
+    )
+    # The sixth epoch is the first to be looked at, and the best there can be.
+    assert (result.stopped_early, result.n_epochs) == (True, 8)
+
+
+def test_early_stopping_can_wait_longer_than_the_kl_warm_up(stoppings):
+    kwargs: dict[str, Any] = {
+        "early_stopping": True,
+        "early_stopping_patience": 2,
+        "early_stopping_min_delta": 1e9,
+        "plan_kwargs": {"n_epochs_kl_warmup": 1},
+    }
+    waited = train(make_model(), 12, early_stopping_warmup_epochs=5, **kwargs)
+    # The sixth epoch is the first to be looked at, and the best there can be.
+    assert (waited.stopped_early, waited.n_epochs, len(stoppings)) == (True, 8, 3)
+    again = train(make_model(), 12, early_stopping_warmup_epochs=0, **kwargs)
+    assert again.n_epochs == 4
+    with pytest.raises(ValueError, match="leaves early stopping none of the 5 epochs"):
+        train(make_model(), 5, early_stopping_warmup_epochs=5, **kwargs)
+
+
+def test_early_stopping_can_watch_what_is_to_grow():
+    stopping = EarlyStopping("score", patience=2, min_delta=0.0, mode="max")
+    module = torch.nn.Linear(1, 1)
+    for value in (1.0, 3.0, 2.0, 2.5):
+        torch.nn.init.constant_(module.weight, value)
+        stopped = stopping.update({"score": value}, module)
+    stopping.restore_best(module)
+    assert (stopped, module.weight.item()) == (True, 3.0)
+    kwargs = {"early_stopping": True, "plan_kwargs": {"n_epochs_kl_warmup": 0}}
+    result = train(make_model(), 6, early_stopping_mode="max", early_stopping_patience=1, **kwargs)
+    assert (result.stopped_early, result.n_epochs) == (True, 2)  # the loss only falls
+
+
+@pytest.mark.parametrize(
+    "plan", [{"n_epochs_kl_warmup": 400}, {"n_steps_kl_warmup": 10**6}, {"n_epochs_kl_warmup": 6}]
+)
+def test_early_stopping_of_a_run_that_is_all_warm_up_is_refused(plan):
+    model = make_model()
+    with pytest.raises(ValueError, match="does not end before the last of 6 epochs"):
+        train(model, 6, early_stopping=True, plan_kwargs=plan)
+    assert not model.history
+    train(model, 6, early_stopping=True, plan_kwargs={"n_epochs_kl_warmup": 5})
+    train(model, 6, early_stopping=True, plan_kwargs=plan | {"min_kl_weight": 1})
+
+
+@pytest.mark.parametrize(
+    ("adata_sizes", "kwargs", "message"),
+    [
+        ((20, 30), {"train_size": 1.0}, "No cells are held out"),
+        ((3, 30), {}, "No cells are held out"),
+        ((20, 30), {"early_stopping_monitor": "val_loss"}, r"can watch \['elbo_train'"),
+        ((20, 30), {"early_stopping_patience": 0}, "patience of at least 1"),
+        ((20, 30), {"early_stopping_min_delta": -1}, "min_delta of at least 0"),
+        ((20, 30), {"early_stopping_mode": "least"}, "mode 'min' or 'max'"),
+        ((20, 30), {"early_stopping_warmup_epochs": -1}, "at least 0 warmup_epochs"),
+        ((20, 30), {"check_val_every_n_epoch": 0}, "check_val_every_n_epoch must be at least 1"),
+    ],
+)
+def test_early_stopping_that_cannot_work_is_refused_before_training(adata_sizes, kwargs, message):
+    model = make_model(make_adata(*adata_sizes))
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        train(model, early_stopping=True, **kwargs)
+    assert same(before, weights(model))
+    assert not model.history
