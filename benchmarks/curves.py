@@ -34,14 +34,14 @@ PARTS = ("reconstruction_loss", "kl_z", "kl_s")
 class Setting:
     """How to train ours: schedule, steps and plan instead of its own, weights of penalties.
 
-    ``annealed``: whether the penalties grow with the KL weight, as they do by default.
+    ``annealed``: whether the penalties grow with the KL weight, as those of the preset do not.
     """
 
     schedule: str = "fast"
     steps: int | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
     penalties: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    annealed: bool = True
+    annealed: bool = False
     early_stopping: bool = False
 
     def make_penalties(self) -> list[Penalty]:

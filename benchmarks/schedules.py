@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import Any
 
 import anndata as ad
@@ -48,7 +49,8 @@ WEIGHTS = {"fast": 0.0, "separated / 3": 1 / 3, "separated": 1.0, "separated x 3
 
 def configuration(times: float) -> Configuration:
     """Return the fast schedule, with the preset's penalties that many times as heavy."""
-    penalties = [Wasserstein(times), MMD(30.0 * times, "z"), HSIC(30.0 * times)]
+    kinds = ((Wasserstein, 1.0), (partial(MMD, site="z"), 30.0), (HSIC, 30.0))
+    penalties = [kind(times * weight, annealed=False) for kind, weight in kinds]
     return Configuration({"penalties": penalties if times else []}, {"schedule": "fast"})
 
 

@@ -36,16 +36,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pyro_contrastive import (
-    HSIC,
-    MMD,
     ContrastiveVI,
     EscapingPerturbation,
     Penalty,
     PerConditionNormal,
     Prior,
     ShrinkMeans,
-    Wasserstein,
 )
+from pyro_contrastive.family import Sizes, preset_arguments
 
 CONTROL, GENE, BATCH = "non-targeting", "target_gene", "bio_rep"
 N_SALIENT = 10
@@ -85,7 +83,8 @@ def strengths(latent: Latent, gene: NDArray[np.str_], unseen: Cells) -> dict[str
 
 def separated() -> list[Penalty]:
     """Make the penalties of the separated preset."""
-    return [Wasserstein(1.0), MMD(30.0, "z"), HSIC(30.0)]
+    made: list[Penalty] = preset_arguments("separated", Sizes(2, 10, N_SALIENT))["penalties"]
+    return made
 
 
 def priors(sizes: list[int]) -> dict[str, Callable[[], tuple[Prior | None, list[Penalty]]]]:

@@ -99,6 +99,19 @@ def test_the_history_has_the_terms_of_a_preset(name, penalties, adata) -> None:
     assert {f"{penalty}_train" for penalty in penalties} <= set(model.history)
 
 
+def test_penalties_of_separated_have_their_weight_from_the_first_step_on(adata) -> None:
+    model = ContrastiveVI.from_preset(adata, "separated")
+    batch = model._data(None).cells(np.arange(len(adata)))
+    vae, found = model.module.eval(), {}
+    vae.objective.kl_weight = 0.0
+    for weight in (1.0, 0.0):
+        for penalty in vae.penalties:
+            penalty.weight *= weight
+        pyro.set_rng_seed(0)
+        found[weight] = vae.objective.loss(vae.model, vae.guide, batch)
+    assert found[1.0] > found[0.0] + 0.1
+
+
 def test_a_preset_may_be_changed(adata) -> None:
     model = ContrastiveVI.from_preset(adata, "mm-cvae", penalties=[], wasserstein_penalty=2.0)
     assert [p.name for p in model.module.penalties] == ["wasserstein"]
