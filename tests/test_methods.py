@@ -231,6 +231,8 @@ def test_counterfactuals_by_name(adata) -> None:
         assert not drug1.iloc[:12].equals(both["background"].iloc[:12])
     with pytest.raises(ValueError, match="'aggregate_posterior' or 'prior', not 'posterior'"):
         model.get_counterfactual_expression("drug1", salient_source="posterior")
+    with pytest.raises(ValueError, match=r"salient_source must be .* not 'posterior'"):
+        model.posterior_predictive_sample(salient_source="posterior")
     with pytest.raises(ValueError, match=r"'drug3' is not a condition.*drug2"):
         model.get_counterfactual_expression("drug3")
     nameless = make(adata, condition_key=None)

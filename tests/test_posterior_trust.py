@@ -20,10 +20,12 @@ from linear_gaussian import (
 from pyro_contrastive import CellBatch, Poisson
 from pyro_contrastive.analysis.calibration import Calibration, calibrate, rank_histogram
 from pyro_contrastive.analysis.comparison import estimate
+from pyro_contrastive.analysis.findings import calibration_finding
 from pyro_contrastive.analysis.likelihood import all_log_weights, log_weights_of_cells
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts
 from pyro_contrastive.analysis.posterior_accuracy import posterior_accuracy
+from pyro_contrastive.plotting import plot_ranks
 from pyro_contrastive.torch_tools import evaluating
 
 ALL = np.arange(8)
@@ -215,6 +217,23 @@ def test_ranks_by_nuts_are_uniform_where_those_of_the_guide_are_not() -> None:
     guide = calibrate(vae, data, np.arange(40), 19).table
     assert nuts["uniform"].all()
     assert not guide["uniform"].all()
+
+
+def test_what_too_few_simulated_cells_have_is_not_tested_and_the_rest_is() -> None:
+    vae, data = linear_vae(), linear_data(60, 4)
+    torch.manual_seed(0)
+    found = calibrate(vae, data, np.arange(64), 19)
+    table = found.table
+    assert table.index[table["uniform"].isna()].tolist() == ["s1", "s2"]
+    assert (
+        table.loc["s1", "reading"]
+        == "Not tested: 4 simulated cells have it, 10 at least are needed."
+    )
+    assert table.loc["z1", "p_adjusted"] == pytest.approx(min(1.0, 4 * table.loc["z1", "p_value"]))
+    assert "all 4 quantities are uniform" in calibration_finding(found).reading
+    assert len(plot_ranks(found)) == 4
+    with pytest.raises(ValueError, match=r"too few, of \['s1'\]; there are of \['z1', 'z2'"):
+        plot_ranks(found, ["z1", "s1"])
 
 
 def test_histogram_of_ranks_by_hand() -> None:

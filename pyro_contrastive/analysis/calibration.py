@@ -72,17 +72,23 @@ class Calibration:
         its range: ``shift``, the mean of u minus 1/2 in standard errors (positive: the draws are
         too small); ``spread``, the variance of u over that of a uniform (above 1: ranks gather at
         both ends, the posterior is too narrow; below 1: too wide). ``uniform`` and ``reading``.
+        Quantities that fewer than 10 simulated cells have (few of them may be target cells) are not
+        tested: their row says so, and ``uniform`` is missing.
         """
         rows = {name: self._row(self.ranks[name].dropna().to_numpy()) for name in self.ranks}
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("quantity")
-        table["p_adjusted"] = np.minimum(1.0, table["p_value"] * len(table))
-        table["uniform"] = table["p_adjusted"] >= LEVEL
+        table["p_adjusted"] = np.minimum(1.0, table["p_value"] * table["p_value"].count())
+        uniform = (table["p_adjusted"] >= LEVEL).astype("boolean")
+        table["uniform"] = uniform.where(table["p_value"].notna())
         table["reading"] = [_reading(row) for row in table.to_dict("records")]
         return table
 
     def _row(self, ranks: Array) -> dict[str, float]:
         from scipy import stats  # noqa: PLC0415  # slow to import
 
+        if len(ranks) < FEWEST_BINS * EXPECTED_PER_BIN:
+            untested = dict.fromkeys(("bins", "chi2", "p_value", "shift", "spread"), math.nan)
+            return {"n": len(ranks)} | untested
         counts, expected = rank_histogram(ranks, self.n_draws)
         test = stats.chisquare(counts, expected)
         u = (ranks + 0.5) / (self.n_draws + 1)
@@ -210,6 +216,8 @@ def _ranks(
 
 def _reading(row: dict[str, float]) -> str:
     """Put the shape of a histogram of ranks in words."""
+    if math.isnan(row["p_value"]):
+        return f"Not tested: {row['n']:.0f} simulated cells have it, 10 at least are needed."
     if row["uniform"]:
         return "Uniform within what chance allows."
     found = []

@@ -272,7 +272,8 @@ def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
 
 def calibration_finding(found: Calibration) -> Finding:
     """Put simulation-based calibration in words."""
-    table = found.table
+    every = found.table
+    table = every[every["uniform"].notna()]
     failed = table[~table["uniform"]]
     share = len(failed) / len(table)
     if failed.empty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,14 @@ PSEUDOCOUNT = 1e-5
 """Added to expression that sums to 1 over genes, before it is compared."""
 
 
+def check_salient_source(salient_source: str) -> None:
+    """Refuse what is no source of salient latents, whether or not they are asked for."""
+    known = get_args(SalientSource)
+    if salient_source not in known:
+        msg = f"salient_source must be {known[0]!r} or {known[1]!r}, not {salient_source!r}."
+        raise ValueError(msg)
+
+
 class CounterfactualHelpers(DecodingHelpers):
     """Whose salient latents stand for a condition that cells were not given."""
 
@@ -38,11 +46,7 @@ class CounterfactualHelpers(DecodingHelpers):
     ) -> tuple[AnnData, CellData, NDArray[np.int64], int, expression.Donors | None]:
         """Read cells, the code of the condition they are to be under, and the donors for it."""
         code = self._condition_code(condition)
-        if salient_source not in {"aggregate_posterior", "prior"}:
-            msg = (
-                f"salient_source must be 'aggregate_posterior' or 'prior', not {salient_source!r}."
-            )
-            raise ValueError(msg)
+        check_salient_source(salient_source)
         # Untreated, every cell is without s, whatever it was given.
         chosen, data, cells = self._cells(adata, indices, need_condition=code != BACKGROUND)
         donors = None

@@ -14,7 +14,11 @@ from pyro_contrastive.analysis import predictive
 from pyro_contrastive.analysis.predictive import Predicting, Replicates
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.methods.counterfactual import CounterfactualHelpers, SalientSource
+from pyro_contrastive.methods.counterfactual import (
+    CounterfactualHelpers,
+    SalientSource,
+    check_salient_source,
+)
 from pyro_contrastive.methods.decoding import Covariates
 
 Samples: TypeAlias = NDArray[np.float32] | list[sp.csr_matrix]
@@ -49,6 +53,7 @@ class PredictiveHelpers(CounterfactualHelpers):
         if np.ndim(transform_batch) > 0:
             msg = f"transform_batch must be one batch here, not {transform_batch!r}."
             raise ValueError(msg)
+        check_salient_source(salient_source)
         code, donors = None, None
         if condition is None:
             _, data, cells = self._cells(adata, indices)

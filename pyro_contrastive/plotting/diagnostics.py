@@ -123,16 +123,25 @@ def plot_ranks(
     calibration
         What :meth:`pyro_contrastive.ContrastiveVI.simulation_based_calibration` returned.
     quantities
-        Which of its quantities. Default: all.
+        Which of its quantities. Default: all that were tested.
     n_columns
         Panels in a row.
 
     Returns
     -------
     Array of Axes, one per quantity. The band holds a bin of a uniform with probability 0.99.
+
+    Raises
+    ------
+    ValueError
+        If a quantity is unknown, or too few simulated cells have it.
     """
-    names = list(calibration.ranks) if quantities is None else list(quantities)
     table = calibration.table
+    tested = list(table.index[table["uniform"].notna()])
+    names = tested if quantities is None else list(quantities)
+    if not_tested := [name for name in names if name not in tested]:
+        msg = f"There are no ranks to draw, or too few, of {not_tested}; there are of {tested}."
+        raise ValueError(msg)
     n_columns = min(n_columns, len(names))
     n_rows = -(-len(names) // n_columns)
     _, grid = plt.subplots(
