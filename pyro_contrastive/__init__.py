@@ -1,25 +1,20 @@
 """Contrastive analysis of single-cell RNA-seq counts, as a Pyro program."""
 
 from pyro_contrastive._settings import settings
-from pyro_contrastive.additive import AdditivePoisson
 from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
-from pyro_contrastive.count_likelihoods import Bernoulli, Poisson, ZeroInflatedPoisson
 from pyro_contrastive.family import presets
-from pyro_contrastive.flow_prior import NormalizingFlowPrior
-from pyro_contrastive.gaussian import Gaussian
 from pyro_contrastive.guide import ContrastiveGuide
-from pyro_contrastive.learned_priors import (
-    MixtureOfGaussians,
-    PerConditionNormal,
-    ShrinkMeans,
-    VampPrior,
-)
 from pyro_contrastive.likelihoods import (
+    AdditivePoisson,
+    Bernoulli,
+    Gaussian,
     Likelihood,
     NegativeBinomial,
+    Poisson,
     ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
 )
 from pyro_contrastive.methods.comparison import compare_models
 from pyro_contrastive.model import ContrastiveModel
@@ -33,9 +28,20 @@ from pyro_contrastive.penalties import (
     TotalCorrelation,
     Wasserstein,
 )
-from pyro_contrastive.perturbation_priors import EscapingPerturbation, PrivateSalient
-from pyro_contrastive.priors import FixedPrior, LogNormalLibrary, Prior, StandardNormal
-from pyro_contrastive.sparse_prior import SparseSalient
+from pyro_contrastive.priors import (
+    EscapingPerturbation,
+    FixedPrior,
+    LogNormalLibrary,
+    MixtureOfGaussians,
+    NormalizingFlowPrior,
+    PerConditionNormal,
+    Prior,
+    PrivateSalient,
+    ShrinkMeans,
+    SparseSalient,
+    StandardNormal,
+    VampPrior,
+)
 from pyro_contrastive.vae import ContrastiveVAE
 
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
+PACKAGE = "pyro_contrastive"
 Spec = dict[str, Any]
 """A component as JSON: ``{"class": "module:Name", "arguments": {...}}``.
 
@@ -73,7 +74,9 @@ class Component(nn.Module, ABC):
     def spec(self) -> Spec:
         """Return class and arguments of the component, to be written as JSON."""
         cls = type(self)
-        name = f"{cls.__module__}:{cls.__qualname__}"
+        # Those of the library by the name users know, whatever file they are in.
+        is_public = getattr(import_module(PACKAGE), cls.__qualname__, None) is cls
+        name = f"{PACKAGE if is_public else cls.__module__}:{cls.__qualname__}"
         try:
             arguments = json.loads(json.dumps(self.arguments(), default=as_json_value))
         except (TypeError, ValueError) as error:  # ValueError: circular

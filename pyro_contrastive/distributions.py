@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_contrastive._count_density import log_density
+from pyro_contrastive._density.counts import log_density
 
 __all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial"]
 

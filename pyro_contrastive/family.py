@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 import pyro.distributions as dist
 
-from pyro_contrastive.additive import AdditivePoisson
-from pyro_contrastive.likelihoods import ZeroInflatedNegativeBinomial
+from pyro_contrastive.likelihoods import AdditivePoisson, ZeroInflatedNegativeBinomial
 from pyro_contrastive.penalties import (
     HSIC,
     MMD,
@@ -20,7 +19,7 @@ from pyro_contrastive.penalties import (
     TotalCorrelation,
     Wasserstein,
 )
-from pyro_contrastive.perturbation_priors import EscapingPerturbation, PrivateSalient
+from pyro_contrastive.priors import EscapingPerturbation, PrivateSalient
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_contrastive import _nonzero
+from pyro_contrastive._density import nonzero
 
 
 @pytest.fixture(autouse=True)
@@ -26,4 +26,4 @@ def fixed_seed() -> Iterator[None]:
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluate densities as on a CPU, and as on a GPU."""
     if request.param == "everywhere":
-        monkeypatch.setattr(_nonzero, "GATHERED_ON", set())
+        monkeypatch.setattr(nonzero, "GATHERED_ON", set())

@@ -22,11 +22,11 @@ from pyro_contrastive import (
     Wasserstein,
     ZeroInflatedNegativeBinomial,
 )
-from pyro_contrastive import _rows as rows
-from pyro_contrastive._decoded_density import by_tensors, decoded_log_density
+from pyro_contrastive._density import rows
+from pyro_contrastive._density.decoded import by_tensors, decoded_log_density
 from pyro_contrastive.analysis.runs import draw_posterior, value_at
-from pyro_contrastive.decoded_counts import DecodedCounts
 from pyro_contrastive.heads import Heads, bfloat16_products, products_are_half
+from pyro_contrastive.likelihoods.decoded import DecodedCounts
 from pyro_contrastive.networks import QuickDropout
 from pyro_contrastive.testing import SimulationSettings, simulate
 
@@ -140,11 +140,11 @@ def test_without_numba_the_step_is_the_slower_one_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(rows, "FEWEST_ENTRIES", 0)
-    monkeypatch.delitem(sys.modules, "pyro_contrastive._kernel", raising=False)
-    monkeypatch.delattr("pyro_contrastive._kernel", raising=False)
+    monkeypatch.delitem(sys.modules, "pyro_contrastive._density.kernel", raising=False)
+    monkeypatch.delattr("pyro_contrastive._density.kernel", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "pyro_contrastive._kernel_functions", raising=False)
-    monkeypatch.delattr("pyro_contrastive._kernel_functions", raising=False)
+    monkeypatch.delitem(sys.modules, "pyro_contrastive._density.kernel_functions", raising=False)
+    monkeypatch.delattr("pyro_contrastive._density.kernel_functions", raising=False)
     x, scale, library, t, _ = arguments("typical")
     rows.kernel.cache_clear()
     try:
@@ -159,7 +159,7 @@ def test_without_numba_the_step_is_the_slower_one_and_the_log_says_so(
 
 
 def test_the_compiled_functions_have_the_precision_they_claim() -> None:
-    from pyro_contrastive import _kernel_functions as functions
+    from pyro_contrastive._density import kernel_functions as functions
 
     one = np.float32(1)
 

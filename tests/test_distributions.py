@@ -19,7 +19,7 @@ from scipy import special, stats
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_contrastive._count_density import _count_terms
+from pyro_contrastive._density.counts import _count_terms
 from pyro_contrastive.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 
 DTYPES = [torch.float32, torch.float64]

@@ -19,17 +19,17 @@ from pyro.nn import PyroModule
 
 from pyro_contrastive import CellBatch, ContrastiveVI
 from pyro_contrastive.components import component_from_spec
-from pyro_contrastive.flow_prior import NormalizingFlowPrior
-from pyro_contrastive.learned_priors import (
-    MixtureOfGaussians,
-    PerConditionNormal,
-    ShrinkMeans,
-    VampPrior,
-)
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.priors import (
+    MixtureOfGaussians,
+    NormalizingFlowPrior,
+    PerConditionNormal,
+    ShrinkMeans,
+    SparseSalient,
+    VampPrior,
+)
 from pyro_contrastive.sites import site_losses
-from pyro_contrastive.sparse_prior import SparseSalient
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO]

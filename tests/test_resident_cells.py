@@ -10,7 +10,7 @@ import torch
 from helpers import make_vae
 from scipy.sparse import csr_matrix
 
-from pyro_contrastive._nonzero import NonZero, nonzero_of
+from pyro_contrastive._density.nonzero import NonZero, nonzero_of
 from pyro_contrastive.cells import TENSORS
 from pyro_contrastive.data import resident
 from pyro_contrastive.data.cell_data import CellData

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 import pyro_contrastive
 from pyro_contrastive import (
+    MMD,
     CellBatch,
     ContrastiveELBO,
     ContrastiveVI,
@@ -415,6 +417,17 @@ def test_importable_components_are_made_again(tmp_path):
     assert loaded.module.penalties[0].weight == 2.0
 
 
+def test_the_librarys_own_are_named_as_users_know_them(tmp_path):
+    make_model(trained=False, penalties=[MMD()]).save(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    named = set(re.findall(r"'class': '([^']*)'", str(config)))
+    assert named == {
+        "pyro_contrastive:ZeroInflatedNegativeBinomial",
+        "pyro_contrastive:StandardNormal",
+        "pyro_contrastive:MMD",
+    }
+
+
 def test_components_that_cannot_be_imported_are_passed_in_again(tmp_path):
     class MyLikelihood(NegativeBinomial):
         pass
@@ -437,7 +450,7 @@ def test_components_that_cannot_be_imported_are_passed_in_again(tmp_path):
 def test_a_module_that_is_not_there_is_named(tmp_path):
     make_model(trained=False).save(tmp_path / "model")
     text = (tmp_path / "model" / "config.json").read_text()
-    text = text.replace("pyro_contrastive.likelihoods:", "my_notebook_code:")
+    text = text.replace("pyro_contrastive:ZeroInflated", "my_notebook_code:ZeroInflated")
     (tmp_path / "model" / "config.json").write_text(text)
     with pytest.raises(ValueError, match="No module named 'my_notebook_code'"):
         ContrastiveVI.load(tmp_path / "model")

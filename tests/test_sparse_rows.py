@@ -11,7 +11,7 @@ from helpers import make_vae
 from pyro.infer import TraceMeanField_ELBO
 
 from pyro_contrastive import CellBatch, Gaussian, Likelihood, NegativeBinomial
-from pyro_contrastive._nonzero import _known
+from pyro_contrastive._density.nonzero import _known
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import read_counts
 from pyro_contrastive.distributions import NegativeBinomial as Plain

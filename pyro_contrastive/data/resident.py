@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from pyro_contrastive._nonzero import remember_nonzero
+from pyro_contrastive._density.nonzero import remember_nonzero
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums

@@ -10,12 +10,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_contrastive.components import Component
-from pyro_contrastive.count_likelihoods import Bernoulli, Poisson, ZeroInflatedPoisson
-from pyro_contrastive.gaussian import Gaussian
 from pyro_contrastive.likelihoods import (
+    Bernoulli,
+    Gaussian,
     Likelihood,
     NegativeBinomial,
+    Poisson,
     ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
 )
 
 __all__ = ["FitSettings", "FittedModel", "Study", "flat_settings", "named_likelihood"]

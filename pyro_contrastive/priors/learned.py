@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.networks import Block
 from pyro_contrastive.penalties import Penalty
-from pyro_contrastive.priors import Prior
+from pyro_contrastive.priors.base import Prior
 from pyro_contrastive.torch_tools import evaluating
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_contrastive._nonzero import SMALL_COUNT, NonZero
+from pyro_contrastive._density.nonzero import SMALL_COUNT, NonZero
 
 # Stirling's formula is good to 2e-14 from here on with five terms of its remainder,
 # whose coefficients are B_2k / (2k (2k - 1)); NIST DLMF, equation 5.11.1.

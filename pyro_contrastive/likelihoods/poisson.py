@@ -11,10 +11,10 @@ import torch
 from pyro.distributions import Distribution, constraints
 from torch import Size, Tensor
 
-from pyro_contrastive._poisson_density import poisson_log_density
+from pyro_contrastive._density.poisson import poisson_log_density
 from pyro_contrastive.distributions import CountDistribution
 from pyro_contrastive.heads import SCALE
-from pyro_contrastive.likelihoods import DROPOUT, Likelihood
+from pyro_contrastive.likelihoods.base import DROPOUT, Likelihood
 
 __all__ = ["Bernoulli", "Poisson", "ZeroInflatedPoisson"]
 

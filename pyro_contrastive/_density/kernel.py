@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_contrastive._kernel_functions import (
+from pyro_contrastive._density.kernel_functions import (
     SMALL,
     compiled,
     exp32,

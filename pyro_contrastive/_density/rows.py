@@ -46,11 +46,11 @@ def kernel() -> ModuleType | None:
     the result beside the code, or where the user's caches are.
     """
     try:
-        from pyro_contrastive import _kernel  # noqa: PLC0415  # needs numba, slow to import
+        from pyro_contrastive._density import kernel as compiled  # noqa: PLC0415  # needs numba, slow to import
     except (ImportError, RuntimeError) as error:  # RuntimeError: there is no place to keep it
         logger.info("Training without compiled code, which is slower: %s.", error)
         return None
-    return _kernel
+    return compiled
 
 
 def rows_pay(value: Tensor, scale: Tensor, library: Tensor, t: Tensor) -> bool:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from pyro_contrastive._count_density import count_terms, log_density
-from pyro_contrastive._rows import Slopes, by_rows, rows_pay
+from pyro_contrastive._density.counts import count_terms, log_density
+from pyro_contrastive._density.rows import Slopes, by_rows, rows_pay
 from pyro_contrastive.heads import Layer, linear, products_are_half, smallest_scale
 
 

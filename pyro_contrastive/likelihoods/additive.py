@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.count_likelihoods import Poisson
 from pyro_contrastive.heads import SCALE
+from pyro_contrastive.likelihoods.poisson import Poisson
 
 
 class Loadings(nn.Module):

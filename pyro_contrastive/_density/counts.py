@@ -33,8 +33,8 @@ from torch import Size, Tensor
 from torch.autograd.function import BackwardCFunction, Function, FunctionCtx
 from torch.nn.functional import softplus
 
-from pyro_contrastive._nonzero import is_gathered, nonzero_of
-from pyro_contrastive._nonzero_density import (
+from pyro_contrastive._density.nonzero import is_gathered, nonzero_of
+from pyro_contrastive._density.nonzero_counts import (
     IDENTITY_FROM,
     Terms,
     log1p_minus,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from pyro_contrastive._nonzero import is_gathered, nonzero_of
+from pyro_contrastive._density.nonzero import is_gathered, nonzero_of
 from pyro_contrastive._operators import define
 
 

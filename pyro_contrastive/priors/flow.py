@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.learned_priors import check_at_least
-from pyro_contrastive.priors import Prior
+from pyro_contrastive.priors.base import Prior
+from pyro_contrastive.priors.learned import check_at_least
 
 
 class _MaskedAffine(Transform):

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
-from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.likelihoods.base import Likelihood
 from pyro_contrastive.moments import GeneMoments
 
 MEAN = "mean"

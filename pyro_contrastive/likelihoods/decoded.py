@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import Distribution, TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_contrastive._decoded_density import decoded_log_density
+from pyro_contrastive._density.decoded import decoded_log_density
 from pyro_contrastive.heads import SCALE, Heads, Layer
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.learned_priors import check_at_least
-from pyro_contrastive.priors import Prior
+from pyro_contrastive.priors.base import Prior
+from pyro_contrastive.priors.learned import check_at_least
 
 
 class SparseSalient(Prior):

@@ -1,0 +1,1 @@
+"""Log-densities of counts and their gradients, and how they are evaluated fast."""
