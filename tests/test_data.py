@@ -136,6 +136,9 @@ def test_missing_values_are_counted(adata, keys):
 def test_background_must_be_a_condition(adata):
     with pytest.raises(ValueError, match=r"background='ctrl' must be one of.*'control', 'treated'"):
         register(adata, background="ctrl")
+    message = r"one of \['control', 'treated'\], not \['control'\]"
+    with pytest.raises(ValueError, match=message):
+        register(adata, background=["control"])
 
 
 def test_condition_needs_a_background_and_the_other_way_round(adata):
@@ -207,6 +210,14 @@ def test_empty_cells_are_counted_in_a_warning(adata):
     assert caught[0].filename == __file__  # points at the caller, not at us
 
 
+def test_large_continuous_covariates_are_warned_of(adata):
+    adata.obs["total"] = np.linspace(-20_000, 100, adata.n_obs)
+    adata.obs["percent"] = np.linspace(0, 100, adata.n_obs)
+    with pytest.warns(UserWarning, match=r"large: adata.obs\['total'\] up to 20,000\. ") as caught:
+        register(adata, continuous_covariate_keys=["percent", "total"])
+    assert caught[0].filename == __file__
+
+
 def test_only_uns_changes_and_the_record_survives_a_file(adata, tmp_path):
     before = adata.copy()
     setup = register(
@@ -241,6 +252,7 @@ def test_unregistered_data_say_what_to_call(adata):
         ContrastiveVI(adata)
 
 
+@pytest.mark.filterwarnings("ignore:Continuous covariates go")
 def test_codes_of_batch_and_covariates(adata):
     adata.obs["plate"] = pd.Categorical(
         np.resize(["p2", "p10"], 25), categories=["p2", "unused", "p10"]

@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import check_in_memory, read_counts, row_sums
-from pyro_contrastive.data.support import warn_of_other_data
+from pyro_contrastive.data.support import (
+    warn_of_empty_cells,
+    warn_of_other_data,
+    warn_of_scale,
+)
 
 UNS_KEY = "_pyro_contrastive"
 """Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
@@ -77,14 +81,9 @@ class Setup:
             # size factors usually have mean 1.
             unit = float(row_sums(data.counts).mean() / data.size_factor.mean())
             setup = replace(setup, size_factor_unit=unit)
-        n_empty = int((row_sums(data.counts) == 0).sum())
-        if n_empty:
-            warnings.warn(
-                f"{n_empty} of {adata.n_obs} cells have no counts at all. They are kept, but tell "
-                "nothing; remove them with scanpy.pp.filter_cells(adata, min_counts=1).",
-                UserWarning,
-                stacklevel=3,
-            )
+        warn_of_empty_cells(data.counts)
+        if data.continuous is not None:
+            warn_of_scale(setup.continuous_covariate_keys, data.continuous)
         with warnings.catch_warnings():
             # Writing to a view makes it an AnnData of its own. The caller asked for the writing.
             warnings.simplefilter("ignore", ImplicitModificationWarning)
@@ -284,8 +283,9 @@ def _background_level(adata: AnnData, condition_key: str | None, background: obj
             raise ValueError(msg)
         return None
     levels = _levels(adata, condition_key)
-    if background is None:
-        msg = f"condition_key={condition_key!r} needs background=, one of {levels}."
+    if background is None or not np.isscalar(background):
+        given = "" if background is None else f", not {background!r}"
+        msg = f"condition_key={condition_key!r} needs background=, one of {levels}{given}."
         raise ValueError(msg)
     # 0 is the background of a column of 0.0 and 1.0, or of False and True, whatever its string.
     equal = (adata.obs[condition_key] == background).to_numpy(dtype=bool)

@@ -10,7 +10,14 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from torch.distributions import constraints
 
-from pyro_contrastive.data.counts import Matrix, first_of, not_counts, place, stored_values
+from pyro_contrastive.data.counts import (
+    Matrix,
+    first_of,
+    not_counts,
+    place,
+    row_sums,
+    stored_values,
+)
 from pyro_contrastive.likelihoods import Likelihood
 
 COUNTS, BINARY, NONNEGATIVE = (
@@ -18,6 +25,8 @@ COUNTS, BINARY, NONNEGATIVE = (
     constraints.boolean,
     constraints.nonnegative,
 )
+LARGE = 100.0
+"""Size of a continuous covariate from which on it is warned of: percentages are not."""
 NEEDS = {
     COUNTS: "raw counts (integers from 0 up)",
     BINARY: "binary data (0 or 1)",
@@ -129,3 +138,32 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
         UserWarning,
         stacklevel=4,
     )
+
+
+def warn_of_empty_cells(counts: Matrix) -> None:
+    """Warn of cells without counts; called by what `setup_anndata` calls."""
+    n_empty = int((row_sums(counts) == 0).sum())
+    if n_empty:
+        warnings.warn(
+            f"{n_empty} of {counts.shape[0]} cells have no counts at all. They are kept, but tell "
+            "nothing; remove them with scanpy.pp.filter_cells(adata, min_counts=1).",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def warn_of_scale(keys: tuple[str, ...], values: NDArray[np.float32]) -> None:
+    """Warn of continuous covariates, ``[cells, covariates]``, of a size that networks do not take.
+
+    Called by what `setup_anndata` calls.
+    """
+    sizes = np.abs(values).max(axis=0, initial=0.0)
+    large = {key: float(size) for key, size in zip(keys, sizes, strict=True) if size > LARGE}
+    if large:
+        listed = ", ".join(f"adata.obs[{key!r}] up to {size:,.0f}" for key, size in large.items())
+        warnings.warn(
+            "Continuous covariates go into the networks as they are, and these are large: "
+            f"{listed}. Training may fail. Standardise them: (x - x.mean()) / x.std().",
+            UserWarning,
+            stacklevel=4,
+        )
