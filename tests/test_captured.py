@@ -6,7 +6,9 @@ capture by hand stand in for one.
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -166,6 +168,23 @@ def test_what_was_found_is_kept_when_more_is() -> None:
     assert (one["loss"].item(), two["loss"].item()) == (2, 11)
     assert one["terms"]["a"].tolist() == [2, 2]
     assert two["gradients"][0].tolist() == [15, 18]
+
+
+def test_what_a_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A graph knows addresses only: unlike the capture by hand it does not keep what is there.
+    monkeypatch.setattr(captured, "capture", lambda function, _: (function(), lambda: None))
+
+    def make() -> tuple[captured.Captured, weakref.ref[Tensor]]:
+        constant = torch.ones(2)
+        play = captured.Captured(lambda x: {"loss": (x * constant).sum()}, [torch.zeros(2)])
+        return play, weakref.ref(constant)
+
+    play, constant = make()
+    gc.collect()
+    assert constant() is not None
+    del play
+    gc.collect()
+    assert constant() is None
 
 
 def test_where_capture_fails_recordings_are_played(

@@ -236,6 +236,17 @@ def test_what_too_few_simulated_cells_have_is_not_tested_and_the_rest_is() -> No
         plot_ranks(found, ["z1", "s1"])
 
 
+def test_too_few_simulated_cells_for_anything_are_said_to_be() -> None:
+    found = Calibration(pd.DataFrame({"z1": [0.0, 1.0, 2.0]}), 5, "guide")
+    finding = calibration_finding(found)
+    assert (finding.verdict, finding.reading) == (
+        "look",
+        "Not tested: 3 simulated cells are too few.",
+    )
+    with pytest.raises(ValueError, match=r"too few, of \['z1'\]; there are of \[\]"):
+        plot_ranks(found)
+
+
 def test_histogram_of_ranks_by_hand() -> None:
     counts, expected = rank_histogram(np.array([0, 0, 1, 2, 3, 3, 3, 4, 4, 4.0]), 4)
     # Two bins for five ranks: 0, 1, 2 and 3, 4.

@@ -103,9 +103,9 @@ def trained(
     sizes = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
     model = ContrastiveVI(adata, **(sizes | make()))
     settings: dict[str, Any] = {"batch_size": 12, "train_size": 1.0, "max_epochs": 6, "seed": 1}
-    settings |= train_kwargs
+    settings |= {"accelerator": "cpu"} | train_kwargs
     plan = {"record_steps": record} | settings.pop("plan_kwargs", {})
-    model.train(plan_kwargs=plan, enable_progress_bar=False, accelerator="cpu", **settings)
+    model.train(plan_kwargs=plan, enable_progress_bar=False, **settings)
     return model
 
 

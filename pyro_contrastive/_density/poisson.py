@@ -56,5 +56,5 @@ class _LogDensity(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         value, rate = ctx.saved_tensors
         # The difference of two close numbers is exact; x / rate - 1 would not be.
-        slope = torch.where(value == 0, -1.0, (value - rate) / rate)
+        slope = torch.where(value == 0, -1.0, (value.to(rate.dtype) - rate) / rate)
         return None, grad * slope

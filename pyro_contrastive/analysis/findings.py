@@ -274,6 +274,9 @@ def calibration_finding(found: Calibration) -> Finding:
     """Put simulation-based calibration in words."""
     every = found.table
     table = every[every["uniform"].notna()]
+    if table.empty:
+        reading = f"Not tested: {len(found.ranks)} simulated cells are too few."
+        return Finding("calibration", float("nan"), "look", reading, "more n_simulations")
     failed = table[~table["uniform"]]
     share = len(failed) / len(table)
     if failed.empty:

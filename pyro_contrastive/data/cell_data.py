@@ -70,7 +70,10 @@ class CellData:
         for a product with all of them costs it little, and its size does not vary.
         """
         rows = self.counts[indices]
-        sparse = None if isinstance(rows, np.ndarray) else SparseRows.of(rows, device, dtype)
+        sparse = None
+        # (To a GPU one way or the other.)
+        if not isinstance(rows, np.ndarray) and (not dense or torch.device(device).type == "cpu"):
+            sparse = SparseRows.of(rows, device, dtype)
         unknown = np.full(len(indices), BACKGROUND + 1)
 
         def tensor(
@@ -86,8 +89,6 @@ class CellData:
             x = torch.as_tensor(whole, device=device, dtype=dtype)
         else:
             library = torch.as_tensor(row_sums(rows), device=device, dtype=dtype)
-        if x is not None and torch.device(device).type != "cpu":
-            sparse = None
         if x is not None and sparse is not None:
             remember_nonzero(x, sparse.cells_by_genes.positions)
         library = library if self.size_factor is None else tensor(self.size_factor, dtype)

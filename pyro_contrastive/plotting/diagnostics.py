@@ -139,7 +139,8 @@ def plot_ranks(
     table = calibration.table
     tested = list(table.index[table["uniform"].notna()])
     names = tested if quantities is None else list(quantities)
-    if not_tested := [name for name in names if name not in tested]:
+    not_tested = [name for name in names or table.index if name not in tested]
+    if not_tested or not names:
         msg = f"There are no ranks to draw, or too few, of {not_tested}; there are of {tested}."
         raise ValueError(msg)
     n_columns = min(n_columns, len(names))

@@ -31,6 +31,7 @@ class Captured:
     """
 
     def __init__(self, play: Callable[..., dict[str, Any]], inputs: Sequence[Tensor]) -> None:
+        self._play = play  # it owns tensors that the graph reads
         self._inputs = [tensor.clone() for tensor in inputs]
         self._found, self._replay = capture(lambda: play(*self._inputs), inputs[0].device)
 
@@ -46,16 +47,22 @@ class Captured:
 def capture(
     function: Callable[[], dict[str, Any]], device: torch.device
 ) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Return what a function finds on a GPU, and what makes it find that anew."""
+    """Return what a function finds on a GPU, and what makes it find that anew.
+
+    What the function reads must live as long as that is called.
+    """
     with torch.cuda.device(device):
         here = torch.cuda.current_stream()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not say
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            for _ in range(_N_FIRST):
-                function()
-        here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = function()
+        try:
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(_N_FIRST):
+                    function()
+            here.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                found = function()
+        finally:  # torch stays in the stream of a capture that failed
+            torch.cuda.set_stream(here)
     return found, graph.replay

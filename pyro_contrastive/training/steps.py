@@ -144,7 +144,9 @@ class RecordedStep:
         n_steps = self._n_seen[shape] - RECORDED_AFTER - 1  # since it was made
         if n_steps & (n_steps - 1) == 0 or n_steps % CHECKED_EVERY == 0:
             return self._checked(recording, batch, kl_weight)
-        evaluated = self._played(recording, self._saved(recording.changes), batch, kl_weight)
+        # A graph does all or nothing.
+        may_change = [] if isinstance(recording.play, Captured) else recording.changes
+        evaluated = self._played(recording, self._saved(may_change), batch, kl_weight)
         if evaluated is None:
             return self.plain(batch, kl_weight)
         for parameter, gradient in zip(self.plain.parameters, evaluated.gradients, strict=True):
