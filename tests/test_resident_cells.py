@@ -53,6 +53,15 @@ def test_mini_batches_are_the_same(density: float, size_factor: bool) -> None:
             assert torch.equal(a, b)
 
 
+def test_counts_go_to_a_gpu_one_way_or_the_other() -> None:
+    data = make_data()
+    dense = data.cells(np.arange(3), "meta")
+    assert (dense.x.device.type, dense.rows) == ("meta", None)
+    sparse = data.cells(np.arange(3), "meta", dense=False)
+    assert sparse.x is None
+    assert sparse.rows.cells_by_genes.values.device.type == "meta"
+
+
 def test_the_loss_is_the_same() -> None:
     data, vae = make_data(), make_vae(n_batch=2, n_cats_per_cov=[2], n_continuous_cov=2).eval()
     indices, losses = np.arange(N_CELLS), []
