@@ -7,10 +7,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.penalties._pairs import dependence, pair_sum
 from pyro_contrastive.penalties.base import Penalty
 
 SITES = ("z", "s")
-MIN_CELLS = 3  # two cells are always perfectly dependent
 
 
 class MMD(Penalty):
@@ -77,20 +77,18 @@ class MMD(Penalty):
             batch.is_target, 1.0 / n_target.clamp(min=1), -1.0 / n_background.clamp(min=1)
         )
         sign = sign.to(draws) * ((n_target > 0) & (n_background > 0))
-        return ((self._kernel(squared_distances(draws), draws) @ sign) * sign).sum(-1).mean()
+        return pair_sum(draws, sign, self._scales(draws)).mean()
 
     def _from_zero(self, draws: Tensor, background: Tensor) -> Tensor:
         weight = background.to(draws) / background.sum().clamp(min=1)
-        among = ((self._kernel(squared_distances(draws), draws) @ weight) * weight).sum(-1)
-        to_zero = (self._kernel(draws.square().sum(-1), draws) * weight).sum(-1)
+        among = pair_sum(draws, weight, self._scales(draws))
+        squares = draws.square().sum(-1)
+        to_zero = sum((torch.exp(-squares / c) for c in self._scales(draws)), torch.zeros(()))
         at_zero = len(self.factors) * weight.sum()
-        return (among - 2 * to_zero + at_zero).mean()
+        return (among - 2 * (to_zero * weight).sum(-1) + at_zero).mean()
 
-    def _kernel(self, distances: Tensor, draws: Tensor) -> Tensor:
-        kernel = torch.zeros_like(distances)
-        for factor in self.factors:
-            kernel = kernel + torch.exp(-distances / (2 * factor * draws.shape[-1]))
-        return kernel
+    def _scales(self, draws: Tensor) -> list[float]:
+        return [2 * factor * draws.shape[-1] for factor in self.factors]
 
 
 class HSIC(Penalty):
@@ -117,48 +115,5 @@ class HSIC(Penalty):
 
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
         """Return the normalised HSIC of z and s over target cells, averaged over particles."""
-        target = batch.is_target
-        k, other = (
-            centred_kernel(guide_trace.nodes[site]["value"], target) for site in SITES
-        )  # [..., cells, cells]
-        square_norms = k.square().sum((-2, -1)) * other.square().sum((-2, -1))
-        # Where a latent is constant the fraction is 0/0; the bound makes it, and its slope, 0.
-        norms = square_norms.clamp(min=torch.finfo(k.dtype).eps ** 2).sqrt()
-        aligned = (k * other).sum((-2, -1)) / norms
-        return aligned.mean() * (target.sum() >= MIN_CELLS)
-
-
-def centred_kernel(draws: Tensor, cells: Tensor) -> Tensor:
-    """Gaussian kernel matrix of some cells, centred, with the median distance as bandwidth.
-
-    Parameters
-    ----------
-    draws
-        ``[..., cells, latents]``.
-    cells
-        Which cells count, boolean ``[cells]``. Rows and columns of the others are 0; they are not
-        cut out, because on a GPU that would wait for the number of cells.
-
-    Returns
-    -------
-    ``[..., cells, cells]``.
-    """
-    pairs = cells.unsqueeze(-1) & cells
-    distances = squared_distances(draws)
-    chosen = torch.where(pairs, distances.detach(), torch.nan).flatten(-2)
-    bandwidth = chosen.nanmedian(-1).values.nan_to_num(1.0)
-    bandwidth = bandwidth.clamp(min=torch.finfo(draws.dtype).eps ** 2)[..., None, None]
-    # Pairs that do not count may be far apart in this bandwidth: keep them out of the exponent.
-    kernel = torch.exp(-torch.where(pairs, distances, 0.0) / (2 * bandwidth)) * pairs
-    n_cells = cells.sum().clamp(min=1)
-    kernel = (kernel - kernel.sum(-1, keepdim=True) / n_cells) * pairs
-    return (kernel - kernel.sum(-2, keepdim=True) / n_cells) * pairs
-
-
-def squared_distances(draws: Tensor) -> Tensor:
-    """Squared Euclidean distances between all pairs of rows, ``[..., cells, cells]``."""
-    # Of x.x + y.y - 2 x.y little is left for rows far from 0 but close to each other: move them.
-    draws = draws - draws.detach().mean(-2, keepdim=True)
-    norms = draws.square().sum(-1)
-    products = draws @ draws.transpose(-2, -1)
-    return (norms.unsqueeze(-1) + norms.unsqueeze(-2) - 2 * products).clamp(min=0.0)
+        z, s = (guide_trace.nodes[site]["value"] for site in SITES)
+        return dependence(z, s, batch.is_target).mean()
