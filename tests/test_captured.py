@@ -37,6 +37,7 @@ from pyro_contrastive import (
     ZeroInflatedPoisson,
 )
 from pyro_contrastive.training import captured, steps
+from pyro_contrastive.training.recorder import Recorder
 
 Found = dict[str, Any]
 MODELS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -190,7 +191,10 @@ def test_what_a_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_capture_fails_recordings_are_played(
     monkeypatch: pytest.MonkeyPatch, by_graphs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
+    failed = []
+
     def fail(function: Callable[[], Found], device: torch.device) -> Any:
+        failed.append(1)
         function()  # what it draws and writes must be put back
         msg = "operation not permitted when stream is capturing"
         raise RuntimeError(msg)
@@ -202,6 +206,39 @@ def test_where_capture_fails_recordings_are_played(
         "Recorded steps are not captured as a graph, which is slower: operation not permitted when "
         "stream is capturing."
     ]
+    assert failed == [1]  # not tried again
+    assert_same(model, trained(False))
+
+
+def test_what_is_on_other_devices_is_noticed() -> None:
+    x, unused = torch.zeros(2, device="meta"), torch.zeros(2)
+    for make, devices in (
+        (lambda: x * 2, {"meta"}),
+        (lambda: x * torch.tensor(2.0), {"meta", "cpu"}),
+        (lambda: (unused + 1, x * 2)[1], {"meta"}),
+    ):
+        recorder = Recorder([x])
+        with recorder.recording():
+            result = make()
+        recorder.playing({"loss": result})
+        assert recorder.devices == devices
+
+
+def test_a_step_with_tensors_on_other_devices_is_not_captured(
+    monkeypatch: pytest.MonkeyPatch, by_graphs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Recorder.playing
+
+    def playing(self: Recorder, results: Any) -> Any:
+        play = original(self, results)
+        self.devices.add("meta")
+        return play
+
+    monkeypatch.setattr(Recorder, "playing", playing)
+    with caplog.at_level(logging.INFO, "pyro_contrastive"):
+        model = trained(True)
+    assert len(caplog.records) == 1
+    assert "tensors on other devices" in caplog.records[0].getMessage()
     assert not by_graphs
     assert_same(model, trained(False))
 

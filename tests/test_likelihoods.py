@@ -20,6 +20,7 @@ from pyro_contrastive import (
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
 )
+from pyro_contrastive._density.poisson import poisson_log_density
 
 RATES = [1e-26, 1e-20, 1e-7, 1e-3, 0.7, 1.0, 20.0, 300.0, 1e4, 1e8]
 LOGITS = [-1e4, -80.0, -20.0, -1.0, 0.0, 3.0, 25.0, 80.0, 1e4]
@@ -85,6 +86,20 @@ def test_poisson_derivatives_and_shapes():
     draws = torch.arange(4.0).reshape(4, 1, 1)
     expected = scipy.stats.poisson(rate.detach().numpy()).logpmf(draws.numpy())
     np.testing.assert_allclose(fn.log_prob(draws).detach(), expected, rtol=1e-12)
+
+
+def test_poisson_at_the_edges():
+    rate = torch.tensor([0.0, 1.0, torch.finfo(torch.float32).tiny], requires_grad=True)
+    counts = torch.tensor([False, True, True])  # seen or not: counts of 0 and 1
+    found = poisson_log_density(counts, rate)
+    gradient = torch.autograd.grad(found.sum(), rate, create_graph=True)[0]
+    assert gradient.isfinite().all()
+    assert gradient[:2].tolist() == [-1, 0]
+    assert torch.autograd.grad(gradient[:2].sum(), rate)[0][:2].tolist() == [0, -1]
+    masked = torch.where(
+        torch.tensor([True, True, False]), poisson_log_density(counts * 9, rate), 0
+    )
+    assert torch.autograd.grad(masked.sum(), rate)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("logit", LOGITS)

@@ -14,7 +14,7 @@ GATHERED_ON = {"cpu"}
 """Types of devices on which non-zero entries are gathered.
 
 Others would have to be waited for, to hear how many there are, and a step that asks could not be
-captured. A GPU has evaluated every entry sooner.
+captured.
 """
 
 

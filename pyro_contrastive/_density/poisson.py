@@ -56,5 +56,8 @@ class _LogDensity(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         value, rate = ctx.saved_tensors
         # The difference of two close numbers is exact; x / rate - 1 would not be.
-        slope = torch.where(value == 0, -1.0, (value.to(rate.dtype) - rate) / rate)
-        return None, grad * slope
+        is_zero = value == 0
+        slope = (value.to(rate.dtype) - rate) / torch.where(is_zero, 1.0, rate)
+        # An infinite slope, at a tiny rate, would turn a masked entry into 0 * inf.
+        slope = slope.clamp(max=torch.finfo(rate.dtype).max)
+        return None, grad * torch.where(is_zero, -1.0, slope)

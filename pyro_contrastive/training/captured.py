@@ -56,13 +56,14 @@ def capture(
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch does not say
         try:
             aside.wait_stream(here)
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(aside):
                 for _ in range(_N_FIRST):
                     function()
+                # (In a stream of its own making torch would capture on whatever device came first.)
+                with torch.cuda.graph(graph, stream=aside):
+                    found = function()
             here.wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                found = function()
         finally:  # torch stays in the stream of a capture that failed
             torch.cuda.set_stream(here)
     return found, graph.replay

@@ -59,11 +59,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         Why what happened inside cannot be recorded, or ``None``: a tensor became something that is
         not torch's, which Python may have done anything with; or the values in a tensor determined
         a size.
+    devices
+        Types of the devices whose tensors a playing reads or makes; known after :meth:`playing`.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.refusal: str | None = None
+        self.devices: set[str] = set()
         if len({id(tensor) for tensor in inputs}) < len(inputs):
             self.refusal = "a mini-batch has one tensor in two places"
         self._graph = fx.Graph()
@@ -121,6 +124,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         """
         self._graph.output(tree_map(self._read, results))
         _drop_unused(self._graph)
+        self.devices = {n.meta["device"] for n in self._graph.nodes if "device" in n.meta}
         played, others = fx.GraphModule({}, self._graph).forward, self._others
         return lambda *inputs: played(others, *inputs)
 
@@ -141,6 +145,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         """Note where tensors come from."""
         if isinstance(result, Tensor):
             self._nodes[result] = node
+            node.meta["device"] = result.device.type
         elif isinstance(result, (tuple, list)):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):

@@ -180,6 +180,9 @@ class RecordedStep:
             self._give_up(logging.INFO, f"recording a step failed ({error})")
             return evaluated
         changes = list(outside.values())
+        if self.is_capturing and recorder.devices > {self.device.type}:
+            # What a graph knows of them is what they were when it was captured.
+            self._do_not_capture("there are tensors on other devices in a step")
         if self.is_capturing:
             play = self._captured(play, self._saved(changes), inputs)
         self._recordings[shape] = _Recording(play, changes)
@@ -193,11 +196,14 @@ class RecordedStep:
             with torch.no_grad():
                 return Captured(play, inputs)
         except Exception as error:  # CUDA and its libraries raise many kinds
-            self.is_capturing = False
-            logger.info("Recorded steps are not captured as a graph, which is slower: %s.", error)
+            self._do_not_capture(str(error))
             return play
         finally:
             saved.put_back()
+
+    def _do_not_capture(self, why: str) -> None:
+        self.is_capturing = False
+        logger.info("Recorded steps are not captured as a graph, which is slower: %s.", why)
 
     def _played(
         self, recording: _Recording, saved: Saved, batch: CellBatch, kl_weight: Tensor
