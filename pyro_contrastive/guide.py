@@ -106,8 +106,24 @@ class ContrastiveGuide(NamedPyroModule):
         """Encode the counts of `batch` and draw the latents."""
         self.draw(self.encode(batch), batch)
 
-    def encode(self, batch: CellBatch) -> dict[str, Moments]:
+    def alone(self, site: str) -> Callable[[CellBatch], None]:
+        """Return the guide without its other latents, none of which depends on another.
+
+        Of a subclass with a program of its own, which may not be so, the whole guide.
+        """
+        if self._is_own_program:
+            return self
+        return lambda batch: self.draw(self.encode(batch, only=site), batch)
+
+    def encode(self, batch: CellBatch, only: str | None = None) -> dict[str, Moments]:
         """Evaluate the encoders: mean and variance of z, s and, if latent, the log library size.
+
+        Parameters
+        ----------
+        batch
+            The cells.
+        only
+            The one latent whose encoder to evaluate, if not all.
 
         Raises
         ------
@@ -117,6 +133,8 @@ class ContrastiveGuide(NamedPyroModule):
         encoders = {"z": self.z_encoder, "s": self.s_encoder}
         if self.library_encoder is not None:
             encoders["library"] = self.library_encoder
+        if only is not None:
+            encoders = {name: encoder for name, encoder in encoders.items() if name == only}
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
         if batch.rows is not None and self.takes_logs:
             logs = batch.rows.log1p()  # the same for all encoders
@@ -130,15 +148,20 @@ class ContrastiveGuide(NamedPyroModule):
         else:
             x = self.encoder_input(batch.x)  # [cells, genes]
             moments = {name: encoder(x, covariates) for name, encoder in encoders.items()}
-        moments["s"] = self._where_used(moments["s"], batch)
+        if "s" in moments:
+            moments["s"] = self._where_used(moments["s"], batch)
         return moments
 
     @property
     def needs_dense(self) -> bool:
         """Whether counts as sparse rows, without ``x``, may not do: a subclass may look at it."""
+        return not self.takes_logs or self._is_own_program
+
+    @property
+    def _is_own_program(self) -> bool:
         own = (type(self).encode, type(self).forward, type(self).draw)
         known = (ContrastiveGuide.encode, ContrastiveGuide.forward, ContrastiveGuide.draw)
-        return not self.takes_logs or own != known
+        return own != known
 
     def _where_used(self, moments: Moments, batch: CellBatch) -> Moments:
         used = self.used_salient(batch)
@@ -148,13 +171,12 @@ class ContrastiveGuide(NamedPyroModule):
         return torch.where(used, mean, 0.0), torch.where(used, variance, 1.0)
 
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
-        """Draw every latent from the factor with these moments."""
+        """Draw every latent that `moments` has from the factor with its moments."""
         self.shared()
+        factors = {"z": self.z_dist, "s": self.s_dist, "library": self.library_dist}
         with pyro.plate(CELLS, len(batch), dim=-1):
-            pyro.sample("z", self.z_dist(*moments["z"]))
-            pyro.sample("s", self.s_dist(*moments["s"]))
-            if "library" in moments:
-                pyro.sample("library", self.library_dist(*moments["library"]))
+            for site, (mean, variance) in moments.items():
+                pyro.sample(site, factors[site](mean, variance))
 
     def shared(self) -> None:
         """Draw the parameters that have a prior, once for all cells."""

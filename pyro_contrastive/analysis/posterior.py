@@ -54,7 +54,10 @@ def latent_representation(
         return _value(posterior.nodes[SITES[kind]], give_mean)
 
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
-    return _per_cell(vae, data, indices, value, width, give_mean=give_mean, batch_size=batch_size)
+    site = SITES[kind]
+    return _per_cell(
+        vae, data, indices, site, value, width, give_mean=give_mean, batch_size=batch_size
+    )
 
 
 def library_size(
@@ -90,24 +93,29 @@ def library_size(
             return batch.observed_library()
         return _value(posterior.nodes["library"], give_mean)
 
-    return _per_cell(vae, data, indices, value, 1, give_mean=give_mean, batch_size=batch_size)
+    return _per_cell(
+        vae, data, indices, "library", value, 1, give_mean=give_mean, batch_size=batch_size
+    )
 
 
 def _per_cell(
     vae: ContrastiveVAE,
     data: CellData,
     indices: NDArray[np.int64],
+    site: str,
     value: Callable[[CellBatch, Trace], Tensor],
     width: int,
     *,
     give_mean: bool,
     batch_size: int | None,
 ) -> NDArray[np.float32]:
-    """Join the values of mini-batches and a posterior draw of each, ``[cells, width]``."""
+    """Join values of mini-batches, each with a posterior draw of `site`: ``[cells, width]``."""
+    guide = vae.guide.alone(site)
     # A mean needs no noise; the guide draws some all the same, which must not advance the state.
     with evaluating(vae), seeded(0 if give_mean else None):
         batches = chunks(vae, data, indices, batch_size, dense=vae.guide.needs_dense)
-        parts = [value(batch, draw_posterior(vae, batch)).cpu().numpy() for batch in batches]
+        draws = ((batch, draw_posterior(vae, batch, guide=guide)) for batch in batches)
+        parts = [value(batch, draw).cpu().numpy() for batch, draw in draws]
     return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)
 
 
