@@ -1,6 +1,7 @@
 # make demo   the main job on the bundled data, from nothing; leaves demo_output/index.html
 # make test   lint, types and all tests, from nothing
 # make notebooks   run the notebooks and save them with their outputs, in place
+# make lowest   the fast tests with the oldest versions that pyproject.toml allows
 # make bench  side by side with scvi-tools: speed, memory, held-out ELBO (some 15 minutes)
 
 PYTHON ?= python3
@@ -8,7 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fast notebooks bench clean
+VENV_LOWEST := .venv-lowest
+
+.PHONY: demo test fast lowest notebooks bench clean
 
 # Each stamp is newer than what it was installed from, so that a second run starts at once.
 $(VENV)/python.stamp:
@@ -36,6 +39,13 @@ test: $(VENV)/dev.stamp
 fast: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+# Their own deprecation warnings, of versions that came later, are no errors here.
+lowest:
+	$(PYTHON) -m venv --clear $(VENV_LOWEST)
+	$(VENV_LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .ci/lowest.txt --editable ".[arviz,fast,notebook,scanpy,test]"
+	OMP_NUM_THREADS=1 $(VENV_LOWEST)/bin/python -m pytest -n auto --override-ini=filterwarnings=default
+
 notebooks: $(VENV)/dev.stamp
 	$(BIN)/python notebooks/execute.py
 
@@ -43,4 +53,4 @@ bench: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --write
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) $(VENV_LOWEST) demo_output

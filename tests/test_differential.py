@@ -277,14 +277,6 @@ def test_permuting_pairs_leaves_the_scales_alone(given):
     assert not permuted["lfc_mean"].sort_index().equals(plain["lfc_mean"].sort_index())
 
 
-def test_progress_is_shown_unless_silent(given, capsys):
-    pairs = group_pairs(given.obs, groupby="g")
-    settings = DifferentialSettings(n_samples_overall=50)
-    for silent in (True, False):
-        differential_expression(ANY_MODULE, given.data, pairs, given.genes, settings, silent=silent)
-        assert ("Differential expression" in capsys.readouterr().out) is not silent
-
-
 def test_delta_none_is_seeded_and_reported(given):
     given.genes = [str(i) for i in range(12)]
     given.data = CellData(np.ones((9, 12), dtype=np.float32))

@@ -83,7 +83,7 @@ def test_poisson_derivatives_and_shapes():
     assert torch.autograd.gradcheck(log_prob, rate)
     assert torch.autograd.gradgradcheck(log_prob, rate)
     fn = Poisson()({"scale": rate}, torch.ones(2, 1)).base_dist
-    draws = torch.arange(4.0).reshape(4, 1, 1)
+    draws = torch.arange(4.0, dtype=torch.float64).reshape(4, 1, 1)
     expected = scipy.stats.poisson(rate.detach().numpy()).logpmf(draws.numpy())
     np.testing.assert_allclose(fn.log_prob(draws).detach(), expected, rtol=1e-12)
 

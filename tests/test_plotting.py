@@ -90,7 +90,8 @@ def test_history_draws_both_curves_without_unmeasured_epochs(ax: Axes) -> None:
 
 def test_history_shades_the_warm_up(ax: Axes) -> None:
     (patch,) = plot_history(history(), ax=ax).patches
-    assert (patch.get_x(), patch.get_width()) == (0, 1)
+    extents = patch.get_path().transformed(patch.get_patch_transform()).get_extents()
+    assert (extents.x0, extents.width) == (0, 1)
 
 
 def test_history_skips_what_is_missing_and_falls_back_to_the_loss(ax: Axes) -> None:

@@ -34,7 +34,6 @@ def differential_expression(
     *,
     batches: BatchCodes = ((), ()),
     batch_size: int | None = None,
-    silent: bool = True,
 ) -> pd.DataFrame:
     """Compare groups of cells gene by gene; random numbers come from torch's global state.
 
@@ -54,8 +53,6 @@ def differential_expression(
         See :func:`~pyro_contrastive.analysis.differential_settings.batches_to_decode`.
     batch_size
         Cells at a time; default 1,024.
-    silent
-        Show no progress bar.
 
     Returns
     -------
@@ -75,11 +72,9 @@ def differential_expression(
             f"{type(vae.model.likelihood).__name__}, which has a pseudocount of its own."
         )
         raise ValueError(msg)
-    from rich.progress import track  # noqa: PLC0415  # slow to import
-
     rng = numpy_rng()
     tables = []
-    for pair in track(pairs, "Differential expression", disable=silent):
+    for pair in pairs:
         draws1, draws2 = (
             draw_scales(vae, data, cells, codes, settings, batch_size=batch_size, rng=rng)
             for cells, codes in zip((pair.cells1, pair.cells2), batches, strict=True)

@@ -103,7 +103,7 @@ def chunk_seed(seed: int | None, number: int) -> int | None:
     """Return a seed for one mini-batch, so that nothing is kept between two of them."""
     if seed is None:
         return None
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _replicate(

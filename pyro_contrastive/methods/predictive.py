@@ -232,8 +232,8 @@ class PredictiveMethods(PredictiveHelpers):
         >>> ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
         >>> model = ContrastiveVI(adata, n_hidden=8)
         >>> parts = model.iterate_posterior_predictive(n_samples=2, batch_size=40, seed=0)
-        >>> [(part.cells[0], part.x.shape) for part in parts]
-        [(np.int64(0), (2, 40, 2000)), (np.int64(40), (2, 30, 2000))]
+        >>> [(int(part.cells[0]), part.x.shape) for part in parts]
+        [(0, (2, 40, 2000)), (40, (2, 30, 2000))]
         """
         wanted = self._replicates_of(
             adata,

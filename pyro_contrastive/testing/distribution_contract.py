@@ -151,7 +151,8 @@ def _check_integrates_to_one(component: Any, d: Any, draws: Tensor) -> None:
     varies too much within B for the draws to tell, nothing is said.
     """
     support = d.support
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+    # Since torch 2.5 a mixture has a constraint of its own, which has no bijection.
+    if isinstance(support, getattr(constraints, "MixtureSameFamilyConstraint", ())):
         support = support.base_constraint
     to_support = biject_to(support)
     y = to_support.inv(draws)

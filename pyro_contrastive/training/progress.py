@@ -44,7 +44,8 @@ class EpochBar:
         traceback: TracebackType | None,
     ) -> None:
         """Stop drawing, and leave the bar as it is."""
-        self._progress.stop()
+        if not self._progress.disable:  # before rich 14.3 even one that drew nothing ends a line
+            self._progress.stop()
 
     def advance(self, values: Mapping[str, float]) -> None:
         """Move on one epoch."""
