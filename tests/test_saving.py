@@ -270,7 +270,7 @@ def test_the_configuration_can_be_read_by_a_human(tmp_path):
     assert config["setup"]["genes"] == [str(i) for i in range(8)]
     assert config["setup"]["categories"]["condition"] == ["control", "treated"]
     assert config["versions"]["pyro-contrastive"] == pyro_contrastive.__version__
-    assert config["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert config["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert {"pyro-ppl", "anndata", "numpy"} <= set(config["versions"])
     assert config["settings"]["n_hidden"] == 8
     assert config["components"]["likelihood"]["class"].endswith(":ZeroInflatedNegativeBinomial")
