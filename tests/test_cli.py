@@ -47,6 +47,7 @@ def counts(tmp_path: Path) -> Path:
             "same": "x",
             "dose": np.tile(["0", "1", "0", "2"], 10),
             "holes": [None, *["y", "z"] * 19, "y"],
+            "lone": ["z", *["y"] * 39],
         },
         index=[str(i) for i in range(40)],
     )
@@ -144,6 +145,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
         ({"--background": "control"}, ["'control'", "ctrl, drug"]),
         ({"--condition-key": "same", "--background": "x"}, ["nothing to compare"]),
         ({"--condition-key": "holes", "--background": "y"}, ["no value in 1 cells"]),
+        ({"--condition-key": "lone", "--background": "z"}, ["1 of 40", "at least two"]),
         ({"--label-key": "type"}, ["label column 'type'", "arm, kind"]),
         ({"--label-key": "same"}, ["'same' has one value only"]),
         ({"--label-key": "dose"}, ["'dose'", "in both background and target"]),

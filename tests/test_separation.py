@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pyro_contrastive.analysis.readings import READINGS, Reading
-from pyro_contrastive.analysis.separation import score_latents
+from pyro_contrastive.analysis.separation import label_mixing, score_labels, score_latents
 
 
 def score(table: pd.DataFrame, latent: str, of: str, measure: str) -> float:
@@ -26,21 +26,49 @@ def circle(n: int) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def test_entropy_of_four_cells_by_hand() -> None:
-    # Nearest two of each cell: (t, c), (c, c), (t, c), (c, t): three of four entropies are ln 2,
-    # one is 0, and overall it is ln 2.
-    x = line(0, 1, 2.5, 10)
-    table = score_latents(x, x, list("ctct"), background_category="c", n_neighbors=2)
-    assert score(table, "background", "condition", "mixing") == pytest.approx(0.75, abs=1e-12)
+def test_entropy_of_six_cells_by_hand() -> None:
+    # Nearest two of each cell: (t, c), (c, c), (t, c), (t, c), (t, c), (c, t): five of six
+    # entropies are ln 2, one is 0, and overall it is ln 2.
+    x = line(0, 1, 2.5, 10, 20, 31)
+    table = score_latents(x, x, list("ctcctt"), background_category="c", n_neighbors=2)
+    assert score(table, "background", "condition", "mixing") == pytest.approx(5 / 6, abs=1e-12)
 
 
-def test_unequal_classes_are_compared_with_their_own_entropy() -> None:
+def test_labels_of_unequal_number_are_compared_with_their_own_entropy() -> None:
     # Nearest two of each cell: (t, t), (t, c), (t, c), (t, t).
-    x = line(0, 1, 1.5, 10)
-    table = score_latents(x, x, list("cttt"), background_category="c", n_neighbors=2)
     overall = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
     expected = (0 + np.log(2) + np.log(2) + 0) / 4 / overall
-    assert score(table, "salient", "condition", "mixing") == pytest.approx(expected, abs=1e-12)
+    found = label_mixing(line(0, 1, 1.5, 10), list("cttt"), n_neighbors=2)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_larger_side_is_not_a_group_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    condition = np.repeat(["c", "t"], [200, 1800])
+    z = rng.normal(size=(2000, 10))
+    s = z + 10 * (condition == "t")[:, None]
+    table = score_latents(z, s, condition, background_category="c")
+    assert score(table, "background", "condition", "mixing") == pytest.approx(0.985, abs=0.01)
+    assert abs(score(table, "background", "condition", "silhouette")) < 0.005
+    assert score(table, "salient", "condition", "mixing") == 0
+
+
+def test_mixing_does_not_exceed_one_however_unequal_the_sides() -> None:
+    # All 40 background cells lie among targets, of which most lie elsewhere.
+    rng = np.random.default_rng(0)
+    condition = np.repeat(["c", "t"], [40, 400])
+    x = rng.normal(size=(440, 3))
+    x[100:] += 3 * rng.normal(size=(340, 3))
+    table = score_latents(x, x, condition, background_category="c")
+    assert label_mixing(x, condition) > 1
+    assert score(table, "background", "condition", "mixing") <= 1
+
+
+def test_more_neighbours_than_a_side_has_cells_are_not_asked_for() -> None:
+    x = line(*range(5), *range(100, 160))
+    condition = np.repeat(["c", "t"], [5, 60])
+    table = score_latents(x, x, condition, background_category="c")
+    assert score(table, "salient", "condition", "mixing") == 0
 
 
 def test_perfect_mixing_is_one() -> None:
@@ -61,11 +89,10 @@ def test_perfect_separation_by_hand() -> None:
 
 
 def test_a_cell_is_not_its_own_neighbour_among_duplicates() -> None:
-    x = line(0, 0, 0, 0)
-    table = score_latents(x, x, list("cctt"), background_category="c", n_neighbors=3)
     # Three others each: one of the own class and two of the other.
     h = -(1 / 3 * np.log(1 / 3) + 2 / 3 * np.log(2 / 3)) / np.log(2)
-    assert score(table, "background", "condition", "mixing") == pytest.approx(h, abs=1e-12)
+    found = label_mixing(line(0, 0, 0, 0), list("cctt"), n_neighbors=3)
+    assert found == pytest.approx(h, abs=1e-12)
 
 
 def test_labels_in_separate_blobs_are_recovered_and_shuffled_ones_are_not() -> None:
@@ -136,14 +163,11 @@ def test_rows_know_which_side_is_best() -> None:
 
 
 def test_few_target_cells_among_many_do_not_vanish_from_the_sample() -> None:
-    # 3,200 cells and one target: a sample of 3,000 without it would have no silhouette.
+    # 3,200 cells and one of the second label: a sample of 3,000 without it has no silhouette.
     x = np.random.default_rng(0).normal(size=(3200, 1))
-    condition = ["t"] + ["c"] * 3199
-    values = [
-        score_latents(x, x, condition, background_category="c", n_neighbors=5, seed=seed)["value"]
-        for seed in (0, 1)
-    ]
-    np.testing.assert_array_equal(*values)
+    labels = ["t"] + ["c"] * 3199
+    first, second = (score_labels(x, labels, n_neighbors=5, seed=seed) for seed in (0, 1))
+    assert first["silhouette"] == second["silhouette"]
 
 
 @pytest.mark.parametrize("reading", READINGS.values(), ids=map(str, READINGS))
@@ -166,6 +190,7 @@ CONDITION = ["c", "t"] * 5
         ({"condition": CONDITION[:9]}, "condition has 9 values for 10 cells"),
         ({"labels": ["a", "b"]}, "labels has 2 values for 10 cells"),
         ({"condition": ["c"] * 10}, "condition has one value only, 'c'"),
+        ({"condition": ["c"] * 9 + ["t"]}, "9 background and 1 target cells; scoring needs"),
         ({"labels": ["a"] * 10}, "labels has one value only, 'a'"),
         ({"labels": ["a", None] * 5}, "labels is missing for 5 cells"),
         ({"background_category": "b"}, "no cell has condition 'b'; there are 'c', 't'"),

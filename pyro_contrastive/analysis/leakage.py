@@ -120,7 +120,7 @@ def leakage_row(
     Returns
     -------
     What :func:`probe` returns, with ``probe`` (its kind), ``mixing`` (as in
-    :func:`~pyro_contrastive.analysis.separation.score_latents`: 1 where neighbours look like the
+    :func:`~pyro_contrastive.analysis.separation.score_labels`: 1 where neighbours look like the
     whole, 0 where each keeps to its own), and ``excess``: the balanced accuracy on a scale where
     chance is 0 and never being wrong is 1.
     """

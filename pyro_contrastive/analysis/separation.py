@@ -24,6 +24,7 @@ __all__ = ["label_mixing", "score_labels", "score_latents"]
 Latent = NDArray[np.floating[Any]]
 Codes = NDArray[np.intp]
 
+_BALANCED_DRAWS = 5
 _KMEANS_SEEDS = 3
 _KMEANS_RESTARTS = 5
 _SILHOUETTE_CELLS = 3_000
@@ -60,9 +61,10 @@ def score_latents(
     background_category
         The value of `condition` that marks background cells, compared as text.
     n_neighbors
-        Neighbours per cell, the cell itself not counted, for the mixing scores. Default 50.
+        Neighbours per cell, the cell itself not counted, for the mixing scores. Default 50; fewer
+        where the smaller side has no more cells than that.
     seed
-        Seed of the clusterings and of the cells drawn for the silhouettes. Default 0.
+        Seed of the clusterings and of the cells drawn. Default 0.
 
     Returns
     -------
@@ -76,16 +78,21 @@ def score_latents(
     ------
     ValueError
         If lengths differ, a latent is not a finite matrix, a condition or label is missing,
-        only one condition or one label is there, or there are no more cells than `n_neighbors`.
+        only one label is there, fewer than two background or two target cells, or no more cells
+        than `n_neighbors`.
 
     Notes
     -----
+    Scores of the condition are of equal numbers of background and target cells: of the larger side
+    as many are drawn as the smaller has, up to 5 times, and the mean is taken. Else a side with
+    many cells would look like a group of its own for lying more densely than the other.
+
     *Mixing*: with :math:`p_{ic}` the share of class :math:`c` among the neighbours of cell
     :math:`i` and :math:`q_c` its share among all cells,
 
     .. math:: \frac{1}{N} \sum_i \sum_c p_{ic} \log p_{ic} \Big/ \sum_c q_c \log q_c ,
 
-    which is 1 where neighbourhoods look like the whole and 0 where they hold one class each.
+    which is 1 where all neighbourhoods look like the whole and 0 where they hold one class each.
 
     *Silhouette*: the mean over cells of :math:`(b - a) / \max(a, b)`, where :math:`a` is the mean
     distance to cells of the same class and :math:`b` that to the nearest other class, on at most
@@ -112,10 +119,9 @@ def score_latents(
         raise ValueError(f"background has {len(z)} cells and salient has {len(s)}")
     _check_neighbors(n_neighbors, len(z))
     rows = [
-        ("background", "condition", "mixing", _mixing(z, target, n_neighbors)),
-        ("background", "condition", "silhouette", _silhouette(z, target, seed)),
-        ("salient", "condition", "mixing", _mixing(s, target, n_neighbors)),
-        ("salient", "condition", "silhouette", _silhouette(s, target, seed)),
+        (name, "condition", measure, value)
+        for name, latent in (("background", z), ("salient", s))
+        for measure, value in _condition_scores(latent, target, n_neighbors, seed).items()
     ]
     if labels is not None:
         rows += _label_rows(z, s, _codes(labels, "labels", len(z)), target == 1, seed)
@@ -158,6 +164,7 @@ def score_labels(
     -------
     dict
         ``"NMI"``, ``"ARI"`` and ``"silhouette"`` (high where labels are apart), ``"mixing"`` (low).
+        All cells count; mixing exceeds 1 where large classes are in more places than small ones.
 
     Raises
     ------
@@ -208,6 +215,24 @@ def _check_neighbors(n_neighbors: int, n_cells: int) -> None:
         raise ValueError(
             f"n_neighbors={n_neighbors} must be at least 1 and below {n_cells} (cells)"
         )
+
+
+def _condition_scores(
+    latent: Latent, target: Codes, n_neighbors: int, seed: int
+) -> dict[str, float]:
+    """Mixing and silhouette of the condition, on as many background as target cells."""
+    sides = [np.flatnonzero(target == side) for side in (0, 1)]
+    fewest, most = sorted(map(len, sides))
+    # More neighbours than a side has cells would be of both sides however far apart these are.
+    n_neighbors = max(1, min(n_neighbors, fewest - 1))
+    rng = np.random.default_rng(seed)
+    scores = []
+    for _ in range(min(_BALANCED_DRAWS, -(-most // fewest))):
+        drawn = np.concatenate([rng.choice(side, fewest, replace=False) for side in sides])
+        some, codes = latent[drawn], target[drawn]
+        scores.append((_mixing(some, codes, n_neighbors), _silhouette(some, codes, seed)))
+    mixing, silhouette = np.mean(scores, axis=0)
+    return {"mixing": float(mixing), "silhouette": float(silhouette)}
 
 
 def _label_rows(
@@ -303,4 +328,9 @@ def _target(
     if target.all():
         found = ", ".join(map(repr, sorted(set(text))))
         raise ValueError(f"no cell has condition {str(background_category)!r}; there are {found}")
+    if min(target.sum(), (~target).sum()) < 2:  # noqa: PLR2004 -- neighbours and distances
+        raise ValueError(
+            f"there are {(~target).sum()} background and {target.sum()} target cells; scoring "
+            "needs at least two of each"
+        )
     return np.asarray(target, dtype=np.intp)

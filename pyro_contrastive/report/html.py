@@ -25,9 +25,9 @@ _DPI = 150
 # What each measure is, for the table of scores; measures that are not listed get no explanation.
 _MEASURES = {
     "mixing": (
-        "Take each cell's nearest neighbours and ask how varied their conditions are (entropy), "
-        "relative to all cells together. 1: every neighbourhood looks like the whole. "
-        "0: every neighbourhood holds one condition."
+        "Among as many background as target cells, take each cell's nearest neighbours and ask how "
+        "varied their conditions are (entropy), relative to all these cells together. 1: every "
+        "neighbourhood looks like the whole. 0: every neighbourhood holds one condition."
     ),
     "silhouette": (
         "How much closer a cell is to its own group than to the next one. 1: compact groups, far "

@@ -124,6 +124,12 @@ def _check_values(condition: pd.Series, study: Study) -> None:
         )
     if len(found) == 1:
         raise ValueError(f"every cell of {key!r} is {background!r}; there is nothing to compare")
+    n_background = int((condition == background).sum())
+    if min(n_background, len(condition) - n_background) < 2:  # noqa: PLR2004 -- to be scored
+        raise ValueError(
+            f"{n_background} of {len(condition)} cells have {background!r} in {key!r}; at least "
+            "two background and two target cells are needed"
+        )
 
 
 def _check_labels(obs: pd.DataFrame, key: str, study: Study) -> None:
