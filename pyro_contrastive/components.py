@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from abc import ABC
+from collections.abc import Mapping
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, Self
@@ -55,7 +57,7 @@ class Component(nn.Module, ABC):
         constructor = type(self).__init__
         if constructor is nn.Module.__init__:  # takes anything, wants nothing
             return {}
-        names = [n for n in inspect.signature(constructor).parameters if n != "self"]
+        _, *names = inspect.signature(constructor).parameters  # the first is the object itself
         for name in names:
             if not hasattr(self, name):
                 msg = f"the argument {name!r} is not kept as an attribute of that name"
@@ -82,6 +84,57 @@ class Component(nn.Module, ABC):
         except (TypeError, ValueError) as error:  # ValueError: circular
             return {"class": name, "arguments": None, "reason": str(error)}
         return {"class": name, "arguments": arguments}
+
+
+def check_component(given: object, cls: type[Component], keyword: str) -> None:
+    """Refuse what is not a component of the wanted kind, before it is made part of a model.
+
+    Parameters
+    ----------
+    given
+        What the user passed.
+    cls
+        `Prior`, `Likelihood` or `Penalty`.
+    keyword
+        Name of the argument, for the error message.
+
+    Raises
+    ------
+    TypeError
+        If it is a class and no object of it, or something else, or was not initialised.
+    """
+    kind = cls.__name__
+    if isinstance(given, type) and issubclass(given, Component):
+        msg = (
+            f"{keyword}: {given.__name__} is a class; give an object of it, {given.__name__}(...)."
+        )
+        raise TypeError(msg)
+    if not isinstance(given, cls):
+        what = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+        msg = (
+            f"{keyword} must be an object of a pyro_contrastive.{kind}, or of a subclass of your "
+            f"own; not {what}."
+        )
+        raise TypeError(msg)
+    if "_parameters" not in vars(given):
+        name = type(given).__name__
+        msg = f"{keyword}: {name}.__init__ must call super().__init__() before anything else."
+        raise TypeError(msg)
+
+
+def warn_of_unwritten(components: Mapping[str, Spec | list[Spec]]) -> None:
+    """Say which parts cannot be made again from what is written of them, and why."""
+    for keyword, found in components.items():
+        for spec in found if isinstance(found, list) else [found]:
+            if spec["arguments"] is None:
+                name = spec["class"].rpartition(":")[2].rpartition(".")[2]
+                warnings.warn(
+                    f"{keyword}: load() will not be able to make {name} again, since "
+                    f"{spec['reason']}. Its weights are saved; pass the object when loading, or "
+                    "override arguments() and from_arguments().",
+                    UserWarning,
+                    stacklevel=4,
+                )
 
 
 def component_from_spec(spec: Spec, keyword: str) -> Component:

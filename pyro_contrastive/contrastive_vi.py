@@ -12,7 +12,7 @@ from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.dispersion import Posterior
 from pyro_contrastive.family import Sizes, check_conditions, preset_arguments
-from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
+from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.checks import CheckMethods
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.description import DescriptionMethods
@@ -24,6 +24,7 @@ from pyro_contrastive.methods.likelihood import LikelihoodMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
+from pyro_contrastive.parts import likelihood_given, penalties_given
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors import PriorLike
 
@@ -129,7 +130,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
                 f"up, e.g. {missing[:3]}: it was subset since. Call setup_anndata on it again."
             )
             raise ValueError(msg)
-        likelihood = ZeroInflatedNegativeBinomial() if likelihood is None else likelihood
+        likelihood = likelihood_given(likelihood)
         data = setup.extract(adata)
         check_support(data.counts, setup.with_genes(adata), setup.layer, likelihood)
         warn_of_counts(data.counts, setup.layer, likelihood)
@@ -144,7 +145,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             "salient_prior": salient_prior,
             "library_prior": library_prior,
             "dispersion_prior": dispersion_prior,
-            "penalties": penalties,
+            "penalties": penalties_given(penalties),
         }
         check_conditions(components, setup.conditions)
         self._assemble(setup, settings, components | library, elbo)

@@ -96,6 +96,9 @@ class Heads(MutableMapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._values:
+            if name not in self._layers:
+                msg = f"{name!r} is not among the heads of the likelihood: {[*self]}"
+                raise KeyError(msg)
             with torch.set_grad_enabled(self._needs_grad):
                 value = self._output(self._layers[name])
                 if name == SCALE:

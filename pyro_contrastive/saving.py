@@ -17,7 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pyro_contrastive.components import Spec, as_json_value, component_from_spec
+from pyro_contrastive.components import (
+    Spec,
+    as_json_value,
+    component_from_spec,
+    warn_of_unwritten,
+)
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.dispersion import DispersionPrior
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
@@ -147,6 +152,7 @@ def write_folder(
         If the settings cannot be written as JSON.
     """
     _check_free(folder, overwrite=overwrite)
+    warn_of_unwritten(saved.components)
     config = {
         "format": FORMAT,
         "versions": {name: version(name) for name in PACKAGES},

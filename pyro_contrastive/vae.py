@@ -10,18 +10,25 @@ from numpy.typing import ArrayLike
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from pyro_contrastive import likelihoods
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.dispersion import Posterior, check_positive, dispersion_factors, draws_of
+from pyro_contrastive.dispersion import Posterior, dispersion_factors
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.networks import Covariates
 from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.parts import (
+    claim,
+    library_prior_given,
+    likelihood_given,
+    parts_of,
+    penalties_given,
+    positive_sites,
+    typical_log_library,
+)
 from pyro_contrastive.penalties import Penalty, Wasserstein
-from pyro_contrastive.priors import LogNormalLibrary, Prior, PriorLike, as_prior
+from pyro_contrastive.priors import PriorLike, as_prior
 from pyro_contrastive.reference import ReferenceMethods
 from pyro_contrastive.torch_tools import evaluating, seeded
 
@@ -145,14 +152,21 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         self.n_salient_latent = n_salient_latent
         self.use_observed_lib_size = use_observed_lib_size
         covariates = Covariates(n_batch, n_cats_per_cov, n_continuous_cov)
-        likelihood = likelihood or likelihoods.ZeroInflatedNegativeBinomial()
+        likelihood = likelihood_given(likelihood)
+        self.given_penalties = penalties_given(penalties)  # without what `wasserstein_penalty` adds
         self.model = ContrastiveModel(
             n_input=n_input,
             n_latent=n_background_latent + n_salient_latent,
             likelihood=likelihood,
             background_prior=as_prior(background_prior, n_background_latent, "background_prior"),
             salient_prior=as_prior(salient_prior, n_salient_latent, "salient_prior"),
-            library_prior=self._library_prior(library_prior, library_log_means, library_log_vars),
+            library_prior=library_prior_given(
+                library_prior,
+                library_log_means,
+                library_log_vars,
+                n_batch=n_batch,
+                is_observed=use_observed_lib_size,
+            ),
             covariates=covariates,
             n_hidden=n_hidden,
             n_layers=n_layers if n_layers_decoder is None else n_layers_decoder,
@@ -176,37 +190,10 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         )
         self.model.background_prior.bind(self.guide.z_encoder)
         self.model.salient_prior.bind(self.guide.s_encoder)
-        self.given_penalties = tuple(penalties)  # without the one `wasserstein_penalty` makes
         wasserstein = [Wasserstein(wasserstein_penalty)] if wasserstein_penalty else []
-        self.penalties = nn.ModuleList([*wasserstein, *penalties])  # type: ignore[assignment]  # a sequence of penalties, registered with the module
+        self.penalties = nn.ModuleList([*wasserstein, *self.given_penalties])  # type: ignore[assignment]  # a sequence of penalties, registered with the module
         self.objective = contrastive_elbo(elbo, self.penalties, **(elbo_kwargs or {}))
-
-    def _library_prior(
-        self, given: PriorLike | None, log_means: ArrayLike | None, log_vars: ArrayLike | None
-    ) -> Prior | None:
-        if self.use_observed_lib_size:
-            if given is not None:
-                msg = "A library_prior needs a latent library size: use_observed_lib_size=False."
-                raise ValueError(msg)
-            return None
-        if given is not None:
-            prior = as_prior(given, 1, "library_prior")
-            check_positive(prior, "library_prior")
-            return prior
-        if log_means is None or log_vars is None:
-            msg = (
-                "With use_observed_lib_size=False the library size has a prior: give "
-                "library_log_means and library_log_vars, one number per batch, or library_prior."
-            )
-            raise ValueError(msg)
-        per_batch = LogNormalLibrary(log_means, log_vars)
-        if per_batch.log_means.numel() != max(self.n_batch, 1):
-            msg = (
-                f"library_log_means has {per_batch.log_means.numel()} entries, but there are "
-                f"{max(self.n_batch, 1)} batches."
-            )
-            raise ValueError(msg)
-        return per_batch
+        claim(parts_of(self.model, self.penalties))
 
     def sample(
         self,
@@ -280,30 +267,3 @@ def _check_sizes(**sizes: int) -> None:
         if size < 1:
             msg = f"{name} must be at least 1, not {size}."
             raise ValueError(msg)
-
-
-def positive_sites(**priors: Prior) -> list[str]:
-    """Names of the sites whose prior lives on the positive half of the line.
-
-    Raises
-    ------
-    ValueError
-        If a prior says it lives on anything but the line or its positive half.
-    """
-    for name, prior in priors.items():
-        if prior.support not in {constraints.real, constraints.positive}:
-            msg = (
-                f"The prior of {name} has support {prior.support}; it must be constraints.real or "
-                "constraints.positive, which the guide covers."
-            )
-            raise ValueError(msg)
-    return [name for name, prior in priors.items() if prior.support is constraints.positive]
-
-
-def typical_log_library(prior: Prior | None) -> float | None:
-    """Where the library size's posterior starts: the centre of its prior, on the log scale."""
-    if prior is None:
-        return None
-    if isinstance(prior, LogNormalLibrary):
-        return float(prior.log_means.mean())
-    return float(draws_of(prior).log().median())

@@ -319,7 +319,11 @@ class NegativeRate(Likelihood):
 
 
 LIKELIHOODS = [
-    (UndeclaredHead, r"raised KeyError: 'scale'. It is given the heads it names, \('rate',\)"),
+    (
+        UndeclaredHead,
+        r"raised KeyError: .*'scale.* is not among the heads.* It is given the heads it names, "
+        r"\('rate',\)",
+    ),
     (NegativeRate, r"Expected parameter rate.*softplus where a parameter must be positive"),
     (HeadsAreAString, "with the comma"),
     (NoGeneEvent, r"to_event\(1\)"),

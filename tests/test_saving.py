@@ -467,7 +467,10 @@ def test_only_components_are_made_from_a_configuration(tmp_path):
 
 def test_an_argument_that_is_not_kept_is_asked_for_not_guessed(tmp_path):
     model = make_model(likelihood=Forgetful(50.0))
-    model.save(tmp_path / "model")
+    with pytest.warns(
+        UserWarning, match=r"likelihood: load\(\) will not be able to make"
+    ):
+        model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="'percent' is not kept as an attribute"):
         ContrastiveVI.load(tmp_path / "model")
     assert_same_model(ContrastiveVI.load(tmp_path / "model", likelihood=Forgetful(50.0)), model)
@@ -476,7 +479,8 @@ def test_an_argument_that_is_not_kept_is_asked_for_not_guessed(tmp_path):
 def test_an_argument_that_is_not_json_does_not_prevent_saving(tmp_path):
     model = make_model(salient_prior=Learned(torch.tensor([1.0, 2.0])))
     assert not torch.equal(model.module.model.salient_prior.mean, torch.tensor([1.0, 2.0]))
-    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match=r"salient_prior: .* since a Parameter cannot be written"):
+        model.save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"Parameter cannot be written.*salient_prior=Learned\("):
         ContrastiveVI.load(tmp_path / "model")
     loaded = ContrastiveVI.load(tmp_path / "model", salient_prior=Learned(torch.zeros(2)))
@@ -484,7 +488,9 @@ def test_an_argument_that_is_not_json_does_not_prevent_saving(tmp_path):
 
 
 def test_a_wrong_component_is_refused(tmp_path):
-    make_model(salient_prior=Learned(torch.zeros(2))).save(tmp_path / "model")
+    model = make_model(salient_prior=Learned(torch.zeros(2)))
+    with pytest.warns(UserWarning, match="pass the object when loading"):
+        model.save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"(?s)weights do not fit the model.*salient_prior.mean"):
         ContrastiveVI.load(tmp_path / "model", salient_prior=dist.Normal(0.0, 1.0))
 
@@ -519,3 +525,13 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
     modes = {f.name: f.stat().st_mode & 0o777 for f in (tmp_path / "model").iterdir()}
     (tmp_path / "plain").write_text("")
     assert set(modes.values()) == {(tmp_path / "plain").stat().st_mode & 0o777}
+
+
+class Unusual(Forgetful):
+    def __init__(this, percent: float) -> None:  # noqa: N805  # any name will do for the object
+        super().__init__(percent)
+        this.percent = percent
+
+
+def test_the_object_of_a_constructor_may_have_any_name():
+    assert Unusual(3.0).spec()["arguments"] == {"percent": 3.0}

@@ -136,6 +136,9 @@ class Likelihood(Component):
             Draws of the parameters that have a prior, by the names of their sites; only
             likelihoods with such a parameter look at it.
         """
+        if "layers" not in self._modules:
+            msg = f"{type(self).__name__}.build made no layers for the heads: call super().build()."
+            raise AttributeError(msg)
         return Heads(hidden, self.layers)
 
     def expression(self, heads: Mapping[str, Tensor]) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.components import Component
+from pyro_contrastive.components import Component, check_component
 
 
 class Prior(Component):
@@ -267,6 +267,7 @@ def as_prior(prior: object, n_latent: int, keyword: str) -> Prior:
     if prior is None:
         return StandardNormal(n_latent)
     if isinstance(prior, Prior):
+        check_component(prior, Prior, keyword)
         made_for = getattr(prior, "n_latent", n_latent)
         if made_for != n_latent:
             msg = (
@@ -277,9 +278,11 @@ def as_prior(prior: object, n_latent: int, keyword: str) -> Prior:
             raise ValueError(msg)
         return prior
     if not isinstance(prior, torch.distributions.Distribution):
+        is_class = isinstance(prior, type)
+        what = f"the class {prior.__name__}" if isinstance(prior, type) else type(prior).__name__
         msg = (
             f"{keyword} must be a torch or pyro distribution or a pyro_contrastive.Prior, not "
-            f"{type(prior).__name__}."
+            f"{what}{': give an object of it' if is_class else ''}."
         )
         raise TypeError(msg)
     return FixedPrior(prior, n_latent)

@@ -152,7 +152,8 @@ def _check_integrates_to_one(component: Any, d: Any, draws: Tensor) -> None:
     """
     support = d.support
     # Since torch 2.5 a mixture has a constraint of its own, which has no bijection.
-    if isinstance(support, getattr(constraints, "MixtureSameFamilyConstraint", ())):
+    of_mixtures: Any = getattr(constraints, "MixtureSameFamilyConstraint", ())
+    if isinstance(support, of_mixtures):
         support = support.base_constraint
     to_support = biject_to(support)
     y = to_support.inv(draws)

@@ -12,6 +12,12 @@ import torch
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.torch_tools import evaluating, seeded
+from pyro_contrastive.training.part_checks import (
+    explained,
+    outputs_checked,
+    refuse_loose_tensors,
+    warn_of_idle_penalties,
+)
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_TRIES = 10
@@ -33,30 +39,28 @@ def no_nan_warnings() -> Iterator[None]:
 def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     """Run model and guide once with Pyro's checks on, before any training.
 
-    Shapes, supports and parameter ranges of a user's own prior or likelihood are checked here, so
-    that the training steps can go without.
+    What a user's own prior, likelihood or penalty returns, shapes, supports and parameter ranges
+    are checked here, so that the training steps can go without.
 
     Raises
     ------
+    TypeError
+        If a prior or the likelihood returns no distribution, or a penalty no tensor.
     ValueError
-        By Pyro, if a distribution's parameters or values are out of range; or if a program uses
-        ``pyro.param``, whose value would be neither trained nor saved.
+        If what they return has another shape than wanted; by Pyro, if a distribution's parameters
+        or values are out of range; or if a program uses ``pyro.param``, or a part keeps a tensor
+        that is no parameter, which would be neither trained nor saved.
     NonFiniteLossError
         If the loss is NaN or infinite to begin with.
     """
+    refuse_loose_tensors(vae)
     with evaluating(vae), seeded(0), no_nan_warnings():
-        try:
-            with pyro.validation_enabled(True):
-                loss = vae.objective.loss(vae.model, vae.guide, batch)
-        except ValueError as error:
-            error.add_note(
-                "Found by Pyro's checks before training: look at the prior, likelihood or penalty "
-                "you changed."
-            )
-            raise
+        with explained(vae), outputs_checked(vae, len(batch)), pyro.validation_enabled(True):
+            loss = vae.objective.loss(vae.model, vae.guide, batch)
         if not torch.isfinite(torch.as_tensor(loss)):
             raise explain_non_finite(vae, batch, "before the first step")
         _refuse_loose_parameters(vae, batch)
+        warn_of_idle_penalties(vae, batch)
 
 
 def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:

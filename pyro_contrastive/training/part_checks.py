@@ -1,0 +1,178 @@
+"""What a part of one's own gives back, looked at once before training: errors that name it."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.components import PACKAGE, Component
+from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.parts import Part, parts_of
+from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.vae import ContrastiveVAE
+
+
+@contextmanager
+def explained(vae: ContrastiveVAE) -> Iterator[None]:
+    """Say of an error which part of one's own it came from, and what tests that part alone."""
+    try:
+        yield
+    except Exception as error:
+        own = [part for part in parts_of(vae.model, vae.penalties) if _is_own(part[1])]
+        for note in _notes(error, own):
+            error.add_note(note)
+        raise
+
+
+@contextmanager
+def outputs_checked(vae: ContrastiveVAE, n_cells: int) -> Iterator[None]:
+    """Check inside what priors, likelihood and penalties return, and raise errors that name them.
+
+    Raises
+    ------
+    TypeError
+        Inside, if it is no distribution of Pyro's, or a penalty no tensor.
+    ValueError
+        Inside, if it has another shape than wanted.
+    """
+    handles = []
+    for keyword, part in parts_of(vae.model, vae.penalties):
+        if _is_own(part):
+            check = partial(_wanted(vae, keyword, n_cells), _name((keyword, part)))
+            handles.append(part.register_forward_hook(_hook(check)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def warn_of_idle_penalties(vae: ContrastiveVAE, batch: CellBatch) -> None:
+    """Warn of penalties of one's own whose value has no gradient, so that they train nothing."""
+    own = [penalty for penalty in vae.penalties if _is_own(penalty) and penalty.weight]
+    if not own:
+        return
+    with torch.enable_grad():
+        model_trace, guide_trace = next(
+            iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))
+        )
+        idle = [p for p in own if not p(model_trace, guide_trace, batch).requires_grad]
+    for penalty in idle:
+        warnings.warn(
+            f"{_name(('penalties', penalty))} has no gradient: it is added to the loss, but trains "
+            "nothing. Compute it by torch's operations on what the traces hold, without detach(), "
+            "item(), numpy(), comparisons or rounding.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def refuse_loose_tensors(vae: ContrastiveVAE) -> None:
+    """Refuse tensors of a part that want a gradient and are no parameters.
+
+    Raises
+    ------
+    ValueError
+        If there is one: it would be neither trained nor saved.
+    """
+    for keyword, part in parts_of(vae.model, vae.penalties):
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+                msg = (
+                    f"{_name((keyword, part))}: the tensor {name!r} wants a gradient and is no "
+                    "parameter, so that train() would not fit it, nor save() keep it. Make it a "
+                    "torch.nn.Parameter."
+                )
+                raise ValueError(msg)
+
+
+def _is_own(part: Component) -> bool:
+    return not type(part).__module__.startswith(f"{PACKAGE}.")
+
+
+def _name(part: Part) -> str:
+    return f"{type(part[1]).__name__} ({part[0]})"
+
+
+def _tester(part: Component) -> str:
+    kind = "likelihood" if isinstance(part, Likelihood) else "prior"
+    return f"pyro_contrastive.testing.check_{'penalty' if isinstance(part, Penalty) else kind}"
+
+
+def _notes(error: Exception, own: list[Part]) -> Iterator[str]:
+    """Yield what to add to an error: where it came from, and how to test that alone."""
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raisers = [part for part in own if any(part[1] is found for found in frames)]
+    for part in raisers:
+        yield f"Found before training, in {_name(part)}; {_tester(part[1])} tests it alone."
+        if isinstance(error, KeyError) and isinstance(part[1], Penalty):
+            yield (
+                "Sites of the traces: 'z', 's', 'library' and 'x'; the deterministic 'scale' and "
+                "'rate' are in the model's, if uses_expression is True."
+            )
+    if own and not raisers:
+        names = "; ".join(f"{_name(part)}, which {_tester(part[1])} tests alone" for part in own)
+        yield f"Found before training. Of your own there is: {names}."
+
+
+Wanted = Callable[[str, Any], None]
+
+
+def _wanted(vae: ContrastiveVAE, keyword: str, n_cells: int) -> Wanted:
+    """Return what checks the output of the part that was given by `keyword`."""
+    if keyword == "penalties":
+        return _check_value
+    sizes = {
+        "likelihood": vae.n_input,
+        "background_prior": vae.n_background_latent,
+        "salient_prior": vae.n_salient_latent,
+        "library_prior": 1,
+    }
+    check = partial(_check_distribution, size=sizes[keyword], n_cells=n_cells)
+    return partial(check, may_be_of_all=keyword != "likelihood")
+
+
+def _hook(check: Callable[[Any], None]) -> Callable[[nn.Module, Any, Any], None]:
+    return lambda _module, _inputs, output: check(output)
+
+
+def _check_distribution(
+    name: str, output: Any, *, size: int, n_cells: int, may_be_of_all: bool
+) -> None:
+    if not isinstance(output, dist.Distribution):
+        kind = f"{type(output).__module__}.{type(output).__name__}".removeprefix("builtins.")
+        msg = (
+            f"{name}: forward returned {kind}, and no distribution of pyro.distributions, such as "
+            "dist.Normal(mean, scale).to_event(1)."
+        )
+        raise TypeError(msg)
+    batch, event = list(output.batch_shape), list(output.event_shape)
+    if event != [size]:
+        hint = "call .to_event(1) on it" if not event else "see with which sizes it is made"
+        msg = f"{name}: the distribution has event shape {event}, which must be [{size}]: {hint}."
+        raise ValueError(msg)
+    if not (batch[-1:] == [n_cells] or (may_be_of_all and not batch)):
+        shapes = f"[{n_cells}], the cells" + (", or []" if may_be_of_all else "")
+        msg = f"{name}: the distribution has batch shape {batch}, which must be {shapes}."
+        raise ValueError(msg)
+
+
+def _check_value(name: str, output: Any) -> None:
+    if not isinstance(output, Tensor):
+        msg = f"{name}: forward returned a {type(output).__name__}, and no tensor of torch."
+        raise TypeError(msg)
+    if output.dim():
+        msg = (
+            f"{name}: forward returned shape {list(output.shape)}; it must be a single number, for "
+            "instance the mean over cells."
+        )
+        raise ValueError(msg)
