@@ -359,3 +359,12 @@ def test_models_side_by_side():
         PosteriorPredictiveCheck.compare({"a": check(), "b": check(interval=0.5)})
     with pytest.raises(ValueError, match="'b' was made on other data than the first one"):
         PosteriorPredictiveCheck.compare({"a": check(), "b": check(COUNTS + 1)})
+
+
+def test_it_prints_what_it_holds_and_not_all_of_it():
+    found = check()
+    text = repr(found)
+    assert "summary()" in text
+    assert f"genes ({len(found.genes)})" in text
+    assert "custom" not in text  # there is none
+    assert len(text) < 400

@@ -182,3 +182,18 @@ def test_log_normal_reference_of_the_delta_method() -> None:
     spread = found.iw.std()
     assert np.sqrt(found.variance.mean()) == pytest.approx(spread, rel=0.2)
     assert scipy.stats.kstest((found.iw - 0.245) / spread, "norm").pvalue > 1e-4
+
+
+def test_models_with_other_splits_are_warned_of(cells: ad.AnnData) -> None:
+    # Each holds out 30 % of the cells: of the same seed the same, of others 9 % in common.
+    models = {"a": trained(cells, Poisson()), "b": trained(cells, Poisson(), seed=1)}
+    with pytest.warns(UserWarning, match="held out different cells: only .* same seed="):
+        found = compare_models(models, n_samples=30)
+    shared = np.intersect1d(models["a"].validation_indices, models["b"].validation_indices)
+    assert found.table["n_cells"].tolist() == [len(shared)] * 2
+
+
+def test_it_prints_as_its_table(cells: ad.AnnData) -> None:
+    models = {"a": untrained(cells, Poisson()), "b": untrained(cells, Poisson())}
+    found = compare_models(models, indices=np.arange(8), n_samples=30)
+    assert repr(found) == f"{found.table.to_string()}\n(cells: 16 rows)"

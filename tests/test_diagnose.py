@@ -415,3 +415,10 @@ def test_nuts_runs_on_every_likelihood(name: str) -> None:
     assert np.isfinite(found.latents[["nuts_mean", "nuts_sd"]]).all().all()
     fitted = found.summary().loc["local"]
     assert (fitted["mean_error"] < 1.5).all()
+
+
+def test_an_untrained_model_is_told_first_of_all() -> None:
+    table = varied("zip").diagnose(**FAST)
+    assert table.index[0] == "training"
+    assert table["verdict"].iloc[0] == "bad"
+    assert "not been trained" in table["reading"].iloc[0]

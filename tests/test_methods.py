@@ -650,3 +650,28 @@ def test_which_cells_trained_and_where_the_model_is(adata) -> None:
     assert model.is_trained_
     assert model.device == torch.device("cpu")
     model.to_device("cpu")
+
+
+def test_an_untrained_model_says_so_once(adata, caplog) -> None:
+    model = make(adata)
+    for _ in range(2):
+        model.get_latent_representation()
+        model.get_elbo()
+    assert [r.levelname for r in caplog.records if "has not been trained" in r.message] == [
+        "WARNING"
+    ]
+    caplog.clear()
+    trained = make(adata)
+    trained.train(max_epochs=1, enable_progress_bar=False)
+    trained.get_latent_representation()
+    assert "has not been trained" not in caplog.text
+
+
+def test_prepare_query_anndata_of_the_class_says_whose_method_it_is(adata) -> None:
+    with pytest.raises(TypeError, match=r"model.prepare_query_anndata\(adata\)"):
+        ContrastiveVI.prepare_query_anndata(adata, "folder")
+
+
+def test_arguments_that_differential_expression_does_not_take_are_named(adata) -> None:
+    with pytest.raises(TypeError, match=r"takes no weights, n_draws. .*: all_stats, change_fn"):
+        make(adata).differential_expression(groupby="condition", weights="uniform", n_draws=3)

@@ -467,9 +467,7 @@ def test_only_components_are_made_from_a_configuration(tmp_path):
 
 def test_an_argument_that_is_not_kept_is_asked_for_not_guessed(tmp_path):
     model = make_model(likelihood=Forgetful(50.0))
-    with pytest.warns(
-        UserWarning, match=r"likelihood: load\(\) will not be able to make"
-    ):
+    with pytest.warns(UserWarning, match=r"likelihood: load\(\) will not be able to make"):
         model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="'percent' is not kept as an attribute"):
         ContrastiveVI.load(tmp_path / "model")

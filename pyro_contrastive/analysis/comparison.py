@@ -75,7 +75,7 @@ class CellEstimates:
     n_draws: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Result of :func:`pyro_contrastive.compare_models`.
 
@@ -89,6 +89,9 @@ class Comparison:
 
     table: pd.DataFrame
     cells: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return f"{self.table.to_string()}\n(cells: {len(self.cells)} rows)"
 
     def _repr_html_(self) -> str:
         html: str = self.table.to_html()

@@ -27,7 +27,7 @@ from pyro_contrastive.analysis.pareto import k_threshold
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 from pyro_contrastive.analysis.salient_finding import salient_map
 
-__all__ = ["accuracy_findings", "calibration_finding", "findings"]
+__all__ = ["UNTRAINED", "accuracy_findings", "calibration_finding", "findings"]
 
 EXPECTED_IN_S = 0.3
 """Excess of a probe up to which treated cells are called not arranged by a label they share."""
@@ -40,6 +40,15 @@ by which it has risen again since its minimum."""
 
 MANY_QUANTITIES = 0.5
 """Share of quantities with ranks that are not uniform above which the calibration is bad: most."""
+
+UNTRAINED = Finding(
+    "training",
+    0.0,
+    "bad",
+    "The model has not been trained by train(): unless you trained its module yourself, everything "
+    "here is of random weights.",
+    "train()",
+)
 
 
 def findings(facts: Facts) -> list[Finding]:

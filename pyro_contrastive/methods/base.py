@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from pyro_contrastive.training.trained_cells import TrainedCells
 from pyro_contrastive.vae import ContrastiveVAE
 
 Batches = str | int | Sequence[str | int] | None
+logger = logging.getLogger(__name__)
+
 NO_CELLS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
@@ -39,6 +42,7 @@ class ModelBase:
     # Condition code and total count by cell name, when `train` was told the populations by
     # indices. The total tells a cell from another of its name.
     _conditions: pd.DataFrame | None = None
+    _told_untrained: bool = False
 
     _trained_cells: TrainedCells | None = None  # of the last run of training
 
@@ -99,6 +103,12 @@ class ModelBase:
         ValueError
             If genes are missing and `fill_missing` is not set; the error names some.
         """
+        if not isinstance(self, ModelBase):  # as scvi-tools' static method, of the class
+            msg = (  # type: ignore[unreachable]  # untyped callers
+                "prepare_query_anndata is a method of the fitted model here, not of the class: "
+                "model.prepare_query_anndata(adata). Load a saved model first: ContrastiveVI.load."
+            )
+            raise TypeError(msg)
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:
             return self.setup.with_genes(adata).copy()
@@ -149,6 +159,7 @@ class ModelBase:
         ValueError
             If a condition that is needed is none of those registered; the error lists these.
         """
+        self._tell_untrained()
         chosen = self._adata(adata)
         data = self._extract(chosen)
         codes = self._condition_codes(chosen, data)
@@ -157,6 +168,15 @@ class ModelBase:
         if self.setup.condition_key is not None:
             _check_conditions(chosen.obs, codes, needed, self.setup)
         return data.with_codes(np.where(codes < 0, BACKGROUND + 1, codes))
+
+    def _tell_untrained(self) -> None:
+        """Log, once, that there is nothing behind the numbers of an untrained model."""
+        if not (self.is_trained or self._told_untrained):
+            self._told_untrained = True
+            logger.warning(
+                "This model has not been trained: what it says comes of random weights. Call "
+                "train() first."
+            )
 
     def _condition_codes(self, adata: AnnData, data: CellData) -> NDArray[np.int64] | None:
         """Condition code per cell, -1 where it is not known; ``None`` if it is of no cell."""

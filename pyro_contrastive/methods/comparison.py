@@ -101,6 +101,7 @@ def compare_models(
     Warns
     -----
     UserWarning
+        If fewer than half of the cells that each model held out were held out by all.
         If some models are told the library size and others infer it. The former are given the
         total of the very cell they predict, which favours them.
     """
@@ -245,13 +246,21 @@ def _held_out(seen: Mapping[str, NDArray[np.int64] | None], n_cells: int) -> NDA
             "loaded): give indices= of cells that were held out from all models."
         )
         raise ValueError(msg)
-    held_out = np.setdiff1d(
-        np.arange(n_cells), np.concatenate([found for found in seen.values() if found is not None])
-    )
+    known = [found for found in seen.values() if found is not None]
+    held_out = np.setdiff1d(np.arange(n_cells), np.concatenate(known))
     if not held_out.size:
         msg = (
             "No cell was held out by all the models. Train them with the same seed= (so that they "
             "hold out the same cells) and train_size below 1, or give indices=."
         )
         raise ValueError(msg)
+    fewest = n_cells - max(map(len, known))
+    if 2 * len(held_out) < fewest:
+        warnings.warn(
+            f"The models held out different cells: only {len(held_out)} were held out by all of "
+            f"them, of {fewest} or more by each. To compare them on more, train them with the same "
+            "seed=, so that they hold out the same cells.",
+            UserWarning,
+            stacklevel=3,
+        )
     return held_out

@@ -80,7 +80,8 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
             * *pareto k*: median over cells. See :meth:`pareto_k`.
             * *looseness of the ELBO*: log p(x) less the ELBO, nats per cell.
             * *training*: share of the fall of the negative ELBO brought by the last tenth of the
-              epochs, or by which it has risen since its best; not after loading.
+              epochs, or by which it has risen since its best; not after loading. The first row,
+              and 0, of a model that has not been trained.
             * with `nuts_cells`, *error of z* (and so on): root mean square difference of the
               encoder's means from those of NUTS, in posterior standard deviations; *width of z*:
               ratio of standard deviations; *amortisation gap*, nats per cell.
@@ -129,6 +130,8 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
                 seed=seed,
             )
         rows = findings.findings(facts)
+        if not self.is_trained:
+            rows.insert(0, findings.UNTRAINED)
         some = np.random.default_rng(seed).permutation(cells)
         if nuts_cells:
             found = self.posterior_accuracy(

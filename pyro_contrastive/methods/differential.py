@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -115,6 +116,7 @@ class DifferentialMethods(ModelBase):
         less than this does.
         (``benchmarks/differential_truth.py``)
         """
+        _refuse_unknown(kwargs)
         settings = DifferentialSettings(
             mode=mode,
             delta=delta,
@@ -165,6 +167,17 @@ class DifferentialMethods(ModelBase):
                 "trained. Say which cells are target cells: target_idx=."
             )
             raise ValueError(msg)
+
+
+def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
+    known = {field.name for field in fields(DifferentialSettings)}
+    unknown = [name for name in kwargs if name not in known]
+    if unknown:
+        msg = (
+            f"differential_expression takes no {', '.join(unknown)}. Beside its own arguments it "
+            f"takes those of DifferentialSettings: {', '.join(sorted(known))}."
+        )
+        raise TypeError(msg)
 
 
 def _all_as_targets(data: CellData) -> CellData:

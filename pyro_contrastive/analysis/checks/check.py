@@ -20,7 +20,7 @@ SUMMARY_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PosteriorPredictiveCheck:
     """What a check found: one tidy table for each kind of statistic.
 
@@ -82,6 +82,15 @@ class PosteriorPredictiveCheck:
     interval: float
     n_samples: int
     data: str
+
+    def __repr__(self) -> str:
+        tables = {f.name: getattr(self, f.name) for f in fields(self)}
+        sizes = {n: len(t) for n, t in tables.items() if isinstance(t, pd.DataFrame) and len(t)}
+        rows = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+        return (
+            f"PosteriorPredictiveCheck of {self.n_samples} replicates; summary() says what stands "
+            f"out\ntables (rows): {rows}"
+        )
 
     def summary(self, group_by: str = ALL) -> pd.DataFrame:
         """Return what stands out, a row for each statistic (and model, and group of cells).
