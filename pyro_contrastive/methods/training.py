@@ -174,7 +174,9 @@ class TrainingMethods(ModelBase):
             ``benchmarks/README.md`` for what it does to the ELBO.
         seed
             Seed of the split, the order of the cells and all noise; default: torch's global state
-            (``pyro.set_rng_seed``). The same seed gives the same result on a CPU.
+            (``pyro.set_rng_seed``). On a CPU the same seed gives the same result for models with
+            the same weights to start from. These are drawn when the model is made: set
+            ``pyro_contrastive.settings.seed`` before, to have the same again.
 
         Returns
         -------
