@@ -179,6 +179,24 @@ def test_scores_are_drawn_at_their_values(ax: Axes) -> None:
     assert ax.get_yticklabels()[1].get_text() == "condition: silhouette (salient)"
 
 
+def test_scores_beyond_one_stay_in_the_figure_with_their_number(ax: Axes) -> None:
+    table = SCORES.assign(value=[1.3, -0.001, 0.0])
+    plot_scores(table, ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["1.30", "0.00", "0.00"]
+    assert ax.get_xlim()[0] < 0
+    assert ax.get_xlim()[1] > 1.3
+    ax.figure.draw_without_rendering()
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    triangles = [line for line in ax.lines if line.get_marker() in "<>"]
+    extents = [line.get_window_extent() for line in (*dots, *triangles)]
+    numbers = [text.get_window_extent() for text in ax.texts]
+    assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in extents)
+    for triangle in extents[len(dots) :]:
+        assert not triangle.count_overlaps([*extents[: len(dots)], *numbers])
+        left_of_axis = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert not triangle.count_overlaps(left_of_axis)
+
+
 def test_scores_refuse_tables_they_cannot_draw() -> None:
     with pytest.raises(ValueError, match="table lacks \\['best'\\]"):
         plot_scores(SCORES.drop(columns="best"))

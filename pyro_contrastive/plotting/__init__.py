@@ -18,7 +18,8 @@ from pyro_contrastive.plotting.diagnostics import (
     plot_ranks,
 )
 from pyro_contrastive.plotting.latent_checks import plot_latent_usage, plot_leakage
-from pyro_contrastive.plotting.latents import plot_embedding, plot_history, plot_scores
+from pyro_contrastive.plotting.latents import plot_embedding, plot_history
+from pyro_contrastive.plotting.scores import plot_scores
 
 __all__ = [
     "plot_comparison",

@@ -12,18 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_contrastive.plotting.style import (
-    FAINT,
-    FEW,
-    INK,
-    LATENT_COLORS,
-    MANY,
-    MARKERS,
-    new_axes,
-    tidy,
-)
+from pyro_contrastive.plotting.style import FEW, MANY, MARKERS, new_axes, tidy
 
-__all__ = ["plot_embedding", "plot_history", "plot_scores"]
+__all__ = ["plot_embedding", "plot_history"]
 
 _MISSING_COLOR = "#BBBBBB"
 _TRAIN_COLOR, _VALIDATION_COLOR = "#0072B2", "#D55E00"
@@ -148,50 +139,6 @@ def plot_embedding(
     if title is not None:
         axes.set_title(title)
     return tidy(axes)
-
-
-def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw separation scores as dots, with an open triangle at the better end of each scale.
-
-    Parameters
-    ----------
-    table
-        Scores as :func:`pyro_contrastive.analysis.separation.score_latents` returns them: columns
-        ``latent``, ``of``, ``measure``, ``value`` and ``best``.
-    ax
-        Axes to draw on. Default: those of a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        The axes drawn on, one line per score, in the order of the table.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing or the table is empty.
-    """
-    missing = {"latent", "of", "measure", "value", "best"} - set(table.columns)
-    if missing or table.empty:
-        raise ValueError(f"table lacks {sorted(missing)}" if missing else "table has no rows")
-    axes = ax if ax is not None else new_axes(7.0, 0.9 + 0.42 * len(table))
-    left = min(0.0, float(table["value"].min()))
-    heights = range(len(table))
-    for height, row in zip(heights, table.itertuples(), strict=True):
-        color = LATENT_COLORS.get(str(row.latent), INK)
-        end, triangle = (1.0, ">") if row.best == "high" else (left, "<")
-        axes.hlines(height, left, 1, color=FAINT, zorder=1)
-        axes.plot(end, height, triangle, mfc="white", mec=INK, clip_on=False)
-        axes.plot(row.value, height, "o", color=color, ms=9, clip_on=False, zorder=3)
-        axes.annotate(
-            f"{row.value:.2f}", (row.value, height), (0, 8), textcoords="offset points", ha="center"
-        )
-    names = [f"{row.of}: {row.measure} ({row.latent})" for row in table.itertuples()]
-    axes.set_yticks(list(heights), names)
-    axes.set(xlim=(left, 1), ylim=(len(table) - 0.5, -0.7))
-    axes.set_xlabel("score (no unit); the triangle marks the better end")
-    axes.tick_params(axis="y", length=0, pad=10)
-    return tidy(axes, left=False)
 
 
 def _curve(history: Mapping[str, pd.DataFrame], name: str) -> pd.Series[float]:

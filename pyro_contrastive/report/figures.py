@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
+from pyro_contrastive.plotting.scores import two_decimals
 from pyro_contrastive.report.html import ReportFigure, figure_png
 
 __all__ = ["FigureSet", "draw_figures"]
@@ -153,7 +154,8 @@ def _add_scores(figures: FigureSet, scores: pd.DataFrame) -> None:
     figure = _blank(6.2, 0.9 + 0.42 * len(scores))
     plot_scores(scores, ax=figure.subplots())
     values = "; ".join(
-        f"{row.measure} of {row.of} in {row.latent} {row.value:.2f}" for row in scores.itertuples()
+        f"{row.measure} of {row.of} in {row.latent} {two_decimals(row.value)}"
+        for row in scores.itertuples()
     )
     figures.add(
         figures.scores,
