@@ -142,6 +142,29 @@ def test_coverage_and_ranks_are_drawn_against_what_they_should_be(check, ax):
     assert other.patches[0].get_data().values == pytest.approx(share * 20)
 
 
+@pytest.mark.parametrize("spread", [1.0, 0.01, 0.0005])
+def test_no_two_ticks_of_coverage_read_alike(spread, check, ax):
+    table = check.calibration.assign(
+        **{
+            name: check.calibration["level"]
+            + spread * (check.calibration[name] - check.calibration["level"])
+            for name in ("observed", "lower", "upper")
+        }
+    )
+    plot_coverage(table, ax=ax)
+    ticks = {tick: float(ax.yaxis.get_major_formatter()(tick)) for tick in ax.get_yticks()}
+    assert len(ticks) == len(set(ticks.values())) > 2
+    assert list(ticks.values()) == pytest.approx([100 * tick for tick in ticks])
+
+
+def test_levels_near_one_are_told_apart(check, ax):
+    table = check.calibration.assign(
+        level=check.calibration["level"].replace({0.9: 0.99, 0.95: 0.999})
+    )
+    plot_coverage(table, ax=ax)
+    assert {"99%", "99.9%"} <= {text.get_text() for text in ax.get_xticklabels()}
+
+
 def test_groups_are_drawn_one_by_one(check, ax):
     plot_groups(check.overall, "zero_fraction", group_by="lane", ax=ax)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["1", "2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from pyro_contrastive.plotting.check_parts import (
     known_values,
@@ -112,8 +112,9 @@ def plot_coverage(
             label=name,
         )  # fmt: skip
     levels = sorted(set(table["level"]))
-    axes.set_xticks(levels, [f"{level:.0%}" for level in levels])
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=""))
+    axes.set_xticks(levels, [f"{100 * level:.6g}%" for level in levels])
+    # As many decimals as tell the ticks apart: deviations may be of hundredths of a point.
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent_points))
     axes.set_xlabel("interval of the replicates")
     axes.set_ylabel("coverage less its level (percent points)")
     axes.set_title("above 0: model too wide; below: too narrow", fontsize="medium")
@@ -160,3 +161,7 @@ def plot_pit(
     axes.set_ylabel("density (1: as expected)")
     axes.legend(frameon=False, loc="lower center")
     return tidy(axes)
+
+
+def _percent_points(share: float, _: int | None = None) -> str:
+    return f"{round(100 * share, 6) + 0.0:g}"  # + 0.0: not -0
