@@ -105,6 +105,31 @@ def test_misfit_draws_the_share_outside_of_each_model(check, ax):
     assert len(labelled(of_lane)["NB"]) < len(drawn["NB"])
 
 
+def test_misfit_draws_the_worst_lines_and_says_how_many_are_not(check, ax):
+    plot_misfit(check.overall, n_lines=None, ax=ax)
+    lines = [text.get_text() for text in ax.get_yticklabels()]
+    drawn = labelled(ax)
+    worst = np.zeros(len(lines))
+    for model in ("NB", "Poisson"):
+        x, y = drawn[model].T
+        np.maximum.at(worst, y.astype(int), x)
+    assert "not shown" not in ax.get_xlabel()
+    few = plot_misfit(check.overall, n_lines=3, ax=Figure().subplots())
+    shown = [text.get_text() for text in few.get_yticklabels()]
+    assert shown == [line for line in lines if line in shown]
+    left = [share for line, share in zip(lines, worst, strict=True) if line not in shown]
+    assert len(shown) == 3
+    assert max(left) <= min(worst[lines.index(line)] for line in shown)
+    for model in ("NB", "Poisson"):
+        given = dict(zip(drawn[model][:, 1], drawn[model][:, 0], strict=True))
+        again = {shown[int(y)]: x for x, y in labelled(few)[model]}
+        assert again == {line: given[lines.index(line)] for line in again}
+    assert f"{len(lines) - 3} lines that fit better not shown" in few.get_xlabel()
+    assert f"at most {max(left):.0%} outside" in few.get_xlabel()
+    with pytest.raises(ValueError, match="n_lines must be at least 1, or None"):
+        plot_misfit(check.overall, n_lines=0)
+
+
 def test_points_outside_of_the_interval_have_a_colour_and_a_shape_of_their_own(check, ax):
     plot_statistic(check.genes, "variance", model="Poisson", ax=ax)
     table = check.genes.query("model == 'Poisson' and statistic == 'variance' and group == 'all'")

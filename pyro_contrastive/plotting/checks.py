@@ -42,6 +42,7 @@ def plot_misfit(
     *,
     expected: float = 0.1,
     group: tuple[str, str] = ("all", "all"),
+    n_lines: int | None = 20,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw, for each statistic, how many genes, cells or pairs the model does not reproduce.
@@ -54,40 +55,49 @@ def plot_misfit(
         The share that is outside by chance: 1 - ``check.interval``.
     group
         Key and value: which cells; default all.
+    n_lines
+        How many statistics to draw, those that fit worst in any model; the figure says how many
+        are left out. None draws all, which with many treatments, each a line, is a tall figure.
     ax
         Axes to draw on. Default: those of a new figure.
 
     Returns
     -------
     matplotlib.axes.Axes
-        A line for each statistic, a marker for each model; the further right, the worse.
+        A line for each statistic, in the order of the table, a marker for each model; the further
+        right, the worse.
 
     Raises
     ------
     ValueError
-        If the table has no such group, or lacks a column.
+        If the table has no such group, or lacks a column, or `n_lines` is less than 1.
     """
     table = rows_of_group(overall, group, ("unit", "share_outside"))
     if group == ("all", "all"):
         table = pd.concat([table, overall[overall["statistic"].isin(EFFECTS)]])
     table = table[(table["unit"].astype(str) != "data") & table["share_outside"].notna()]
-    labels = _line_labels(table)
-    lines = list(dict.fromkeys(labels))
-    if not lines:
+    if table.empty:
         raise ValueError("overall has no statistic of genes, cells or pairs")
+    labels = _line_labels(table)
+    worst = table["share_outside"].groupby(labels, sort=False).max()
+    lines = _worst_lines(worst, n_lines)
+    table = table[labels.isin(lines)]
     axes = ax if ax is not None else new_axes(7.0, 1.3 + 0.34 * len(lines))
     axes.hlines(range(len(lines)), 0, 1, color=FAINT, zorder=1)
     for name, color, marker in models_of(table):
         chosen = table["model"].astype(str) == name
-        y = [lines.index(label) for label in labels[chosen]]
+        y = [lines.index(label) for label in labels[table.index][chosen]]
         x = table.loc[chosen, "share_outside"]
         axes.plot(x, y, marker, color=color, ms=8, label=name, ls="", zorder=3, clip_on=False)
     axes.axvline(expected, color=INK, ls="--", lw=1, label=f"by chance ({expected:.0%})")
     axes.set_yticks(range(len(lines)), lines)
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
-    axes.set_xlabel(f"share outside of the {1 - expected:.0%} interval of the replicates")
+    axes.set_xlabel(
+        f"share outside of the {1 - expected:.0%} interval of the replicates"
+        + _left_out(worst.drop(lines))
+    )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=8)  # a marker at 0 stays clear of the labels
     legend_above(axes)
     return tidy(axes, left=False)
 
@@ -271,3 +281,19 @@ def _line_labels(table: pd.DataFrame) -> pd.Series[str]:
     names = table["statistic"].astype(str).map(name_of) + " (" + units + ")"
     effects = table["statistic"].isin(EFFECTS)
     return names.where(~effects, names + ", " + table["group"].astype(str))
+
+
+def _worst_lines(worst: pd.Series[float], n_lines: int | None) -> list[str]:
+    """Name the lines that fit worst, in the order they were given in."""
+    if n_lines is not None and n_lines < 1:
+        raise ValueError(f"n_lines must be at least 1, or None for all, not {n_lines}")
+    first = worst.sort_values(ascending=False, kind="stable").index[:n_lines]
+    return [str(line) for line in worst.index if line in first]
+
+
+def _left_out(worst: pd.Series[float]) -> str:
+    """Say how many lines are not drawn, and that they are not hidden misfits."""
+    if worst.empty:
+        return ""
+    lines = "line that fits" if len(worst) == 1 else "lines that fit"
+    return f"\n{len(worst)} {lines} better not shown: at most {worst.max():.0%} outside"
