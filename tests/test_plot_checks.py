@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BytesIO
 
 import matplotlib as mpl
 import numpy as np
@@ -204,13 +206,31 @@ def test_groups_are_drawn_one_by_one(check, ax):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda c: plot_statistic(c.genes, "variance"), "several in 'model': choose one of"),
+        (
+            lambda c: plot_statistic(c.genes, "variance"),
+            r"several models: choose model= one of \['NB'",
+        ),
         (lambda c: plot_statistic(c.genes, "sd", model="NB"), r"no 'sd'; it has \['mean'"),
-        (lambda c: plot_statistic(c.genes, "mean", model="X"), r"no 'X' in 'model'"),
+        (lambda c: plot_statistic(c.genes, "mean", model="X"), r"no model 'X': choose model="),
         (lambda c: plot_statistic(c.genes, "mean", group=("lane", "3")), r"no group \('lane', '3'"),
-        (lambda c: plot_effects(c.effects, model="NB"), "several in 'group': choose one of"),
+        (
+            lambda c: plot_effects(c.effects, model="NB"),
+            r"several treatments: choose treatment= one of \['drug', 'heat'\]",
+        ),
+        (lambda c: plot_effects(c.effects, model="NB", treatment="cold"), "no treatment 'cold'"),
         (lambda c: plot_trend(c.trends, "trend"), "no 'trend'; it has"),
-        (lambda c: plot_groups(c.overall, "cv", group_by="donor"), "no 'cv' of genes by 'donor'"),
+        (
+            lambda c: plot_groups(c.overall, "cv", group_by="donor"),
+            r"no groups by 'donor'.* in adata.obs .*one of \['all', 'condition', 'lane'\]",
+        ),
+        (
+            lambda c: plot_groups(c.overall, "sd", group_by="lane"),
+            r"no statistic 'sd' of genes by 'lane'; it has \['mean', 'variance'",
+        ),
+        (
+            lambda c: plot_groups(c.overall, "cv", group_by="lane", unit="genes"),
+            r"no unit 'genes' by 'lane'; it has \['gene'",
+        ),
         (lambda c: plot_pit(c.pit[:0]), "table has no rows"),
         (lambda c: plot_coverage(c.genes), r"table lacks \['level'\]"),
     ],
@@ -218,3 +238,40 @@ def test_groups_are_drawn_one_by_one(check, ax):
 def test_what_cannot_be_drawn(draw, message, check):
     with pytest.raises(ValueError, match=message):
         draw(check)
+
+
+OF_THE_CHECK: dict[str, Callable[..., Axes]] = {
+    "misfit": plot_misfit,
+    "effects": lambda c, **ax: plot_effects(c, model="NB", treatment="drug", **ax),
+    "correlations": lambda c, **ax: plot_correlations(c, model="NB", **ax),
+    "groups": lambda c, **ax: plot_groups(c, "cv", group_by="condition", **ax),
+    "trend": plot_trend,
+    "coverage": plot_coverage,
+    "pit": plot_pit,
+}
+
+
+def png(ax: Axes) -> bytes:
+    buffer = BytesIO()
+    ax.figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", OF_THE_CHECK)
+def test_the_check_itself_stands_for_its_table(name, check):
+    drawn, expected = (
+        png(draw[name](check, ax=Figure().subplots())) for draw in (OF_THE_CHECK, DRAWN)
+    )
+    assert drawn == expected
+
+
+def test_misfit_takes_the_interval_of_the_check(check, ax):
+    plot_misfit(replace(check, interval=0.8), ax=ax)
+    assert labelled(ax)["by chance (20%)"][:, 0] == pytest.approx([0.2, 0.2])
+
+
+def test_what_is_no_table_is_named(check):
+    with pytest.raises(TypeError, match=r"one table of the check: check.genes or check.cells"):
+        plot_statistic(check, "mean")
+    with pytest.raises(TypeError, match=r"pass the table check.overall, not a dict"):
+        plot_misfit({"NB": check})
