@@ -13,6 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
 mpl.use("Agg")
 
@@ -20,7 +21,8 @@ import matplotlib.pyplot as plt
 
 from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
-from pyro_contrastive.plotting.style import FEW, MANY
+from pyro_contrastive.plotting.palette import category_colors
+from pyro_contrastive.plotting.style import FEW, GREY, MANY
 
 SCORES = pd.DataFrame(
     {
@@ -128,6 +130,45 @@ def test_every_cell_has_the_colour_its_legend_says(ax: Axes) -> None:
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("PC 1", "PC 2", "T")
 
 
+def test_background_cells_are_grey_beneath_the_others_and_first_in_the_legend(ax: Axes) -> None:
+    coords = np.stack([np.arange(90), np.zeros(90)], axis=1)
+    labels = np.array(["drug", None, "control", "heat", "zinc"] * 18, dtype=object)
+    plot_embedding(coords, labels, background="control", ax=ax)
+    beneath, above = ax.collections
+    is_background = labels == "control"
+    assert set(beneath.get_offsets()[:, 0]) == set(coords[is_background, 0])
+    assert set(above.get_offsets()[:, 0]) == set(coords[~is_background, 0])
+    assert beneath.get_zorder() < above.get_zorder()
+    assert {to_hex(color) for color in beneath.get_facecolor()} == {GREY.lower()}
+    drawn = {to_hex(c) for c in above.get_facecolor()}
+    assert len(drawn) == 4
+    assert GREY.lower() not in drawn
+    legend = ax.get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["control", "drug", "heat", "zinc", "not labelled"]
+    shown = dict(zip(names, (h.get_color() for h in legend.legend_handles), strict=True))
+    at = {
+        x: to_hex(c) for (x, _), c in zip(above.get_offsets(), above.get_facecolor(), strict=True)
+    }
+    for x, label in zip(coords[:, 0], labels, strict=True):
+        if label != "control":
+            assert at[x] == shown[label or "not labelled"].lower()
+
+
+def test_background_beside_one_treatment_hides_none_and_is_hidden_by_none(ax: Axes) -> None:
+    labels = pd.Categorical(np.tile([2, 1], 20), categories=[2, 1])
+    plot_embedding(np.random.default_rng(0).normal(size=(40, 2)), labels, background=1, ax=ax)
+    (points,) = ax.collections
+    grey = [to_hex(color) == GREY.lower() for color in points.get_facecolor()]
+    assert 5 < np.flatnonzero(grey).mean() < 34
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["1", "2"]
+
+
+def test_a_background_that_is_no_label_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"background 'c' is none of the labels: \['a', 'b'\]"):
+        plot_embedding(np.eye(2), ["a", "b"], background="c")
+
+
 def drawing_order(seed: int) -> list[int]:
     axes = Figure().subplots()
     coords = np.stack([np.arange(40), np.zeros(40)], axis=1)
@@ -154,10 +195,34 @@ def test_missing_labels_are_grey(ax: Axes) -> None:
     assert ax.get_legend().get_texts()[-1].get_text() == "not labelled"
 
 
-def test_no_two_of_twenty_categories_look_alike(ax: Axes) -> None:
-    plot_embedding(np.eye(20)[:, :2], [f"{i:02}" for i in range(20)], ax=ax)
+def test_every_one_of_many_categories_has_its_colour_and_shape(ax: Axes) -> None:
+    coords = np.stack([np.arange(60), np.zeros(60)], axis=1)
+    labels = [f"{i % 30:02}" for i in range(60)]
+    plot_embedding(coords, labels, ax=ax)
     handles = ax.get_legend().legend_handles
-    assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == 20
+    assert len({handle.get_color() for handle in handles}) == 30
+    assert len({handle.get_marker() for handle in handles}) == 3
+    (points,) = ax.collections
+    for (x, _), color, path in zip(
+        points.get_offsets(), points.get_facecolor(), points.get_paths(), strict=True
+    ):
+        handle = handles[int(labels[int(x)])]
+        marker = MarkerStyle(handle.get_marker())
+        expected = marker.get_path().transformed(marker.get_transform())
+        np.testing.assert_array_equal(path.vertices, expected.vertices)
+        assert to_hex(color) == handle.get_color().lower()
+
+
+@pytest.mark.parametrize("n", [2, 26, 60, 102])
+def test_a_legend_of_many_categories_leaves_room_for_the_cells(n: int) -> None:
+    labels = [f"GENE{i}" for i in range(n)]
+    axes = plot_embedding(np.random.default_rng(0).normal(size=(n, 2)), labels)
+    axes.figure.draw_without_rendering()
+    width, height = axes.get_window_extent().size
+    assert width > 0.8 * height
+    legend, figure = axes.get_legend().get_window_extent(), axes.figure.bbox
+    assert figure.x0 <= legend.x0 < legend.x1 <= figure.x1
+    assert figure.y0 <= legend.y0 < legend.y1 <= figure.y1
 
 
 def test_embedding_refuses_wrong_shapes() -> None:
@@ -238,12 +303,27 @@ def cielab(color: str) -> np.ndarray:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
 
 
-@pytest.mark.parametrize("palette", [FEW, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("palette", [(*FEW, GREY), MANY], ids=["few", "many"])
 def test_colours_stay_apart_with_colour_blindness(palette: tuple[str, ...]) -> None:
     lab = np.array([cielab(color) for color in palette])
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1).min(axis=-1)
     # A difference of 2 to 3 is just noticeable side by side.
     assert distance[~np.eye(len(palette), dtype=bool)].min() > 10
+
+
+@pytest.mark.parametrize(("n", "least"), [(12, 20), (26, 20), (28, 15), (102, 8)])
+def test_generated_colours_stay_apart_from_each_other_and_from_grey(n: int, least: float) -> None:
+    colors = category_colors(n)
+    assert len(colors) == n
+    assert colors == category_colors(102)[:n]
+    lab = np.array([cielab(color)[0] for color in (*colors, GREY, "#FFFFFF")])
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    assert distance[~np.eye(n + 2, dtype=bool)].min() > least
+
+
+@pytest.mark.parametrize("n", [0, 1, len(FEW), len(FEW) + 1, len(MANY)])
+def test_few_categories_have_colours_chosen_for_colour_blindness(n: int) -> None:
+    assert category_colors(n) == (FEW if n <= len(FEW) else MANY)[:n]
 
 
 def blobs() -> tuple[np.ndarray, np.ndarray]:

@@ -94,8 +94,9 @@ def plot_embedding(
         Missing labels are drawn grey. Each category has a colour of its own; up to 11 can be told
         apart with colour blindness, from the 12th on they have other markers too.
     background
-        Which category is that of background cells, such as controls: it is drawn grey and beneath
-        the others, and comes first in the legend. Default: none, all are drawn alike.
+        Which category is that of background cells, such as controls: it is drawn grey, and
+        beneath the others if there are several, and comes first in the legend; beside a single
+        other one it is not beneath, so that how well they mix can be seen. Default: none.
     ax
         Axes to draw on. Default: those of a new figure, as wide as the legend needs.
     title
@@ -130,7 +131,8 @@ def plot_embedding(
         width = legend_width([category.name for category in shown]) if legend else 0.0
         ax = new_axes(max(6.2, 4.6 + width), 4.6)
     order = np.random.default_rng(seed).permutation(len(points))
-    beneath = (codes[order] == 0) & (background is not None)
+    several = len(categories) > len(("background", "one other", "missing"))
+    beneath = (codes[order] == 0) & (background is not None and several)
     size = float(np.clip(45_000 / max(len(points), 1), 4.0, 30.0))
     for zorder, drawn in enumerate((order[beneath], order[~beneath]), start=1):
         draw_cells(ax, points[drawn], [categories[code] for code in codes[drawn]], size, zorder)

@@ -92,8 +92,8 @@ def draw_figures(
     scores
         Scores, see :func:`pyro_contrastive.plotting.plot_scores`.
     background
-        Which condition is the background: its cells are grey and lie beneath the others. Default:
-        none is.
+        Which condition is the background: its cells are grey, see
+        :func:`pyro_contrastive.plotting.plot_embedding`. Default: none is.
     method
         How to map to two dimensions. Default t-SNE. Of more than 8,000 cells a random 8,000 are
         mapped.
@@ -140,7 +140,7 @@ def _add_map(
         legend_title=name,
         axis_name=axis_name,
     )
-    of_grey = "" if background is None else f" Grey, beneath the others: {background}."
+    of_grey = "" if background is None else f" Grey: {background}."
     figures.add(
         figures.latents,
         f"{latent}_by_{of}",
