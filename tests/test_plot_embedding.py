@@ -58,10 +58,10 @@ def test_every_cell_has_the_colour_its_legend_says(ax: Axes) -> None:
 
 def test_background_cells_are_grey_beneath_the_others_and_first_in_the_legend(ax: Axes) -> None:
     coords = np.stack([np.arange(90), np.zeros(90)], axis=1)
-    labels = np.array(["drug", None, "control", "heat", "zinc"] * 18, dtype=object)
-    plot_embedding(coords, labels, background="control", ax=ax)
+    labels = np.array(["drug", None, "untreated", "heat", "zinc"] * 18, dtype=object)
+    plot_embedding(coords, labels, background="untreated", ax=ax)
     beneath, above = ax.collections
-    is_background = labels == "control"
+    is_background = labels == "untreated"
     assert set(beneath.get_offsets()[:, 0]) == set(coords[is_background, 0])
     assert set(above.get_offsets()[:, 0]) == set(coords[~is_background, 0])
     assert beneath.get_zorder() < above.get_zorder()
@@ -71,13 +71,13 @@ def test_background_cells_are_grey_beneath_the_others_and_first_in_the_legend(ax
     assert GREY.lower() not in drawn
     legend = ax.get_legend()
     names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["control", "drug", "heat", "zinc", "not labelled"]
+    assert names == ["untreated", "drug", "heat", "zinc", "not labelled"]
     shown = dict(zip(names, (h.get_color() for h in legend.legend_handles), strict=True))
     at = {
         x: to_hex(c) for (x, _), c in zip(above.get_offsets(), above.get_facecolor(), strict=True)
     }
     for x, label in zip(coords[:, 0], labels, strict=True):
-        if label != "control":
+        if label != "untreated":
             assert at[x] == shown[label or "not labelled"].lower()
 
 
