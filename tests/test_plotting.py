@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 mpl.use("Agg")
@@ -20,7 +19,6 @@ import matplotlib.pyplot as plt
 
 from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
-from pyro_contrastive.plotting.style import FEW, MANY
 
 SCORES = pd.DataFrame(
     {
@@ -108,65 +106,6 @@ def test_history_without_any_curve_is_refused() -> None:
         plot_history({"kl_weight": history()["kl_weight"]})
 
 
-def test_every_cell_has_the_colour_its_legend_says(ax: Axes) -> None:
-    rng = np.random.default_rng(0)
-    coords, labels = rng.normal(size=(60, 2)), np.array(["b", "c", "a"] * 20)
-    plot_embedding(coords, labels, ax=ax, legend_title="kind", axis_name="PC", title="T")
-    legend = ax.get_legend()
-    assert legend.get_title().get_text() == "kind"
-    names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["a", "b", "c"]
-    colors = dict(zip(names, [handle.get_color() for handle in legend.legend_handles], strict=True))
-    (points,) = ax.collections
-    drawn = {
-        tuple(at): to_hex(color)
-        for at, color in zip(points.get_offsets().tolist(), points.get_facecolor(), strict=True)
-    }
-    assert drawn == {
-        tuple(at): colors[label].lower() for at, label in zip(coords.tolist(), labels, strict=True)
-    }
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("PC 1", "PC 2", "T")
-
-
-def drawing_order(seed: int) -> list[int]:
-    axes = Figure().subplots()
-    coords = np.stack([np.arange(40), np.zeros(40)], axis=1)
-    plot_embedding(coords, np.repeat(["a", "b"], 20), ax=axes, seed=seed)
-    return axes.collections[0].get_offsets()[:, 0].tolist()
-
-
-def test_drawing_order_is_shuffled_by_the_seed() -> None:
-    assert drawing_order(0) == drawing_order(0) != drawing_order(1)
-    assert drawing_order(0) != sorted(drawing_order(0))
-
-
-def test_categorical_order_is_kept_and_unused_categories_are_not(ax: Axes) -> None:
-    labels = pd.Categorical(["low", "high"], categories=["low", "none", "high"])
-    plot_embedding(np.eye(2), labels, ax=ax)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["low", "high"]
-
-
-def test_missing_labels_are_grey(ax: Axes) -> None:
-    plot_embedding(np.array([[0, 0], [5, 5]]), ["a", None], ax=ax)
-    points = ax.collections[0]
-    grey = points.get_facecolor()[points.get_offsets()[:, 0] == 5][0]
-    assert to_hex(grey) == "#bbbbbb"
-    assert ax.get_legend().get_texts()[-1].get_text() == "not labelled"
-
-
-def test_no_two_of_twenty_categories_look_alike(ax: Axes) -> None:
-    plot_embedding(np.eye(20)[:, :2], [f"{i:02}" for i in range(20)], ax=ax)
-    handles = ax.get_legend().legend_handles
-    assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == 20
-
-
-def test_embedding_refuses_wrong_shapes() -> None:
-    with pytest.raises(ValueError, match=r"coords must be \[cells, 2\], not \(4, 3\)"):
-        plot_embedding(np.zeros((4, 3)), ["a"] * 4)
-    with pytest.raises(ValueError, match="labels has 3 values for 4 cells"):
-        plot_embedding(np.zeros((4, 2)), ["a"] * 3)
-
-
 def test_scores_are_drawn_at_their_values(ax: Axes) -> None:
     plot_scores(SCORES, ax=ax)
     dots = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "o"]
@@ -179,53 +118,29 @@ def test_scores_are_drawn_at_their_values(ax: Axes) -> None:
     assert ax.get_yticklabels()[1].get_text() == "condition: silhouette (salient)"
 
 
+def test_scores_beyond_one_stay_in_the_figure_with_their_number(ax: Axes) -> None:
+    table = SCORES.assign(value=[1.3, -0.001, 0.0])
+    plot_scores(table, ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["1.30", "0.00", "0.00"]
+    assert ax.get_xlim()[0] < 0
+    assert ax.get_xlim()[1] > 1.3
+    ax.figure.draw_without_rendering()
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    triangles = [line for line in ax.lines if line.get_marker() in "<>"]
+    extents = [line.get_window_extent() for line in (*dots, *triangles)]
+    numbers = [text.get_window_extent() for text in ax.texts]
+    assert all(ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 for box in extents)
+    for triangle in extents[len(dots) :]:
+        assert not triangle.count_overlaps([*extents[: len(dots)], *numbers])
+        left_of_axis = [label.get_window_extent() for label in ax.get_yticklabels()]
+        assert not triangle.count_overlaps(left_of_axis)
+
+
 def test_scores_refuse_tables_they_cannot_draw() -> None:
     with pytest.raises(ValueError, match="table lacks \\['best'\\]"):
         plot_scores(SCORES.drop(columns="best"))
     with pytest.raises(ValueError, match="no rows"):
         plot_scores(SCORES.iloc[:0])
-
-
-# Machado, Oliveira and Fernandes (2009): protan-, deuter- and tritanopia, on linear RGB.
-BLINDNESS = np.array(
-    [
-        np.eye(3),
-        [
-            [0.152286, 1.052583, -0.204868],
-            [0.114503, 0.786281, 0.099216],
-            [-0.003882, -0.048116, 1.051998],
-        ],
-        [
-            [0.367322, 0.860646, -0.227968],
-            [0.280085, 0.672501, 0.047413],
-            [-0.011820, 0.042940, 0.968881],
-        ],
-        [
-            [1.255528, -0.076749, -0.178779],
-            [-0.078411, 0.930809, 0.147602],
-            [0.004733, 0.691367, 0.303900],
-        ],
-    ]
-)
-XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-
-
-def cielab(color: str) -> np.ndarray:
-    """CIELAB coordinates under each kind of vision [kinds, 3]."""
-    rgb = np.array(to_rgb(color))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(BLINDNESS @ linear, 0, 1) @ XYZ.T / XYZ.sum(axis=1)
-    f = np.where(seen > 0.008856, np.cbrt(seen), 7.787 * seen + 16 / 116)
-    x, y, z = f.T
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
-
-
-@pytest.mark.parametrize("palette", [FEW, MANY], ids=["few", "many"])
-def test_colours_stay_apart_with_colour_blindness(palette: tuple[str, ...]) -> None:
-    lab = np.array([cielab(color) for color in palette])
-    distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1).min(axis=-1)
-    # A difference of 2 to 3 is just noticeable side by side.
-    assert distance[~np.eye(len(palette), dtype=bool)].min() > 10
 
 
 def blobs() -> tuple[np.ndarray, np.ndarray]:

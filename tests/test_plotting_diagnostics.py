@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.colors import to_hex
 
+from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.calibration import Calibration
 from pyro_contrastive.analysis.comparison import CellEstimates, compare
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
@@ -97,6 +101,7 @@ def test_usage_leakage_and_comparison() -> None:
     assert [bar.get_height() for bar in axes.patches] == [0.9, 0.01, 0.5]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "1", "1"]
     assert "background: 1 of 2 used" in texts(axes)
+    assert (axes.get_ylim(), axes.get_ylabel()) == ((0, 1), "share of variance between cells")
     leakage = pd.DataFrame(
         {
             "latent": ["background", "salient"],
@@ -117,3 +122,30 @@ def test_usage_leakage_and_comparison() -> None:
     points = [line for line in axes.lines if line.get_marker() in {"o", "^"}]
     assert [line.get_xdata()[0] for line in points] == [0.0, -1.0]
     assert "nats per cell" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize("kind", ["salient", "background"])
+def test_usage_in_nats_is_drawn_too(kind) -> None:
+    adata = ad.AnnData(np.random.default_rng(0).poisson(3, (20, 4)).astype(np.float32))
+    adata.obs["condition"] = np.repeat(["control", "treated"], 10)
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    torch.manual_seed(0)
+    model = ContrastiveVI(adata, n_salient_latent=3, n_background_latent=3, n_hidden=8)
+    usage = model.get_latent_usage(kind)
+    usage["active"] = usage["nats"] == usage["nats"].max()
+    axes = plot_latent_usage(usage)
+    assert [bar.get_height() for bar in axes.patches] == sorted(usage["nats"], reverse=True)
+    order = np.argsort(-usage["nats"].to_numpy())
+    assert [label.get_text() for label in axes.get_xticklabels()] == [str(k + 1) for k in order]
+    filled = [to_hex(bar.get_facecolor()) != "#ffffff" for bar in axes.patches]
+    assert filled == [True, False, False]
+    assert axes.get_ylim()[1] > usage["nats"].max()
+    shown = texts(axes)
+    assert shown.startswith("1 of 3 used")
+    assert "nats per cell" in shown
+
+
+def test_usage_refuses_other_tables_and_names_the_methods() -> None:
+    message = r"model.latent_signal\(\) or model.get_latent_usage\(\).* columns \['k'\]"
+    with pytest.raises(ValueError, match=message):
+        plot_latent_usage(pd.DataFrame({"k": [0.5]}))

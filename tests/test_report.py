@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 from html.parser import HTMLParser
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from rich.console import Console
-from scipy import sparse
+from scipy import ndimage, sparse
 
 from pyro_contrastive.analysis.separation import score_latents
+from pyro_contrastive.plotting.style import GREY
 from pyro_contrastive.report import ReportFigure, ReportTable, write_report
 from pyro_contrastive.report.demo import DEMO_STUDY, run_demo
+from pyro_contrastive.report.figures import draw_figures
 from pyro_contrastive.report.html import _format_cell, installed_versions
 from pyro_contrastive.report.inputs import prepare_folder
 from pyro_contrastive.report.pipeline import training_facts, write_results
@@ -138,6 +142,36 @@ def test_links_lead_to_sections_and_ids_are_unique(results: Results) -> None:
     links = {address.removeprefix("#") for address in page.attributes("href")}
     assert links
     assert links <= set(ids)
+
+
+def is_grey_drawn(png: bytes) -> bool:
+    pixels = imread(BytesIO(png))[..., :3]
+    is_grey = (np.abs(pixels - to_rgb(GREY)) < 1e-3).all(axis=-1)
+    return bool(ndimage.binary_erosion(is_grey, iterations=2).any())  # not the edge of a letter
+
+
+def test_maps_by_condition_have_grey_background_cells_and_say_so(results: Results) -> None:
+    out, *_, page = results
+    for name in ("background", "salient"):
+        assert is_grey_drawn((out / "figures" / f"{name}_by_condition.png").read_bytes())
+        assert not is_grey_drawn((out / "figures" / f"{name}_by_labels.png").read_bytes())
+    assert is_grey_drawn((out / "figures" / "latents.png").read_bytes())
+    assert page.text.count("Grey: no <b>drug</b>.") == 2
+
+
+def test_maps_are_drawn_if_no_background_cell_is_among_those_shown() -> None:
+    rng = np.random.default_rng(0)
+    latents = {name: rng.normal(size=(8, 2)) for name in ("background", "salient")}
+    condition = pd.Series(["a", "b"] * 4, name="condition")
+    scores = pd.DataFrame(
+        {"latent": ["salient"], "of": "x", "measure": "m", "value": [-0.001], "best": "low"}
+    )
+    history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
+    figures = draw_figures(
+        latents, {"condition": condition}, history, scores, background="control", method="pca"
+    )
+    assert not is_grey_drawn(figures.files["salient_by_condition.png"])
+    assert "m of x in salient 0.00." in figures.scores[0].alt
 
 
 def test_every_image_has_an_alternative_text_and_a_caption(results: Results) -> None:

@@ -4,13 +4,8 @@ Those that need several panels return an array of Axes.
 """
 
 from pyro_contrastive.plotting.check_curves import plot_coverage, plot_pit, plot_trend
-from pyro_contrastive.plotting.checks import (
-    plot_correlations,
-    plot_effects,
-    plot_groups,
-    plot_misfit,
-    plot_statistic,
-)
+from pyro_contrastive.plotting.check_overall import plot_groups, plot_misfit
+from pyro_contrastive.plotting.checks import plot_correlations, plot_effects, plot_statistic
 from pyro_contrastive.plotting.diagnostics import (
     plot_comparison,
     plot_pareto_k,
@@ -18,7 +13,8 @@ from pyro_contrastive.plotting.diagnostics import (
     plot_ranks,
 )
 from pyro_contrastive.plotting.latent_checks import plot_latent_usage, plot_leakage
-from pyro_contrastive.plotting.latents import plot_embedding, plot_history, plot_scores
+from pyro_contrastive.plotting.latents import plot_embedding, plot_history
+from pyro_contrastive.plotting.scores import plot_scores
 
 __all__ = [
     "plot_comparison",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
+from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck
 from pyro_contrastive.plotting.check_parts import (
     known_values,
     models_of,
     rows_of_group,
     rows_of_model,
     short_log_axis,
+    table_of,
 )
 from pyro_contrastive.plotting.style import INK, new_axes, tidy
 
@@ -20,7 +22,7 @@ __all__ = ["plot_coverage", "plot_pit", "plot_trend"]
 
 
 def plot_trend(
-    trends: pd.DataFrame,
+    trends: pd.DataFrame | PosteriorPredictiveCheck,
     statistic: str = "variance_trend",
     *,
     group: tuple[str, str] = ("all", "all"),
@@ -31,7 +33,7 @@ def plot_trend(
     Parameters
     ----------
     trends
-        ``check.trends``.
+        ``check.trends``, or the check itself.
     statistic
         ``"variance_trend"`` or ``"zero_fraction_trend"``.
     group
@@ -49,7 +51,7 @@ def plot_trend(
     ValueError
         If there is no such statistic or group.
     """
-    found = rows_of_group(trends, group, ("bin_mean",))
+    found = rows_of_group(table_of(trends, "trends"), group, ("bin_mean",))
     table = found[found["statistic"].astype(str) == statistic]
     if table.empty:
         raise ValueError(f"trends has no {statistic!r}; it has {known_values(found, 'statistic')}")
@@ -74,7 +76,7 @@ def plot_trend(
 
 
 def plot_coverage(
-    calibration: pd.DataFrame,
+    calibration: pd.DataFrame | PosteriorPredictiveCheck,
     *,
     group: tuple[str, str] = ("all", "all"),
     ax: Axes | None = None,
@@ -84,7 +86,7 @@ def plot_coverage(
     Parameters
     ----------
     calibration
-        ``check.calibration``.
+        ``check.calibration``, or the check itself.
     group
         Key and value: which cells; default all.
     ax
@@ -100,7 +102,7 @@ def plot_coverage(
     ValueError
         If the table has no such group, or lacks a column.
     """
-    table = rows_of_group(calibration, group, ("level",))
+    table = rows_of_group(table_of(calibration, "calibration"), group, ("level",))
     axes = ax if ax is not None else new_axes(5.4, 3.8)
     axes.axhline(0, color=INK, lw=1.2, label="a model that is right")
     for name, color, marker in models_of(table):
@@ -112,8 +114,9 @@ def plot_coverage(
             label=name,
         )  # fmt: skip
     levels = sorted(set(table["level"]))
-    axes.set_xticks(levels, [f"{level:.0%}" for level in levels])
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1, symbol=""))
+    axes.set_xticks(levels, [f"{100 * level:.6g}%" for level in levels])
+    # As many decimals as tell the ticks apart: deviations may be of hundredths of a point.
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent_points))
     axes.set_xlabel("interval of the replicates")
     axes.set_ylabel("coverage less its level (percent points)")
     axes.set_title("above 0: model too wide; below: too narrow", fontsize="medium")
@@ -122,14 +125,17 @@ def plot_coverage(
 
 
 def plot_pit(
-    pit: pd.DataFrame, *, group: tuple[str, str] = ("all", "all"), ax: Axes | None = None
+    pit: pd.DataFrame | PosteriorPredictiveCheck,
+    *,
+    group: tuple[str, str] = ("all", "all"),
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw where the data lie among their replicates: randomised ranks, flat if all is right.
 
     Parameters
     ----------
     pit
-        ``check.pit``.
+        ``check.pit``, or the check itself.
     group
         Key and value: which cells; default all.
     ax
@@ -145,7 +151,7 @@ def plot_pit(
     ValueError
         If the table has no such group, or lacks a column.
     """
-    table = rows_of_group(pit, group, ("bin_left",))
+    table = rows_of_group(table_of(pit, "pit"), group, ("bin_left",))
     axes = ax if ax is not None else new_axes(5.4, 3.6)
     n_bins = table["bin_left"].nunique()
     edges = np.linspace(0, 1, n_bins + 1)
@@ -160,3 +166,7 @@ def plot_pit(
     axes.set_ylabel("density (1: as expected)")
     axes.legend(frameon=False, loc="lower center")
     return tidy(axes)
+
+
+def _percent_points(share: float, _: int | None = None) -> str:
+    return f"{round(100 * share, 6) + 0.0:g}"  # + 0.0: not -0

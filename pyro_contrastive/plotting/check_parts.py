@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck
 from pyro_contrastive.plotting.style import FEW, INK, MARKERS, tidy
 
 _INSIDE, _OUTSIDE = "#0072B2", "#D55E00"
@@ -109,6 +110,19 @@ def rows_of_model(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table[table["model"].astype(str) == name]
 
 
+def table_of(given: pd.DataFrame | PosteriorPredictiveCheck, *names: str) -> pd.DataFrame:
+    """Return the table given, or that of the check given, if it is clear which is meant."""
+    if isinstance(given, pd.DataFrame):
+        return given
+    tables = " or ".join(f"check.{name}" for name in names)
+    if not isinstance(given, PosteriorPredictiveCheck):
+        raise TypeError(f"pass the table {tables}, not a {type(given).__name__}")
+    if len(names) > 1:
+        raise TypeError(f"pass one table of the check: {tables}")
+    table: pd.DataFrame = getattr(given, names[0])
+    return table
+
+
 def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse a table without rows, or without the columns that all have, and these."""
     needed = {"model", "statistic", "group_by", "group", "observed", *columns}
@@ -143,12 +157,14 @@ def rows_of_statistic(
     return rows_of_model(chosen, only_value(chosen, "model", model))
 
 
-def only_value(table: pd.DataFrame, column: str, wanted: str | None) -> str:
-    """Return the value asked for, or the one there is."""
+def only_value(
+    table: pd.DataFrame, column: str, wanted: str | None, *, argument: str = "model"
+) -> str:
+    """Return the value asked for by an argument, or the one there is."""
     known = known_values(table, column)
     if wanted is None and len(known) == 1:
         return known[0]
     if wanted not in known:
-        asked = "several" if wanted is None else f"no {wanted!r}"
-        raise ValueError(f"table has {asked} in {column!r}: choose one of {known}")
+        asked = f"several {argument}s" if wanted is None else f"no {argument} {wanted!r}"
+        raise ValueError(f"table has {asked}: choose {argument}= one of {known}")
     return str(wanted)

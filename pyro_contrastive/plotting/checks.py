@@ -6,90 +6,24 @@ one model or of several that were compared. What belongs to the data is black.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
-from pyro_contrastive.analysis.checks.statistics import EFFECTS
+from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck
 from pyro_contrastive.plotting.check_parts import (
     ON_LOG_SCALE,
-    PLURAL,
     UNITS,
     check_columns,
     draw_against,
-    legend_above,
-    models_of,
     name_of,
     only_value,
-    rows_of_group,
     rows_of_model,
     rows_of_statistic,
+    table_of,
 )
-from pyro_contrastive.plotting.style import FAINT, INK, new_axes, tidy
+from pyro_contrastive.plotting.style import new_axes
 
-__all__ = [
-    "plot_correlations",
-    "plot_effects",
-    "plot_groups",
-    "plot_misfit",
-    "plot_statistic",
-]
-
-
-def plot_misfit(
-    overall: pd.DataFrame,
-    *,
-    expected: float = 0.1,
-    group: tuple[str, str] = ("all", "all"),
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw, for each statistic, how many genes, cells or pairs the model does not reproduce.
-
-    Parameters
-    ----------
-    overall
-        ``check.overall``.
-    expected
-        The share that is outside by chance: 1 - ``check.interval``.
-    group
-        Key and value: which cells; default all.
-    ax
-        Axes to draw on. Default: those of a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        A line for each statistic, a marker for each model; the further right, the worse.
-
-    Raises
-    ------
-    ValueError
-        If the table has no such group, or lacks a column.
-    """
-    table = rows_of_group(overall, group, ("unit", "share_outside"))
-    if group == ("all", "all"):
-        table = pd.concat([table, overall[overall["statistic"].isin(EFFECTS)]])
-    table = table[(table["unit"].astype(str) != "data") & table["share_outside"].notna()]
-    labels = _line_labels(table)
-    lines = list(dict.fromkeys(labels))
-    if not lines:
-        raise ValueError("overall has no statistic of genes, cells or pairs")
-    axes = ax if ax is not None else new_axes(7.0, 1.3 + 0.34 * len(lines))
-    axes.hlines(range(len(lines)), 0, 1, color=FAINT, zorder=1)
-    for name, color, marker in models_of(table):
-        chosen = table["model"].astype(str) == name
-        y = [lines.index(label) for label in labels[chosen]]
-        x = table.loc[chosen, "share_outside"]
-        axes.plot(x, y, marker, color=color, ms=8, label=name, ls="", zorder=3, clip_on=False)
-    axes.axvline(expected, color=INK, ls="--", lw=1, label=f"by chance ({expected:.0%})")
-    axes.set_yticks(range(len(lines)), lines)
-    axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
-    axes.set_xlabel(f"share outside of the {1 - expected:.0%} interval of the replicates")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.tick_params(axis="y", length=0)
-    legend_above(axes)
-    return tidy(axes, left=False)
+__all__ = ["plot_correlations", "plot_effects", "plot_statistic"]
 
 
 def plot_statistic(
@@ -126,7 +60,7 @@ def plot_statistic(
     ValueError
         If there is no such statistic, model or group; the error lists those there are.
     """
-    chosen = rows_of_statistic(table, statistic, model, group)
+    chosen = rows_of_statistic(table_of(table, "genes", "cells"), statistic, model, group)
     unit = "cell" if "cell" in chosen and chosen["cell"].astype(str).ne("").any() else "gene"
     axes = ax if ax is not None else new_axes(4.6, 4.4)
     label = f"{name_of(statistic)} of a {unit} ({UNITS.get(statistic, 'no unit')})"
@@ -134,7 +68,7 @@ def plot_statistic(
 
 
 def plot_effects(
-    effects: pd.DataFrame,
+    effects: pd.DataFrame | PosteriorPredictiveCheck,
     *,
     model: str | None = None,
     treatment: str | None = None,
@@ -145,7 +79,7 @@ def plot_effects(
     Parameters
     ----------
     effects
-        ``check.effects``.
+        ``check.effects``, or the check itself.
     model, treatment
         Which model and treatment, if the table has several.
     ax
@@ -161,8 +95,9 @@ def plot_effects(
     ValueError
         If there is no such model or treatment, or one must be chosen.
     """
+    effects = table_of(effects, "effects")
     check_columns(effects, ("group", "gene"))
-    treatment = only_value(effects, "group", treatment)
+    treatment = only_value(effects, "group", treatment, argument="treatment")
     found = effects[effects["group"].astype(str) == treatment]
     chosen = rows_of_model(found, only_value(found, "model", model))
     axes = ax if ax is not None else new_axes(4.6, 4.4)
@@ -171,7 +106,7 @@ def plot_effects(
 
 
 def plot_correlations(
-    correlations: pd.DataFrame,
+    correlations: pd.DataFrame | PosteriorPredictiveCheck,
     *,
     model: str | None = None,
     group: tuple[str, str] = ("all", "all"),
@@ -182,7 +117,7 @@ def plot_correlations(
     Parameters
     ----------
     correlations
-        ``check.correlations``.
+        ``check.correlations``, or the check itself.
     model, group, ax
         As in :func:`plot_statistic`.
 
@@ -196,78 +131,6 @@ def plot_correlations(
     ValueError
         If there is no such model or group.
     """
-    chosen = rows_of_statistic(correlations, "correlation", model, group)
+    chosen = rows_of_statistic(table_of(correlations, "correlations"), "correlation", model, group)
     axes = ax if ax is not None else new_axes(4.6, 4.4)
     return draw_against(axes, chosen, "correlation of two genes", logs=False, unit="pair")
-
-
-def plot_groups(
-    overall: pd.DataFrame,
-    statistic: str,
-    *,
-    group_by: str,
-    unit: str = "gene",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw a statistic, averaged over genes or cells, in each group of cells.
-
-    Parameters
-    ----------
-    overall
-        ``check.overall``.
-    statistic
-        One of the statistics in it.
-    group_by
-        By which column the cells are grouped.
-    unit
-        Averaged over what: ``"gene"``, ``"cell"``, ``"pair"`` or ``"bin"``.
-    ax
-        Axes to draw on. Default: those of a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        A line for each group: the data black, the interval of each model's replicates coloured.
-
-    Raises
-    ------
-    ValueError
-        If there is no such statistic or grouping.
-    """
-    check_columns(overall, ("unit",))
-    table = overall[
-        (overall["group_by"].astype(str) == group_by) & (overall["unit"].astype(str) == unit)
-    ]
-    table = table[table["statistic"].astype(str) == statistic]
-    if table.empty:
-        raise ValueError(f"overall has no {statistic!r} of {unit}s by {group_by!r}")
-    groups = list(dict.fromkeys(table["group"].astype(str)))
-    models = models_of(table)
-    axes = ax if ax is not None else new_axes(6.4, 1.4 + (0.16 + 0.14 * len(models)) * len(groups))
-    step = 0.6 / max(len(models), 1)
-    for number, (name, color, marker) in enumerate(models):
-        chosen = rows_of_model(table, name)
-        y = np.array([groups.index(g) for g in chosen["group"].astype(str)])
-        y = y + (number - (len(models) - 1) / 2) * step
-        axes.hlines(y, chosen["lower"], chosen["upper"], color=color, lw=2.5)
-        axes.plot(chosen["replicate_mean"], y, marker, color=color, ms=5, ls="", label=name)
-    one = rows_of_model(table, models[0][0])
-    places = [groups.index(group) for group in one["group"].astype(str)]
-    axes.vlines(
-        one["observed"], [p - 0.4 for p in places], [p + 0.4 for p in places], color=INK, lw=2,
-        label="data", zorder=1,
-    )  # fmt: skip
-    axes.set_yticks(range(len(groups)), groups)
-    axes.set_ylim(len(groups) - 0.5, -0.5)
-    unit_of = UNITS.get(statistic, "no unit")
-    axes.set_xlabel(f"{name_of(statistic)}, mean over {PLURAL.get(unit, unit)} ({unit_of})")
-    legend_above(axes)
-    return tidy(axes)
-
-
-def _line_labels(table: pd.DataFrame) -> pd.Series[str]:
-    """Name the statistic, of what, and the treatment if it is an effect."""
-    units = table["unit"].astype(str).map(lambda unit: PLURAL.get(unit, unit))
-    names = table["statistic"].astype(str).map(name_of) + " (" + units + ")"
-    effects = table["statistic"].isin(EFFECTS)
-    return names.where(~effects, names + ", " + table["group"].astype(str))

@@ -10,6 +10,9 @@ from pyro_contrastive.plotting.style import FAINT, INK, LATENT_COLORS, new_axes,
 
 __all__ = ["plot_latent_usage", "plot_leakage"]
 
+_SIGNAL = "share of variance between cells"
+_NATS = "KL from the prior (nats per cell)"
+
 
 def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how much each dimension says of a cell; dimensions that are not used are hollow.
@@ -17,22 +20,35 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     usage
-        What :meth:`pyro_contrastive.ContrastiveVI.latent_signal` returned.
+        What :meth:`pyro_contrastive.ContrastiveVI.latent_signal` returned, for both latents and by
+        variances, or :meth:`pyro_contrastive.ContrastiveVI.get_latent_usage`, for one latent and in
+        nats.
     ax
         Axes to draw on. Default: those of a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        A bar for each dimension, those of a latent beside each other.
+
+    Raises
+    ------
+    ValueError
+        If it is neither of the two tables.
     """
-    axes = ax if ax is not None else new_axes(0.9 + 0.36 * (len(usage) + 1), 3.4)
+    table, unit = _bars(usage)
+    axes = ax if ax is not None else new_axes(max(3.8, 0.9 + 0.36 * (len(table) + 1)), 3.4)
+    axes.set_ylim(0, 1 if unit == _SIGNAL else 1.05 * max(float(table["height"].max()), 1e-9))
     start, ticks, names = 0, [], []
-    for latent, own in usage.groupby("latent", sort=False):
-        color = LATENT_COLORS[str(latent)]
-        ordered = own.sort_values("signal", ascending=False)
+    for latent, own in table.groupby("latent", sort=False):
+        color = LATENT_COLORS.get(str(latent), INK)
+        ordered = own.sort_values("height", ascending=False)
         at = start + np.arange(len(ordered))
         faces = [color if used else "white" for used in ordered["used"]]
-        axes.bar(at, ordered["signal"], color=faces, edgecolor=color, lw=1.4)
-        n_used = int(own["used"].sum())
+        axes.bar(at, ordered["height"], color=faces, edgecolor=color, lw=1.4)
         axes.annotate(
-            f"{latent}: {n_used} of {len(own)} used",
-            (float(at.mean()), 1.0),
+            f"{latent}: {int(own['used'].sum())} of {len(own)} used".removeprefix(": "),
+            (float(at.mean()), axes.get_ylim()[1]),
             (0, 4),
             textcoords="offset points",
             ha="center",
@@ -42,9 +58,9 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         names += [str(k + 1) for k in ordered["dimension"]]
         start += len(own) + 1
     axes.set_xticks(ticks, names)
-    axes.set(ylim=(0, 1), xlim=(-0.8, start - 1.2))
+    axes.set_xlim(-0.8, start - 1.2)
     axes.set_xlabel("dimension, the one that says most first")
-    axes.set_ylabel("share of variance between cells")
+    axes.set_ylabel(unit)
     return tidy(axes)
 
 
@@ -83,3 +99,17 @@ def plot_leakage(leakage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     axes.set_xlabel("balanced accuracy of a cross-validated probe; the tick is chance")
     axes.tick_params(axis="y", length=0)
     return tidy(axes, left=False)
+
+
+def _bars(usage: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Latent, dimension and height of each bar and whether it is filled; what heights are."""
+    if {"latent", "dimension", "signal", "used"} <= set(usage.columns) and len(usage):
+        return usage.rename(columns={"signal": "height"}), _SIGNAL
+    if {"nats", "active"} <= set(usage.columns) and len(usage):
+        # One latent, of which the table does not say which it is.
+        table = usage.rename(columns={"nats": "height", "active": "used"})
+        return table.assign(latent="", dimension=usage.index), _NATS
+    raise ValueError(
+        "pass what model.latent_signal() or model.get_latent_usage() returned, not a table of "
+        f"{len(usage)} rows with the columns {list(usage.columns)}"
+    )

@@ -8,24 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_contrastive.plotting.style import (
-    FAINT,
-    FEW,
-    INK,
-    LATENT_COLORS,
-    MANY,
-    MARKERS,
-    new_axes,
-    tidy,
+from pyro_contrastive.plotting.categories import (
+    category_legend,
+    draw_cells,
+    drawn_categories,
+    legend_width,
 )
+from pyro_contrastive.plotting.style import new_axes, tidy
 
-__all__ = ["plot_embedding", "plot_history", "plot_scores"]
+__all__ = ["plot_embedding", "plot_history"]
 
-_MISSING_COLOR = "#BBBBBB"
 _TRAIN_COLOR, _VALIDATION_COLOR = "#0072B2", "#D55E00"
 
 
@@ -80,6 +75,7 @@ def plot_embedding(
     coords: ArrayLike,
     labels: Sequence[object] | NDArray[Any] | pd.Series,
     *,
+    background: object | None = None,
     ax: Axes | None = None,
     title: str | None = None,
     legend_title: str | None = None,
@@ -95,10 +91,14 @@ def plot_embedding(
         Coordinates of every cell [cells, 2].
     labels
         Category of every cell [cells]. A categorical keeps its order, anything else is sorted.
-        Missing labels are drawn grey. Up to 11 categories have colours that can be told apart with
-        colour blindness; from the 12th on the colours repeat with another marker.
+        Missing labels are drawn grey. Each category has a colour of its own; up to 11 can be told
+        apart with colour blindness, from the 12th on they have other markers too.
+    background
+        Which category is that of background cells, such as controls: it is drawn grey, and
+        beneath the others if there are several, and comes first in the legend; beside a single
+        other one it is not beneath, so that how well they mix can be seen. Default: none.
     ax
-        Axes to draw on. Default: those of a new figure.
+        Axes to draw on. Default: those of a new figure, as wide as the legend needs.
     title
         Title of the axes. Default: none.
     legend_title
@@ -118,80 +118,30 @@ def plot_embedding(
     Raises
     ------
     ValueError
-        If `coords` is not [cells, 2] or `labels` is not one per cell.
+        If `coords` is not [cells, 2], `labels` is not one per cell or `background` is none of them.
     """
     points = np.asarray(coords)
     if points.ndim != 2 or points.shape[1] != 2:  # noqa: PLR2004 -- two dimensions
         raise ValueError(f"coords must be [cells, 2], not {points.shape}")
-    codes, categories = _categories(labels)
+    codes, categories = drawn_categories(labels, background)
     if len(codes) != len(points):
         raise ValueError(f"labels has {len(codes)} values for {len(points)} cells")
-    axes = ax if ax is not None else new_axes(6.2, 4.6)
-    styles = _styles(len(categories))
+    shown = categories if (codes < 0).any() else categories[:-1]
+    if ax is None:
+        width = legend_width([category.name for category in shown]) if legend else 0.0
+        ax = new_axes(max(6.2, 4.6 + width), 4.6)
     order = np.random.default_rng(seed).permutation(len(points))
-    size = float(np.clip(24_000 / max(len(points), 1), 1.5, 30.0))
-    for marker in dict.fromkeys([marker for _, marker in styles]):
-        drawn = order[[styles[codes[i]][1] == marker for i in order]]
-        axes.scatter(
-            points[drawn, 0],
-            points[drawn, 1],
-            c=[styles[codes[i]][0] for i in drawn],
-            s=size,
-            marker=marker,
-            linewidths=0,
-            alpha=0.8,
-            rasterized=True,
-        )
+    several = len(categories) > len(("background", "one other", "missing"))
+    beneath = (codes[order] == 0) & (background is not None and several)
+    size = float(np.clip(45_000 / max(len(points), 1), 4.0, 30.0))
+    for zorder, drawn in enumerate((order[beneath], order[~beneath]), start=1):
+        draw_cells(ax, points[drawn], [categories[code] for code in codes[drawn]], size, zorder)
     if legend:
-        _outside_legend(axes, styles, categories, codes, legend_title)
-    axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
+        category_legend(ax, shown, legend_title)
+    ax.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2", xticks=[], yticks=[])
     if title is not None:
-        axes.set_title(title)
-    return tidy(axes)
-
-
-def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw separation scores as dots, with an open triangle at the better end of each scale.
-
-    Parameters
-    ----------
-    table
-        Scores as :func:`pyro_contrastive.analysis.separation.score_latents` returns them: columns
-        ``latent``, ``of``, ``measure``, ``value`` and ``best``.
-    ax
-        Axes to draw on. Default: those of a new figure.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-        The axes drawn on, one line per score, in the order of the table.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing or the table is empty.
-    """
-    missing = {"latent", "of", "measure", "value", "best"} - set(table.columns)
-    if missing or table.empty:
-        raise ValueError(f"table lacks {sorted(missing)}" if missing else "table has no rows")
-    axes = ax if ax is not None else new_axes(7.0, 0.9 + 0.42 * len(table))
-    left = min(0.0, float(table["value"].min()))
-    heights = range(len(table))
-    for height, row in zip(heights, table.itertuples(), strict=True):
-        color = LATENT_COLORS.get(str(row.latent), INK)
-        end, triangle = (1.0, ">") if row.best == "high" else (left, "<")
-        axes.hlines(height, left, 1, color=FAINT, zorder=1)
-        axes.plot(end, height, triangle, mfc="white", mec=INK, clip_on=False)
-        axes.plot(row.value, height, "o", color=color, ms=9, clip_on=False, zorder=3)
-        axes.annotate(
-            f"{row.value:.2f}", (row.value, height), (0, 8), textcoords="offset points", ha="center"
-        )
-    names = [f"{row.of}: {row.measure} ({row.latent})" for row in table.itertuples()]
-    axes.set_yticks(list(heights), names)
-    axes.set(xlim=(left, 1), ylim=(len(table) - 0.5, -0.7))
-    axes.set_xlabel("score (no unit); the triangle marks the better end")
-    axes.tick_params(axis="y", length=0, pad=10)
-    return tidy(axes, left=False)
+        ax.set_title(title)
+    return tidy(ax)
 
 
 def _curve(history: Mapping[str, pd.DataFrame], name: str) -> pd.Series[float]:
@@ -222,46 +172,3 @@ def _limit_to_settled(axes: Axes, curves: Sequence[pd.Series[float]]) -> None:
     low, high = float(settled.min()), float(settled.max())
     margin = 0.05 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)
-
-
-def _categories(labels: Any) -> tuple[NDArray[np.intp], list[str]]:
-    """Code per cell and category names; missing labels have code -1."""
-    given = pd.Series(labels)
-    if not isinstance(given.dtype, pd.CategoricalDtype):
-        given = given.where(given.isna(), given.astype(str)).astype("category")
-    used = given.cat.remove_unused_categories()
-    return used.cat.codes.to_numpy(dtype=np.intp), [str(name) for name in used.cat.categories]
-
-
-def _styles(n_categories: int) -> list[tuple[str, str]]:
-    """Colour and marker by category; one more at the end, where code -1 finds it."""
-    palette = FEW if n_categories <= len(FEW) else MANY
-    styles = [
-        (palette[i % len(palette)], MARKERS[i // len(palette) % len(MARKERS)])
-        for i in range(n_categories)
-    ]
-    return [*styles, (_MISSING_COLOR, "o")]
-
-
-def _outside_legend(
-    axes: Axes,
-    styles: Sequence[tuple[str, str]],
-    categories: Sequence[str],
-    codes: NDArray[np.intp],
-    title: str | None,
-) -> None:
-    names = [*categories, "not labelled"] if (codes < 0).any() else list(categories)
-    handles = [
-        Line2D([], [], ls="", marker=marker, color=color, label=name)
-        for (color, marker), name in zip(styles, names, strict=False)
-    ]
-    legend = axes.legend(
-        handles=handles,
-        title=title,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        ncols=1 + (len(names) - 1) // 20,
-        alignment="left",
-    )
-    legend.set_in_layout(True)

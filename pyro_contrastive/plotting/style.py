@@ -18,6 +18,8 @@ MANY = (
 MARKERS = ("o", "^", "s", "D", "v", "P")
 LATENT_COLORS = {"background": "#0072B2", "salient": "#D55E00"}
 INK, FAINT = "#333333", "#DDDDDD"
+# Of background cells: of all greys about the one that the colours above differ most from.
+GREY = "#BBBBBB"
 
 
 def new_axes(width: float, height: float) -> Axes:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
+from pyro_contrastive.plotting.categories import legend_width
+from pyro_contrastive.plotting.scores import two_decimals
 from pyro_contrastive.report.html import ReportFigure, figure_png
 
 __all__ = ["FigureSet", "draw_figures"]
@@ -72,6 +74,7 @@ def draw_figures(
     history: Mapping[str, pd.DataFrame],
     scores: pd.DataFrame,
     *,
+    background: str | None = None,
     method: Method = "tsne",
     seed: int = 0,
 ) -> FigureSet:
@@ -88,6 +91,9 @@ def draw_figures(
         Training history, see :func:`pyro_contrastive.plotting.plot_history`.
     scores
         Scores, see :func:`pyro_contrastive.plotting.plot_scores`.
+    background
+        Which condition is the background: its cells are grey, see
+        :func:`pyro_contrastive.plotting.plot_embedding`. Default: none is.
     method
         How to map to two dimensions. Default t-SNE. Of more than 8,000 cells a random 8,000 are
         mapped.
@@ -102,11 +108,14 @@ def draw_figures(
     shown = _shown_cells(len(colorings["condition"]), seed)
     maps = {name: embed_2d(latents[name][shown], method, seed=seed) for name in latents}
     colors = {name: values.iloc[shown] for name, values in colorings.items()}
+    # Of very many cells, those shown may by chance have none of the background.
+    is_there = background in set(colors["condition"].astype(str))
+    grey = {"condition": background if is_there else None}
     figures = FigureSet()
-    figures.files["latents.png"] = figure_png(_panel(maps, colors, _AXIS_NAMES[method]))
+    figures.files["latents.png"] = figure_png(_panel(maps, colors, grey, _AXIS_NAMES[method]))
     for of, values in colors.items():
         for latent, coords in maps.items():
-            _add_map(figures, latent, of, coords, values, _AXIS_NAMES[method])
+            _add_map(figures, latent, of, coords, values, grey.get(of), _AXIS_NAMES[method])
     _add_curves(figures, history)
     _add_scores(figures, scores)
     return figures
@@ -118,11 +127,20 @@ def _add_map(
     of: str,
     coords: NDArray[np.float64],
     values: pd.Series,
+    background: str | None,
     axis_name: str,
 ) -> None:
     name = str(values.name)
-    figure = _blank(5.5, 4.0)
-    plot_embedding(coords, values, ax=figure.subplots(), legend_title=name, axis_name=axis_name)
+    figure = _blank(max(5.5, 4.0 + _legend_width(values)), 4.0)
+    plot_embedding(
+        coords,
+        values,
+        background=background,
+        ax=figure.subplots(),
+        legend_title=name,
+        axis_name=axis_name,
+    )
+    of_grey = "" if background is None else f" Grey: {background}."
     figures.add(
         figures.latents,
         f"{latent}_by_{of}",
@@ -130,7 +148,7 @@ def _add_map(
         title=f"{latent.capitalize()} latent, coloured by {name}",
         alt=f"{axis_name} map of {len(coords):,} cells in the {latent} latent, coloured by {name} "
         f"({values.nunique()} categories).",
-        reading=_CAPTIONS[latent, of],
+        reading=_CAPTIONS[latent, of] + of_grey,
     )
 
 
@@ -153,7 +171,8 @@ def _add_scores(figures: FigureSet, scores: pd.DataFrame) -> None:
     figure = _blank(6.2, 0.9 + 0.42 * len(scores))
     plot_scores(scores, ax=figure.subplots())
     values = "; ".join(
-        f"{row.measure} of {row.of} in {row.latent} {row.value:.2f}" for row in scores.itertuples()
+        f"{row.measure} of {row.of} in {row.latent} {two_decimals(row.value)}"
+        for row in scores.itertuples()
     )
     figures.add(
         figures.scores,
@@ -167,16 +186,21 @@ def _add_scores(figures: FigureSet, scores: pd.DataFrame) -> None:
 
 
 def _panel(
-    maps: Mapping[str, NDArray[np.float64]], colors: Mapping[str, pd.Series], axis_name: str
+    maps: Mapping[str, NDArray[np.float64]],
+    colors: Mapping[str, pd.Series],
+    grey: Mapping[str, str | None],
+    axis_name: str,
 ) -> Figure:
     """All maps in one figure: a column per latent, a row per colouring."""
-    figure = _blank(10.5, 4.2 * len(colors))
+    widest = max(_legend_width(values) for values in colors.values())
+    figure = _blank(max(10.5, 8.4 + widest), 4.2 * len(colors))
     grid = figure.subplots(len(colors), len(maps), squeeze=False)
-    for row, values in enumerate(colors.values()):
+    for row, (of, values) in enumerate(colors.items()):
         for column, (latent, coords) in enumerate(maps.items()):
             plot_embedding(
                 coords,
                 values,
+                background=grey.get(of),
                 ax=grid[row, column],
                 title=f"{latent} latent" if row == 0 else None,
                 legend_title=str(values.name),
@@ -189,6 +213,10 @@ def _panel(
 def _shown_cells(n_cells: int, seed: int) -> NDArray[np.intp]:
     chosen = np.random.default_rng(seed).permutation(n_cells)[:_MOST_CELLS]
     return np.sort(chosen)
+
+
+def _legend_width(values: pd.Series) -> float:
+    return legend_width([str(name) for name in values.unique()])
 
 
 def _blank(width: float, height: float) -> Figure:

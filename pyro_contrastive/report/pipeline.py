@@ -195,7 +195,15 @@ def write_results(
         seed=seed,
     )
     colorings = {"condition": condition} | ({} if labels is None else {"labels": labels})
-    figures = draw_figures(latents, colorings, model.history, scores, method=method, seed=seed)
+    figures = draw_figures(
+        latents,
+        colorings,
+        model.history,
+        scores,
+        background=study.background,
+        method=method,
+        seed=seed,
+    )
     figures.save(out / "figures")
     adata.obsm.update({f"X_{kind}": latent for kind, latent in latents.items()})
     adata.write_h5ad(out / f"{study.name}.h5ad", compression="gzip")
