@@ -10,7 +10,7 @@ import pandas as pd
 
 from pyro_contrastive.report.study import Study
 
-__all__ = ["check_columns", "prepare_folder", "read_counts"]
+__all__ = ["can_hold_out", "check_columns", "prepare_folder", "read_counts"]
 
 _MOST_LISTED = 20
 _FEWEST_CELLS = 20
@@ -96,7 +96,10 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
         than 20 cells, only background cells, a single label, no label that both conditions have.
     """
     _check_column(adata.obs, "condition", study.condition_key)
-    for role, key in (("batch", study.batch_key), ("label", study.label_key)):
+    columns = [("batch", study.batch_key), ("label", study.label_key)]
+    columns += [("categorical covariate", key) for key in study.categorical_covariates]
+    columns += [("continuous covariate", key) for key in study.continuous_covariates]
+    for role, key in (*columns, ("size factor", study.size_factor_key)):
         if key is not None:
             _check_column(adata.obs, role, key)
     if study.layer is not None and study.layer not in adata.layers:
@@ -106,6 +109,20 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
     _check_values(adata.obs[study.condition_key].astype(str), study)
     if study.label_key is not None:
         _check_labels(adata.obs, study.label_key, study)
+
+
+def can_hold_out(adata: ad.AnnData, study: Study, share: float) -> bool:
+    """Tell whether cells of both populations are held out, for early stopping to look at.
+
+    Parameters
+    ----------
+    adata, study
+        The cells, and which of them are background.
+    share
+        Fraction of each population that is to be held out.
+    """
+    n_background = int((adata.obs[study.condition_key].astype(str) == study.background).sum())
+    return round(share * min(n_background, adata.n_obs - n_background), 6) >= 1
 
 
 def _check_column(obs: pd.DataFrame, role: str, key: str) -> None:
