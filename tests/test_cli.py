@@ -32,7 +32,7 @@ class StandIn:
         self.history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
 
     def train(self, **kwargs: Any) -> FitResult:
-        return FitResult(n_epochs=2, seconds=1.0)
+        return FitResult(n_epochs=2, seconds=1.0, max_epochs=7)
 
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         seed = {"background": 0, "salient": 1}[representation_kind]
@@ -141,6 +141,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
     assert "NegativeBinomial(dispersion=&#39;gene&#39;)" in (out / "index.html").read_text()
     assert settings.train["max_epochs"] == 7
     assert calls["seed"] == 3
+    assert "Trained 2 of 7 epochs; no cells were held out.\n" in result.output
     assert "index.html" in result.output
     assert "PC 1" not in result.output
 

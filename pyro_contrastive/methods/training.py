@@ -262,7 +262,7 @@ class TrainingMethods(ModelBase):
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
-        """Losses by epoch: ``{name: frame with one column, indexed by epoch}``.
+        """Losses by epoch: ``{name: frame with one column, indexed by epoch}``, counted from 0.
 
         As in scvi-tools: ``elbo_train``, ``elbo_validation``, ``reconstruction_loss_*``,
         ``kl_local_*`` and ``kl_global_*`` (of what all cells share; 0 for most models): negative

@@ -17,7 +17,7 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.report.figures import Method, draw_figures
 from pyro_contrastive.report.html import ReportTable, write_report
 from pyro_contrastive.report.study import FitSettings, FittedModel, Study, flat_settings
-from pyro_contrastive.report.summary import print_summary
+from pyro_contrastive.report.summary import print_summary, print_training
 from pyro_contrastive.report.tables import cell_counts, response_table
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def run_study(
     pandas.DataFrame
         The scores, see :func:`pyro_contrastive.analysis.separation.score_latents`.
     """
-    seconds = model.train(seed=seed, **settings.train).seconds
+    result = model.train(seed=seed, **settings.train)
+    print_training(result, model.history)
+    seconds = result.seconds
     scores = write_results(
         model, adata, out, study, settings=settings, seconds=seconds, method=method, seed=seed
     )
@@ -249,7 +251,7 @@ def training_facts(history: Mapping[str, pd.DataFrame], seconds: float) -> dict[
     if "elbo_validation" in curves:
         held_out = curves["elbo_validation"]
         facts["best held-out negative ELBO"] = f"{held_out.min():,.1f} nats per pair"
-        facts["reached at epoch"] = str(held_out.idxmin())
+        facts["reached at epoch (counted from 0)"] = str(held_out.idxmin())
     if "elbo_train" in curves:
         facts["epochs"] = str(len(curves["elbo_train"]))
         facts["last training negative ELBO"] = f"{curves['elbo_train'].iloc[-1]:,.1f} nats per pair"
