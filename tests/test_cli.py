@@ -337,19 +337,50 @@ def test_likelihoods_by_name(
 @pytest.mark.parametrize(
     ("name", "hints"),
     [
-        ("bernoulli", ["binary data", "Bernoulli", "above 1"]),
-        ("zinb", ["raw counts", "ZeroInflatedNegativeBinomial", "40 not integers"]),
+        ("bernoulli", ["binary data", "Bernoulli", "above 1", "--layer NAME (there are: raw)"]),
+        (
+            "zinb",
+            [
+                "raw counts",
+                "ZeroInflatedNegativeBinomial",
+                "40 not integers",
+                "--layer NAME (there are: raw; integers from 0 up are in: raw)",
+                "--likelihood gaussian",
+            ],
+        ),
+        ("gaussian", ["numbers from 0 up", "40 negative", "--layer NAME (there are: raw)"]),
     ],
 )
 def test_data_the_likelihood_cannot_have_are_one_line(
     name: str, hints: list[str], counts: Path, tmp_path: Path
 ) -> None:
     data = ad.read_h5ad(counts)
-    if name == "zinb":
-        data.X[:, 0] = 0.5
+    if name != "bernoulli":
+        data.X[:, 0] = {"zinb": 0.5, "gaussian": -0.5}[name]
         data.write_h5ad(counts)
     arguments = fit_arguments(counts, tmp_path / "out", **{"--likelihood": name})
-    assert_mistake(run(app, arguments), *hints)
+    result = run(app, arguments)
+    assert_mistake(result, *hints)
+    assert "setup_anndata" not in result.stderr
+
+
+def test_counts_that_are_in_raw_alone_or_nowhere_are_one_line(counts: Path, tmp_path: Path) -> None:
+    data = ad.read_h5ad(counts)
+    del data.layers["raw"]
+    data.raw = data.copy()
+    data.X = np.log1p(data.X)
+    data.write_h5ad(counts)
+    line = 'adata.layers["counts"] = adata.raw[:, adata.var_names].X'
+    said = [line, "--layer counts", "--likelihood gaussian"]
+    assert_mistake(run(app, fit_arguments(counts, tmp_path / "a")), *said)
+    data.X = None
+    data.write_h5ad(counts)
+    assert_mistake(run(app, fit_arguments(counts, tmp_path / "b")), "the file has no X", line)
+    del data.raw
+    data.write_h5ad(counts)
+    assert_mistake(
+        run(app, fit_arguments(counts, tmp_path / "c")), "the file has no X", "there are: none"
+    )
 
 
 def test_faults_of_the_fit_are_not_dressed_up_as_mistakes(

@@ -13,7 +13,7 @@ from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import check_in_memory, read_counts, row_sums
+from pyro_contrastive.data.counts import check_anndata, check_in_memory, read_counts, row_sums
 from pyro_contrastive.data.support import (
     warn_of_empty_cells,
     warn_of_other_data,
@@ -99,6 +99,7 @@ class Setup:
         ValueError
             If the AnnData was never registered.
         """
+        check_anndata(adata)
         if UNS_KEY not in adata.uns:
             msg = "This AnnData is not registered: call ContrastiveVI.setup_anndata(adata, ...)."
             raise ValueError(msg)

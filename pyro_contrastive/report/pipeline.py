@@ -45,7 +45,8 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     study
         What is compared with what.
     likelihood
-        What the data are to be a draw of; default: checked when the model is made.
+        What the data are to be a draw of, checked with advice for the shell; default: checked when
+        the model is made.
 
     Raises
     ------
@@ -56,6 +57,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415
     from pyro_contrastive.data import Setup  # noqa: PLC0415
     from pyro_contrastive.data.support import check_support  # noqa: PLC0415
+    from pyro_contrastive.report.advice import shell_advice  # noqa: PLC0415
 
     with warnings.catch_warnings():
         if likelihood is not None:  # which says what it takes, below
@@ -72,7 +74,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
         )
     if likelihood is not None:
         data = Setup.of(adata).extract(adata)
-        check_support(data.counts, adata, study.layer, likelihood)
+        check_support(data.counts, adata, study.layer, likelihood, shell_advice)
 
 
 def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> ContrastiveVI:
