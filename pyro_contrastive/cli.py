@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -97,9 +98,29 @@ EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latent
 
 @contextmanager
 def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
-    """Turn the user's mistakes into one line on standard error and exit code 2."""
+    """Turn the user's mistakes into one line on standard error and exit code 2.
+
+    Warnings that are meant for the user become one line too, without a place in our code.
+    """
+    show = warnings.showwarning
+
+    def show_plainly(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning:
+            typer.echo("Warning: " + " ".join(str(message).split()), err=True)
+        else:
+            show(message, category, filename, lineno, file, line)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = show_plainly
+            yield
     except mistakes as error:
         text = str(error)
         typer.echo("Error: " + " ".join(text.split()), err=True)

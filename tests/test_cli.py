@@ -231,7 +231,7 @@ def test_the_options_reach_the_fit(
         return train(model, **kwargs, enable_progress_bar=False)
 
     monkeypatch.setattr(ContrastiveVI, "train", noting)
-    more = ["--categorical-covariate", "dose"]
+    more = ["--categorical-covariate", "same"]
     result = run(app, [*fit_arguments(counts, tmp_path / "out", **REACHED), *more])
     assert result.exit_code == 0, result.output
     assert (noted["batch_size"], noted["schedule"], noted["max_epochs"]) == (9, "fast", 2)
@@ -239,12 +239,23 @@ def test_the_options_reach_the_fit(
     assert data.obsm["X_salient"].shape == (40, 3)
     model = ContrastiveVI.load(tmp_path / "out" / "model", adata=data)
     assert [p.name for p in model.module.penalties] == ["mmd_z", "mmd_s"]
-    assert model.setup.categorical_covariate_keys == ("kind", "dose")
+    assert model.setup.categorical_covariate_keys == ("kind", "same")
     assert model.setup.continuous_covariate_keys == ("day",)
     assert model.setup.size_factor_key == "factor"
     assert len(model.history["elbo_train"]) == 2
     page = (tmp_path / "out" / "index.html").read_text()
     assert "MM-cVAE" in page
+
+
+@pytest.mark.filterwarnings("default::UserWarning")  # which the shell shows in its own way
+def test_warnings_are_one_line_each(counts: Path, tmp_path: Path) -> None:
+    options = {"--batch-key": "dose", "--embedding": "pca", "--max-epochs": "1"}
+    result = run(app, fit_arguments(counts, tmp_path / "o", **options))
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "'dose'" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Warning: No value of adata.obs['dose'] occurs in both")
+    assert ".py" not in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ def test_early_stopping_of_a_run_that_is_all_warm_up_is_refused(plan):
     train(model, 6, early_stopping=True, plan_kwargs=plan | {"min_kl_weight": 1})
 
 
+@pytest.mark.filterwarnings("ignore:There (is|are) only")
 @pytest.mark.parametrize(
     ("adata_sizes", "kwargs", "message"),
     [

@@ -225,6 +225,7 @@ def test_held_out_elbo_does_not_grow_with_the_number_of_particles(vectorize):
     assert twenty["kl_z"] == pytest.approx(one["kl_z"], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:There (is|are) only")
 def test_held_out_penalty_is_the_mean_over_cells_when_a_population_is_small():
     model = make_model(make_adata(2, 40), wasserstein_penalty=3.0)
     cells = Population(np.arange(2), np.arange(2, 42))
@@ -380,6 +381,7 @@ def test_latent_library_with_a_batch_of_one_cell():
     assert (column(model, "kl_library_train") > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:No value of .*condition")
 def test_covariates_and_size_factors_reach_the_model(monkeypatch):
     adata = make_adata()
     adata.obs["factor"] = np.linspace(50, 100, 50)
