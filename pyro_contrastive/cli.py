@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 # Commands import what they need themselves, so that --help answers at once.
 
 __all__ = ["app"]
+
+TRAIN_SIZE = 0.9
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +31,14 @@ class Embedding(StrEnum):
     tsne = "tsne"
     umap = "umap"
     pca = "pca"
+
+
+class Schedule(StrEnum):
+    """What holds where the training is told nothing else."""
+
+    default = "default"
+    fast = "fast"
+    reference = "reference"
 
 
 class LikelihoodName(StrEnum):
@@ -47,14 +58,69 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
 ]
+PresetOption = Annotated[
+    str,
+    typer.Option(
+        help="Member of the family of models: a row of pyro_contrastive.presets(), or none for "
+        "the defaults of the Python constructor ContrastiveVI, which has no penalty. The "
+        "default is what the README recommends."
+    ),
+]
+ScheduleOption = Annotated[
+    Schedule,
+    typer.Option(
+        help="fast: some 500 steps; reference: as scvi-tools, 400 epochs. Default: fast for the "
+        "preset separated, which is meant for it, and reference for all others."
+    ),
+]
+LikelihoodOption = Annotated[
+    LikelihoodName | None,
+    typer.Option(
+        help="Distribution of the data: of counts, of zeros and ones (bernoulli), or of "
+        "log-normalised values (gaussian). Default: the preset's, mostly zinb.",
+        show_default=False,
+    ),
+]
+CategoricalOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--categorical-covariate", help="Column of categories to correct for; may be repeated."
+    ),
+]
+ContinuousOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--continuous-covariate", help="Column of numbers to correct for; may be repeated."
+    ),
+]
 EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latents in 2-D.")]
 
 
 @contextmanager
 def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
-    """Turn the user's mistakes into one line on standard error and exit code 2."""
+    """Turn the user's mistakes into one line on standard error and exit code 2.
+
+    Warnings that are meant for the user become one line too, without a place in our code.
+    """
+    show = warnings.showwarning
+
+    def show_plainly(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning:
+            typer.echo("Warning: " + " ".join(str(message).split()), err=True)
+        else:
+            show(message, category, filename, lineno, file, line)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = show_plainly
+            yield
     except mistakes as error:
         text = str(error)
         typer.echo("Error: " + " ".join(text.split()), err=True)
@@ -113,62 +179,72 @@ def fit(
     ] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of batches to correct for.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the counts; X if not given.")] = None,
-    likelihood: Annotated[
-        LikelihoodName,
-        typer.Option(
-            help="Distribution of the data: of counts, of zeros and ones (bernoulli), or of "
-            "log-normalised values (gaussian)."
-        ),
-    ] = LikelihoodName.zinb,
+    categorical_covariate: CategoricalOption = None,
+    continuous_covariate: ContinuousOption = None,
+    size_factor: Annotated[
+        str | None,
+        typer.Option(help="Column of size factors; total counts are used if not given."),
+    ] = None,
+    preset: PresetOption = "separated",
+    likelihood: LikelihoodOption = None,
     n_background_latent: Annotated[int, typer.Option(min=1, help="Background latents.")] = 10,
     n_salient_latent: Annotated[int, typer.Option(min=1, help="Salient latents.")] = 10,
+    schedule: ScheduleOption = Schedule.default,
     max_epochs: EpochsOption = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Cells of each population in a step, at most.")
+    ] = 128,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     embedding: EmbeddingOption = Embedding.tsne,
 ) -> None:
-    """Fit your own counts and write the same page for them."""
-    with _one_line(OSError, ValueError):
-        _check_embedding(embedding)
-        from pyro_contrastive.report.inputs import (  # noqa: PLC0415
-            check_columns,
-            prepare_folder,
-            read_counts,
-        )
-        from pyro_contrastive.report.study import (  # noqa: PLC0415
-            FitSettings,
-            Study,
-            named_likelihood,
-        )
+    """Fit your own counts and write the same page for them.
 
-        study = Study(
-            name=f"{counts.stem}_latents",
-            title=f"{counts.stem}: what is shared and what is salient",
-            lead=f"Background: cells whose {condition_key} is {background}. Target: all others.",
+    Without further options the model is the one the README recommends:
+    the preset "separated" with the fast schedule, as in the demo.
+    --preset none is the plain model of the reference, which
+    ContrastiveVI(adata) and train() are in Python.
+    """
+    with _one_line(OSError, ValueError):  # all that may be refused, before any work is lost
+        _check_embedding(embedding)
+        from pyro_contrastive.report import inputs  # noqa: PLC0415
+        from pyro_contrastive.report import study as studies  # noqa: PLC0415
+
+        member = studies.known_preset(preset)
+        study = studies.study_of_file(
+            counts,
             condition_key=condition_key,
             background=background,
             label_key=label_key,
-            label_name=(label_key or "labels").replace("_", " "),
             batch_key=batch_key,
             layer=layer,
-            source=f"File {counts.name}.",
+            categorical_covariates=tuple(categorical_covariate or ()),
+            continuous_covariates=tuple(continuous_covariate or ()),
+            size_factor_key=size_factor,
         )
-        cells = read_counts(counts)
-        check_columns(cells, study)
-        folder = prepare_folder(out, overwrite=overwrite)
-        from pyro_contrastive.report.pipeline import register, run_study  # noqa: PLC0415
+        cells = inputs.read_counts(counts)
+        inputs.check_columns(cells, study)
+        folder = inputs.prepare_folder(out, overwrite=overwrite)
+        from pyro_contrastive.report import pipeline  # noqa: PLC0415
 
-        distribution = named_likelihood(likelihood.value)
-        register(cells, study, distribution)
-    settings = FitSettings(
-        model={
+        distribution = studies.chosen_likelihood(likelihood, member)
+        pipeline.register(cells, study, distribution)
+        latents = {
             "n_background_latent": n_background_latent,
             "n_salient_latent": n_salient_latent,
-            "likelihood": distribution,
-        },
-        train={"max_epochs": max_epochs, "train_size": 0.9, "early_stopping": True},
-    )
-    run_study(cells, folder, study, settings, method=embedding.value, seed=seed)
+        }
+        train = {
+            "schedule": studies.chosen_schedule(schedule, member),
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "train_size": TRAIN_SIZE,
+            "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
+        }
+        settings = studies.FitSettings(
+            preset=member, model={**latents, "likelihood": distribution}, train=train
+        )
+        model = pipeline.make_model(cells, settings, seed=seed)  # refuses what does not fit
+    pipeline.run_study(model, cells, folder, study, settings, method=embedding.value, seed=seed)
 
 
 def _check_embedding(embedding: Embedding) -> None:

@@ -168,6 +168,9 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
 
         The data may be any finite numbers; a warning says if they are no raw counts, which most
         likelihoods need. Whether they suit the likelihood is checked when the model is made.
+        Warnings also say if a population has fewer than 10 cells, and if no batch (or value of a
+        categorical covariate) has both background and target cells: then no model can tell the
+        batch's effect from the treatment's.
 
         Parameters
         ----------

@@ -14,10 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 import pyro_contrastive
+from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.cli import app
 from pyro_contrastive.report import demo as demo_module
 from pyro_contrastive.report import pipeline
 from pyro_contrastive.report.study import FitSettings, Study
+from pyro_contrastive.training.history import FitResult
 
 run = CliRunner().invoke
 
@@ -28,6 +30,9 @@ class StandIn:
     def __init__(self, n_cells: int) -> None:
         self.n_cells = n_cells
         self.history = {"elbo_train": pd.DataFrame({"elbo_train": [2.0, 1.0]})}
+
+    def train(self, **kwargs: Any) -> FitResult:
+        return FitResult(n_epochs=2, seconds=1.0, max_epochs=7)
 
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         seed = {"background": 0, "salient": 1}[representation_kind]
@@ -46,6 +51,8 @@ def counts(tmp_path: Path) -> Path:
             "kind": np.repeat(["B", "T"], 20),
             "same": "x",
             "dose": np.tile(["0", "1", "0", "2"], 10),
+            "day": np.repeat([1.0, 2.5], 20),
+            "factor": np.tile([1.0, 0.5, 2.0, 1.5], 10),
             "holes": [None, *["y", "z"] * 19, "y"],
             "lone": ["z", *["y"] * 39],
         },
@@ -66,13 +73,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def register(cells: ad.AnnData, study: Study, likelihood: Any = None) -> None:
         noted.update(study=study, likelihood=likelihood)
 
-    def fit_model(cells: ad.AnnData, settings: FitSettings, *, seed: int) -> tuple[StandIn, float]:
+    def make_model(cells: ad.AnnData, settings: FitSettings, *, seed: int) -> StandIn:
         noted.update(settings=settings, seed=seed)
-        return StandIn(cells.n_obs), 1.0
+        return StandIn(cells.n_obs)
 
     monkeypatch.setattr(pipeline, "register", register)
     monkeypatch.setattr(demo_module, "register", register)
-    monkeypatch.setattr(pipeline, "fit_model", fit_model)
+    monkeypatch.setattr(pipeline, "make_model", make_model)
+    monkeypatch.setattr(demo_module, "make_model", make_model)
     return noted
 
 
@@ -134,6 +142,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
     assert "NegativeBinomial(dispersion=&#39;gene&#39;)" in (out / "index.html").read_text()
     assert settings.train["max_epochs"] == 7
     assert calls["seed"] == 3
+    assert "Trained 2 of 7 epochs; no cells were held out.\n" in result.output
     assert "index.html" in result.output
     assert "PC 1" not in result.output
 
@@ -141,7 +150,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
 @pytest.mark.parametrize(
     ("change", "hints"),
     [
-        ({"--condition-key": "amr"}, ["'amr'", "arm, kind, same, dose, holes"]),
+        ({"--condition-key": "amr"}, ["'amr'", "arm, kind, same, dose, day, factor, holes"]),
         ({"--background": "control"}, ["'control'", "ctrl, drug"]),
         ({"--condition-key": "same", "--background": "x"}, ["nothing to compare"]),
         ({"--condition-key": "holes", "--background": "y"}, ["no value in 1 cells"]),
@@ -151,6 +160,10 @@ def test_fit_writes_a_page_and_passes_every_option_on(
         ({"--label-key": "dose"}, ["'dose'", "in both background and target"]),
         ({"--batch-key": "plate"}, ["batch column 'plate'"]),
         ({"--layer": "counts"}, ["layer 'counts'", "raw"]),
+        ({"--categorical-covariate": "sex"}, ["categorical covariate column 'sex'", "arm, kind"]),
+        ({"--continuous-covariate": "age"}, ["continuous covariate column 'age'", "arm, kind"]),
+        ({"--size-factor": "sf"}, ["size factor column 'sf'", "arm, kind"]),
+        ({"--preset": "separate"}, ["no preset 'separate'", "none, contrastiveVI", "separated"]),
     ],
 )
 def test_mistakes_in_the_columns_are_one_line(
@@ -168,6 +181,135 @@ def assert_mistake(result: Any, *hints: str) -> None:
     assert result.stderr.count("\n") == 1
     for hint in hints:
         assert hint in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "hints"),
+    [
+        ({"--continuous-covariate": "kind"}, ["'kind'", "must hold numbers"]),
+        ({"--size-factor": "kind"}, ["'kind'", "must hold numbers"]),
+        ({"--preset": "contrastiveVI", "--size-factor": "factor"}, ["size_factor_key"]),
+        (
+            {"--preset": "contrastivevi", "--likelihood": "gaussian", "--layer": "logs"},
+            ["Gaussian has no library size that could be latent"],
+        ),
+    ],
+)
+def test_what_the_model_refuses_is_one_line_before_any_training(
+    counts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, str],
+    hints: list[str],
+) -> None:
+    data = ad.read_h5ad(counts)
+    data.layers["logs"] = np.log1p(data.X)
+    data.write_h5ad(counts)
+    monkeypatch.setattr(ContrastiveVI, "train", lambda *_, **__: pytest.fail("work was begun"))
+    assert_mistake(run(app, fit_arguments(counts, tmp_path / "out", **options)), *hints)
+
+
+REACHED = {
+    "--preset": "mm-cvae",
+    "--categorical-covariate": "kind",
+    "--continuous-covariate": "day",
+    "--size-factor": "factor",
+    "--batch-size": "9",
+    "--schedule": "fast",
+    "--max-epochs": "2",
+    "--n-salient-latent": "3",
+    "--embedding": "pca",
+}
+
+
+def test_the_options_reach_the_fit(
+    counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: dict[str, Any] = {}
+    train = ContrastiveVI.train
+
+    def noting(model: ContrastiveVI, **kwargs: Any) -> FitResult:
+        noted.update(kwargs, model=model)
+        return train(model, **kwargs, enable_progress_bar=False)
+
+    monkeypatch.setattr(ContrastiveVI, "train", noting)
+    more = ["--categorical-covariate", "same"]
+    result = run(app, [*fit_arguments(counts, tmp_path / "out", **REACHED), *more])
+    assert result.exit_code == 0, result.output
+    assert (noted["batch_size"], noted["schedule"], noted["max_epochs"]) == (9, "fast", 2)
+    data = ad.read_h5ad(tmp_path / "out" / "counts_latents.h5ad")
+    assert data.obsm["X_salient"].shape == (40, 3)
+    model = ContrastiveVI.load(tmp_path / "out" / "model", adata=data)
+    assert [p.name for p in model.module.penalties] == ["mmd_z", "mmd_s"]
+    assert model.setup.categorical_covariate_keys == ("kind", "same")
+    assert model.setup.continuous_covariate_keys == ("day",)
+    assert model.setup.size_factor_key == "factor"
+    assert len(model.history["elbo_train"]) == 2
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "MM-cVAE" in page
+
+
+@pytest.mark.filterwarnings("default::UserWarning")  # which the shell shows in its own way
+def test_warnings_are_one_line_each(counts: Path, tmp_path: Path) -> None:
+    options = {"--batch-key": "dose", "--embedding": "pca", "--max-epochs": "1"}
+    result = run(app, fit_arguments(counts, tmp_path / "o", **options))
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "'dose'" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Warning: No value of adata.obs['dose'] occurs in both")
+    assert ".py" not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "preset", "schedule"),
+    [
+        ({}, "separated", "fast"),  # as in the README
+        ({"--preset": "none"}, None, "reference"),  # as ContrastiveVI(adata).train()
+        ({"--preset": "SEPVAE"}, "SepVAE", "reference"),
+        ({"--preset": "none", "--schedule": "fast"}, None, "fast"),
+        ({"--schedule": "reference"}, "separated", "reference"),
+    ],
+)
+def test_the_preset_and_the_schedule_that_goes_with_it(
+    options: dict[str, str],
+    preset: str | None,
+    schedule: str,
+    counts: Path,
+    tmp_path: Path,
+    calls: dict[str, Any],
+) -> None:
+    options = {"--embedding": "pca", **options}
+    result = run(app, fit_arguments(counts, tmp_path / "o", **options))
+    assert result.exit_code == 0, result.output
+    settings = calls["settings"]
+    assert (settings.preset, settings.train["schedule"]) == (preset, schedule)
+    assert settings.train["max_epochs"] is None
+    assert settings.train["batch_size"] == 128
+
+
+def test_a_preset_keeps_its_own_likelihood_unless_told_otherwise(
+    counts: Path, tmp_path: Path, calls: dict[str, Any]
+) -> None:
+    options = {"--embedding": "pca", "--preset": "CPLVM"}
+    assert run(app, fit_arguments(counts, tmp_path / "a", **options)).exit_code == 0
+    assert isinstance(calls["likelihood"], pyro_contrastive.AdditivePoisson)
+    options["--likelihood"] = "nb"
+    assert run(app, fit_arguments(counts, tmp_path / "b", **options)).exit_code == 0
+    assert isinstance(calls["likelihood"], pyro_contrastive.NegativeBinomial)
+
+
+def test_few_cells_are_fitted_without_early_stopping(
+    counts: Path, tmp_path: Path, calls: dict[str, Any]
+) -> None:
+    """None of 9 cells would be held out, and early stopping would have nothing to look at."""
+    data = ad.read_h5ad(counts)
+    for n_background, stops in ((9, False), (10, True)):
+        chosen = np.r_[0 : 2 * n_background : 2, 1:40:2]
+        data[chosen].copy().write_h5ad(counts)
+        options = {"--embedding": "pca"}
+        result = run(app, fit_arguments(counts, tmp_path / f"{n_background}", **options))
+        assert result.exit_code == 0, result.output
+        assert calls["settings"].train["early_stopping"] is stops
 
 
 def test_missing_and_unreadable_files_are_one_line(tmp_path: Path) -> None:
@@ -208,19 +350,50 @@ def test_likelihoods_by_name(
 @pytest.mark.parametrize(
     ("name", "hints"),
     [
-        ("bernoulli", ["binary data", "Bernoulli", "above 1"]),
-        ("zinb", ["raw counts", "ZeroInflatedNegativeBinomial", "40 not integers"]),
+        ("bernoulli", ["binary data", "Bernoulli", "above 1", "--layer NAME (there are: raw)"]),
+        (
+            "zinb",
+            [
+                "raw counts",
+                "ZeroInflatedNegativeBinomial",
+                "40 not integers",
+                "--layer NAME (there are: raw; integers from 0 up are in: raw)",
+                "--likelihood gaussian",
+            ],
+        ),
+        ("gaussian", ["numbers from 0 up", "40 negative", "--layer NAME (there are: raw)"]),
     ],
 )
 def test_data_the_likelihood_cannot_have_are_one_line(
     name: str, hints: list[str], counts: Path, tmp_path: Path
 ) -> None:
     data = ad.read_h5ad(counts)
-    if name == "zinb":
-        data.X[:, 0] = 0.5
+    if name != "bernoulli":
+        data.X[:, 0] = {"zinb": 0.5, "gaussian": -0.5}[name]
         data.write_h5ad(counts)
     arguments = fit_arguments(counts, tmp_path / "out", **{"--likelihood": name})
-    assert_mistake(run(app, arguments), *hints)
+    result = run(app, arguments)
+    assert_mistake(result, *hints)
+    assert "setup_anndata" not in result.stderr
+
+
+def test_counts_that_are_in_raw_alone_or_nowhere_are_one_line(counts: Path, tmp_path: Path) -> None:
+    data = ad.read_h5ad(counts)
+    del data.layers["raw"]
+    data.raw = data.copy()
+    data.X = np.log1p(data.X)
+    data.write_h5ad(counts)
+    line = 'adata.layers["counts"] = adata.raw[:, adata.var_names].X'
+    said = [line, "--layer counts", "--likelihood gaussian"]
+    assert_mistake(run(app, fit_arguments(counts, tmp_path / "a")), *said)
+    data.X = None
+    data.write_h5ad(counts)
+    assert_mistake(run(app, fit_arguments(counts, tmp_path / "b")), "the file has no X", line)
+    del data.raw
+    data.write_h5ad(counts)
+    assert_mistake(
+        run(app, fit_arguments(counts, tmp_path / "c")), "the file has no X", "there are: none"
+    )
 
 
 def test_faults_of_the_fit_are_not_dressed_up_as_mistakes(
@@ -229,7 +402,7 @@ def test_faults_of_the_fit_are_not_dressed_up_as_mistakes(
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr(pipeline, "fit_model", fail)
+    monkeypatch.setattr(StandIn, "train", fail)
     result = run(app, fit_arguments(counts, tmp_path / "o"))
     assert result.exit_code == 1
     assert str(result.exception) == "a fault of ours"

@@ -175,11 +175,36 @@ def test_other_faults_are_named() -> None:
     assert (falling["verdict"], falling["advice"]) == ("look", "more epochs")
     overfit = table_of(elbo=np.abs(np.arange(100) - 30.0) + 100).loc["training"]
     assert overfit["verdict"] == "bad"
-    assert "31 of 100: the model overfits" in overfit["reading"]
+    assert "at epoch 30 (counted from 0 to 99): the model overfits" in overfit["reading"]
     assert "training" not in table_of(elbo=np.empty(0)).index
     treatments = table_of(treatments_in_s=probe_of(0.0)).loc["treatments in s"]
     assert treatments["verdict"] == "look"
     assert table_of(batch_in_z={"donor": probe_of(0.7)}).loc["donor in z", "verdict"] == "bad"
+
+
+def test_the_best_epoch_is_the_one_of_the_history_and_of_its_plot() -> None:
+    """Counted from 0, whatever epochs were looked at."""
+    from matplotlib.figure import Figure
+
+    from pyro_contrastive.plotting import plot_history
+
+    every_third = pd.Index(range(2, 30, 3), name="epoch")
+    elbo = pd.Series(np.abs(every_third - 14.0) + 100, every_third)
+    reading = table_of(elbo=elbo).loc["training", "reading"]
+    assert "at epoch 14 (counted from 0 to 29): the model overfits" in reading
+    axes = Figure().subplots()
+    plot_history({"elbo_validation": elbo.to_frame("elbo_validation")}, ax=axes)
+    assert "best held-out: 100 at epoch 14" in axes.get_legend_handles_labels()[1]
+
+
+def test_the_model_gives_its_history_with_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from training_helpers import make_model, train
+
+    model = make_model()
+    train(model, 9, check_val_every_n_epoch=3)
+    found = model._elbo_by_epoch()
+    assert found.index.tolist() == [2, 5, 8]
+    assert found.tolist() == model.history["elbo_validation"]["elbo_validation"].tolist()
 
 
 def test_groups_are_told_from_a_cloud() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from training_helpers import column, make_adata, make_model, same, split_of_seed, train, weights
 
-from pyro_contrastive.training import EarlyStopping
+from pyro_contrastive.training import EarlyStopping, progress
 from pyro_contrastive.training.evaluate import evaluate
 
 
@@ -31,11 +34,39 @@ def test_early_stopping_puts_back_the_best_weights():
     assert result.stopped_early
     assert result.n_epochs == len(elbo) < 40
     assert np.argmin(elbo[warmup:]) + warmup == len(elbo) - 4  # three checks without improvement
+    assert (result.max_epochs, result.best_epoch) == (40, len(elbo) - 4)
+    assert result.reason == "elbo_validation has not improved for 3 checks"
     split = split_of_seed(model, seed=3, train_size=0.5)
     found = evaluate(model.module, model._data(None), split.validation, 8, "cpu")
     elbo_now = found["reconstruction_loss"] + found["kl_z"] + found["kl_s"]
     assert elbo_now == elbo[warmup:].min()
     assert not model.module.training
+
+
+def test_the_bar_says_that_the_rest_will_not_come(monkeypatch):
+    drawn = StringIO()
+    monkeypatch.setattr(
+        progress,
+        "Progress",
+        lambda *columns, disable: Progress(
+            *columns, disable=disable, console=Console(file=drawn, width=100, force_terminal=True)
+        ),
+    )
+    model = make_model()
+    shown = {"enable_progress_bar": True, "early_stopping": True, "early_stopping_patience": 1}
+    steep = {"early_stopping_min_delta": 1e9, "plan_kwargs": {"n_epochs_kl_warmup": 0}}
+    result = train(model, 40, **shown, **steep)
+    assert result.n_epochs == 2
+    assert "Epoch 2/40" in drawn.getvalue()
+    assert f"stopped early, back to epoch {result.best_epoch} (counted from 0)" in drawn.getvalue()
+
+
+def test_a_run_that_comes_to_its_end_has_no_reason():
+    result = train(make_model(), 2)
+    assert (result.max_epochs, result.best_epoch, result.reason) == (2, None, "")
+    stopping = train(make_model(), 4, early_stopping=True)
+    assert stopping.reason == ""
+    assert stopping.best_epoch in {1, 2, 3}
 
 
 def test_early_stopping_counts_checks_not_epochs():
@@ -85,9 +116,9 @@ def stoppings(monkeypatch):
     made: list[tuple[EarlyStopping, dict[str, float]]] = []
     original = EarlyStopping.update
 
-    def update(self: EarlyStopping, values: dict[str, float], module: torch.nn.Module) -> bool:
+    def update(self: EarlyStopping, values: dict[str, float], *rest: Any) -> bool:
         made.append((self, dict(values)))
-        return original(self, values, module)
+        return original(self, values, *rest)
 
     monkeypatch.setattr(EarlyStopping, "update", update)
     return made
@@ -166,6 +197,7 @@ def test_early_stopping_of_a_run_that_is_all_warm_up_is_refused(plan):
     train(model, 6, early_stopping=True, plan_kwargs=plan | {"min_kl_weight": 1})
 
 
+@pytest.mark.filterwarnings("ignore:There (is|are) only")
 @pytest.mark.parametrize(
     ("adata_sizes", "kwargs", "message"),
     [

@@ -23,6 +23,7 @@ from pyro_contrastive import (
     Poisson,
     ZeroInflatedPoisson,
 )
+from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
@@ -75,7 +76,11 @@ def test_setup_warns_of_other_data_and_takes_them(adata):
 
 REFUSED = [
     (None, -1.0, r"raw counts.*ZeroInflatedNegativeBinomial.*\(1 negative\): the first is -1"),
-    (NegativeBinomial, 0.5, r"raw counts.*\(1 not integers\): the first is 0.5.*layer=\"counts\""),
+    (
+        NegativeBinomial,
+        0.5,
+        r"raw counts.*\(1 not integers\): the first is 0.5.*none of the layers",
+    ),
     (Poisson, -0.5, r"raw counts.*\(1 negative\)"),
     (ZeroInflatedPoisson, 1.5, r"ZeroInflatedPoisson.*\(1 not integers\).*likelihood=Gaussian\(\)"),
     (Bernoulli, 2.0, r"binary data.*Bernoulli.*\(1 above 1\): the first is 2.*layer=\"binary\""),
@@ -94,6 +99,60 @@ def test_the_model_refuses_what_its_likelihood_cannot_have(adata, stored, likeli
         ContrastiveVI(adata, likelihood=given, **SMALL)
     assert "cell '7', gene '4'" in str(error.value)
     assert "1 of its values are not" in str(error.value)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_advice_names_the_place_where_counts_are(adata, stored):
+    counts = STORED[stored](adata.X.toarray())
+    adata.layers["logs"] = np.log1p(adata.X.toarray())
+    adata.X = adata.layers["logs"].copy()
+
+    def said() -> str:
+        with pytest.warns(UserWarning, match="does not hold raw counts") as warned:
+            ContrastiveVI.setup_anndata(adata, **KEYS)
+        with pytest.raises(ValueError, match="must hold raw counts") as error:
+            ContrastiveVI(adata, **SMALL)
+        advice = where_counts_are(adata)
+        assert advice in str(warned[0].message)
+        assert advice in str(error.value)
+        return advice
+
+    assert said().startswith(
+        "In this AnnData none of the layers ['logs', 'scale'] holds raw counts"
+    )
+    adata.raw = ad.AnnData(counts, obs=adata.obs, var=adata.var)
+    line = 'adata.layers["counts"] = adata.raw[:, adata.var_names].X'
+    assert line in said()
+    assert 'setup_anndata(adata, layer="counts")' in said()
+    exec(line, {"adata": adata})  # what it says is so
+    assert "adata.layers['counts'] holds integers" in said()
+    ContrastiveVI.setup_anndata(adata, layer="counts", **KEYS)
+    ContrastiveVI(adata, **SMALL)
+
+
+def test_no_matrix_says_where_counts_are(adata):
+    adata.layers["umi"] = adata.X.copy()
+    adata.X = None
+    with pytest.raises(ValueError, match=r"adata.X is empty.*layer=\"umi\""):
+        ContrastiveVI.setup_anndata(adata, **KEYS)
+    adata.raw = ad.AnnData(adata.layers.pop("umi"), obs=adata.obs, var=adata.var)
+    with pytest.raises(ValueError, match=r"adata.X is empty. adata.raw holds integers"):
+        ContrastiveVI.setup_anndata(adata, **KEYS)
+    del adata.raw, adata.layers["scale"]
+    with pytest.raises(ValueError, match=r"no layer holds raw counts, and there is no adata.raw"):
+        ContrastiveVI.setup_anndata(adata, **KEYS)
+
+
+def test_raw_without_some_of_the_genes_is_not_advised(adata):
+    adata.raw = ad.AnnData(adata.X[:, :4], obs=adata.obs, var=adata.var.iloc[:4])
+    assert "nor has adata.raw those of its genes" in where_counts_are(adata)
+
+
+@pytest.mark.parametrize("made", [lambda a: a.to_df(), lambda a: a.X.toarray(), lambda a: None])
+def test_only_an_anndata_can_be_set_up(adata, made):
+    for call in (lambda a: ContrastiveVI.setup_anndata(a, **KEYS), ContrastiveVI):
+        with pytest.raises(TypeError, match=r"An AnnData .* is needed, not a .*AnnData\(counts"):
+            call(made(adata))
 
 
 def test_how_many_of_each_kind(adata):

@@ -28,8 +28,9 @@ from pyro_contrastive.report.html import _format_cell, installed_versions
 from pyro_contrastive.report.inputs import prepare_folder
 from pyro_contrastive.report.pipeline import training_facts, write_results
 from pyro_contrastive.report.study import FitSettings, Study
-from pyro_contrastive.report.summary import print_summary
+from pyro_contrastive.report.summary import print_summary, training_in_words
 from pyro_contrastive.report.tables import cell_counts, response_table
+from pyro_contrastive.training.history import FitResult
 
 EVIL = "<script>alert('x')</script>&\""
 
@@ -401,10 +402,33 @@ def test_training_facts() -> None:
         "epochs": "3",
         "wall time": "1 min 0 s",
         "best held-out negative ELBO": "1.5 nats per pair",
-        "reached at epoch": "1",
+        "reached at epoch (counted from 0)": "1",
         "last training negative ELBO": "1.0 nats per pair",
     }
     assert training_facts({}, 2.2) == {"epochs": "not recorded", "wall time": "2 s"}
+
+
+HISTORY = {"elbo_validation": pd.DataFrame({"elbo_validation": [9.0, 1.5, 2.5, 2.0]})}
+
+
+@pytest.mark.parametrize(
+    ("result", "history", "said"),
+    [
+        (
+            FitResult(4, 1.0, True, False, 9, 1, "it has not improved for 2 checks"),
+            HISTORY,
+            "Trained 4 of 9 epochs: stopped early (it has not improved for 2 checks); best held-out"
+            " -ELBO 1.5 per pair, at epoch 1, whose weights are kept (epochs counted from 0).",
+        ),
+        (FitResult(4, 1.0, max_epochs=4, best_epoch=3), HISTORY, "those of epoch 3, after the KL"),
+        (FitResult(4, 1.0, max_epochs=4), HISTORY, "weights are those of the last epoch"),
+        (FitResult(4, 1.0, False, True, 7, None, "Ctrl-C"), {}, "stopped early (Ctrl-C); no cells"),
+    ],
+)
+def test_how_the_training_ended_in_words(
+    result: FitResult, history: dict[str, pd.DataFrame], said: str
+) -> None:
+    assert said in training_in_words(result, history)
 
 
 def test_folder_with_content_is_refused_unless_overwriting(tmp_path: Path) -> None:

@@ -35,11 +35,11 @@ DIFFERENT = {
     ("train", "background_indices"),  # not needed where the condition is registered
     ("train", "target_indices"),
 }
-REFUSED = {  # by Python: an unexpected keyword
+REFUSED = {  # mostly by Python: an unexpected keyword
     "load": "backup_url datamodule allowed_classes_names_list",
     "save": "save_kwargs legacy_mudata_format datamodule",
     "setup_anndata": "kwargs",  # options of its registry
-    "train": "trainer_kwargs",  # those of Lightning; early stopping and checks are arguments here
+    "train": "trainer_kwargs",  # of Lightning; refused in words by train itself
 }
 
 

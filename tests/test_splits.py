@@ -196,6 +196,7 @@ def test_evaluation_sees_every_cell_once():
     np.testing.assert_array_equal(np.sort(seen), np.r_[0:3, 10:45])
 
 
+@pytest.mark.filterwarnings("ignore:There (is|are) only")
 @pytest.mark.parametrize(("n_background", "n_target"), [(3, 100), (100, 3)])
 @pytest.mark.parametrize("batch_size", [128, 16])
 def test_very_unequal_populations_train(n_background, n_target, batch_size):
@@ -205,6 +206,7 @@ def test_very_unequal_populations_train(n_background, n_target, batch_size):
     assert np.isfinite(model.get_latent_representation()).all()
 
 
+@pytest.mark.filterwarnings("ignore:There (is|are) only")
 def test_one_cell_of_each_population_trains():
     model = make_model(make_adata(1, 1))
     train(model, 3)

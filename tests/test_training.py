@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -224,6 +225,7 @@ def test_held_out_elbo_does_not_grow_with_the_number_of_particles(vectorize):
     assert twenty["kl_z"] == pytest.approx(one["kl_z"], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:There (is|are) only")
 def test_held_out_penalty_is_the_mean_over_cells_when_a_population_is_small():
     model = make_model(make_adata(2, 40), wasserstein_penalty=3.0)
     cells = Population(np.arange(2), np.arange(2, 42))
@@ -379,6 +381,7 @@ def test_latent_library_with_a_batch_of_one_cell():
     assert (column(model, "kl_library_train") > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:No value of .*condition")
 def test_covariates_and_size_factors_reach_the_model(monkeypatch):
     adata = make_adata()
     adata.obs["factor"] = np.linspace(50, 100, 50)
@@ -421,3 +424,57 @@ def test_progress_is_shown_and_can_be_silenced(capsys):
     assert "Epoch 2/2" in capsys.readouterr().out
     train(make_model(), 2)
     assert capsys.readouterr().out == ""
+
+
+WHOLE = (
+    "max_epochs",
+    "batch_size",
+    "check_val_every_n_epoch",
+    "early_stopping_patience",
+    "early_stopping_warmup_epochs",
+    "seed",
+)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("value", [1.5, 2.0, "3"])
+def test_whole_numbers_are_whole_before_anything_is_done(name, value, monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(model, "_extract", lambda *_, **__: pytest.fail("work was begun"))
+    with pytest.raises(ValueError, match=f"{name} must be a whole number, .* not {value!r}"):
+        train(model, **{name: value})
+    assert not model.history
+
+
+def test_whole_numbers_may_be_numpys():
+    assert train(make_model(), max_epochs=np.int64(2), batch_size=np.int32(9)).n_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gradient_clip_val", "gradients are not clipped"),
+        ("callbacks", "no Lightning Trainer"),
+        ("logger", "model.history"),
+        ("max_steps", "max_epochs="),
+        ("lr", r'plan_kwargs=\{"lr": ...\}'),
+        ("early_stoping", "did you mean early_stopping="),
+        ("xyz", "it takes background_indices, .*, seed"),
+    ],
+)
+def test_arguments_it_does_not_have_say_what_stands_in_their_place(name, said):
+    model = make_model()
+    with pytest.raises(TypeError, match=rf"train\(\) does not take {name}\. {name}: .*{said}"):
+        train(model, **{name: 1})
+    assert not model.history
+
+
+def test_every_name_of_the_table_is_one_that_train_does_not_have():
+    from inspect import signature
+
+    from pyro_contrastive.training.arguments import LIGHTNING
+
+    taken = set(signature(ContrastiveVI.train).parameters)
+    assert not taken & set(LIGHTNING)
+    spoken_of = set(re.findall(r"\b([a-z_]+)=", " ".join(LIGHTNING.values())))
+    assert spoken_of <= taken

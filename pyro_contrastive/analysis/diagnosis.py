@@ -69,7 +69,7 @@ def measure(
     *,
     shared: Mapping[str, NDArray[Any]],
     batch: Mapping[str, NDArray[Any]],
-    elbo: Array,
+    elbo: pd.Series,
     n_k_cells: int,
     n_permutations: int,
     seed: int,

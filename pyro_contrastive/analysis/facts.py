@@ -94,7 +94,8 @@ class Facts:
         Probes of what s of treated cells (and z, for batches) should not hold, by its name;
         ``treatments_in_s``: of which treatment it was, if there are several.
     elbo
-        Negative ELBO by epoch, held out if there is one, else of training cells; may be empty.
+        Negative ELBO, held out if there is one, else of training cells; may be empty. Its index is
+        that of the history: epochs, counted from 0.
     penalties
         Weight of each penalty of the model by name, ``"MMD"``, ``"Wasserstein"`` ....
     """
@@ -111,7 +112,7 @@ class Facts:
     shared_in_s: Mapping[str, Probe] = field(default_factory=dict)
     batch_in_z: Mapping[str, Probe] = field(default_factory=dict)
     treatments_in_s: Probe | None = None
-    elbo: Array = field(default_factory=lambda: np.empty(0))
+    elbo: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
     penalties: Mapping[str, float] = field(default_factory=dict)
 
 

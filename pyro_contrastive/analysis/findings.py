@@ -6,6 +6,7 @@ Every threshold is a rule of thumb, set where the words would change, and justif
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from pyro_contrastive.analysis.calibration import Calibration
 from pyro_contrastive.analysis.facts import (
@@ -217,7 +218,9 @@ def _gap(facts: Facts) -> Finding:
 
 
 def _training(facts: Facts) -> list[Finding]:
-    elbo = facts.elbo[np.isfinite(facts.elbo)]
+    by_epoch = pd.Series(facts.elbo, dtype=float)
+    by_epoch = by_epoch[np.isfinite(by_epoch)]
+    elbo = by_epoch.to_numpy()
     fewest = 5
     if len(elbo) < fewest:
         return []
@@ -226,11 +229,10 @@ def _training(facts: Facts) -> list[Finding]:
     late = float(elbo[-2 * tenth : -tenth].mean() - elbo[-tenth:].mean()) / fall
     risen = float(elbo[-1] - elbo.min()) / fall
     if risen > WORSE:
-        best = int(elbo.argmin()) + 1
         reading = (
-            f"The negative ELBO has risen by {risen:.0%} of its fall since its best, epoch "
-            f"{best} of {len(elbo)}: the model overfits, unless early stopping put the weights of "
-            "then back."
+            f"The negative ELBO has risen by {risen:.0%} of its fall since its best, at epoch "
+            f"{by_epoch.idxmin()} (counted from 0 to {by_epoch.index[-1]}): the model overfits, "
+            "unless early stopping put the weights of then back."
         )
         return [Finding("training", risen, "bad", reading, "early_stopping=True; fewer epochs")]
     verdict: Verdict = "good" if late <= STILL_FALLING else "look"

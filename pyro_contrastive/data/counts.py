@@ -9,6 +9,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from pyro_contrastive.data.places import where_counts_are
+
 Matrix: TypeAlias = sp.csr_matrix | NDArray[np.float32]
 
 
@@ -37,7 +39,7 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
         raise KeyError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        msg = f"{where} is empty; name the layer with the raw counts: {sorted(adata.layers)}."
+        msg = f"{where} is empty. {where_counts_are(adata)}"
         raise ValueError(msg)
     counts: Matrix
     if sp.issparse(matrix):
@@ -70,7 +72,10 @@ def check_in_memory(adata: AnnData) -> None:
     ------
     ValueError
         In both cases.
+    TypeError
+        If it is no AnnData.
     """
+    check_anndata(adata)
     if adata.isbacked:
         msg = (
             "The AnnData is backed by a file on disk; read it into memory first: "
@@ -80,6 +85,23 @@ def check_in_memory(adata: AnnData) -> None:
     if 0 in adata.shape:
         msg = f"The AnnData has {adata.n_obs} cells and {adata.n_vars} genes: there is no data."
         raise ValueError(msg)
+
+
+def check_anndata(adata: object) -> None:
+    """Refuse what is no AnnData, such as a table of counts.
+
+    Raises
+    ------
+    TypeError
+        Then; it says how to make one.
+    """
+    if not isinstance(adata, AnnData):
+        msg = (
+            f"An AnnData (cells by genes) is needed, not a {type(adata).__name__}: "
+            "anndata.AnnData(counts, obs=cells), with counts a matrix or data frame and cells the "
+            "data frame of their columns."
+        )
+        raise TypeError(msg)
 
 
 def row_sums(counts: Matrix) -> NDArray[np.float64]:

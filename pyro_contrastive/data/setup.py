@@ -13,12 +13,9 @@ from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import check_in_memory, read_counts, row_sums
-from pyro_contrastive.data.support import (
-    warn_of_empty_cells,
-    warn_of_other_data,
-    warn_of_scale,
-)
+from pyro_contrastive.data.counts import check_anndata, check_in_memory, read_counts, row_sums
+from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
+from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
 
 UNS_KEY = "_pyro_contrastive"
 """Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
@@ -82,6 +79,9 @@ class Setup:
             unit = float(row_sums(data.counts).mean() / data.size_factor.mean())
             setup = replace(setup, size_factor_unit=unit)
         warn_of_empty_cells(data.counts)
+        warn_of_few_cells(data)
+        covariates = setup.categorical_covariate_keys
+        warn_of_confounding(data, condition_key, setup.batch_key, covariates)
         if data.continuous is not None:
             warn_of_scale(setup.continuous_covariate_keys, data.continuous)
         with warnings.catch_warnings():
@@ -99,6 +99,7 @@ class Setup:
         ValueError
             If the AnnData was never registered.
         """
+        check_anndata(adata)
         if UNS_KEY not in adata.uns:
             msg = "This AnnData is not registered: call ContrastiveVI.setup_anndata(adata, ...)."
             raise ValueError(msg)

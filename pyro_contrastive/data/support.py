@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,7 +20,11 @@ from pyro_contrastive.data.counts import (
     row_sums,
     stored_values,
 )
+from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.likelihoods import Likelihood
+
+Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
+"""Says what to do about data outside a support, given the AnnData and the layer they are in."""
 
 COUNTS, BINARY, NONNEGATIVE = (
     constraints.nonnegative_integer,
@@ -33,11 +39,6 @@ NEEDS = {
     NONNEGATIVE: "numbers from 0 up",
 }
 ADVICE = {
-    COUNTS: (
-        'If there are raw counts, name their layer: setup_anndata(adata, layer="counts"). '
-        "Log-normalised values take another likelihood: ContrastiveVI(adata, "
-        "likelihood=Gaussian())."
-    ),
     BINARY: (
         'Make a layer of zeros and ones, adata.layers["binary"] = (adata.X > 0).astype("float32"), '
         'and name it: setup_anndata(adata, layer="binary").'
@@ -49,8 +50,22 @@ ADVICE = {
 }
 
 
+def python_advice(support: constraints.Constraint, adata: AnnData, layer: str | None) -> str:
+    """Say in Python what to do about data outside a support."""
+    if support is not COUNTS:
+        return ADVICE.get(support, "")
+    return (
+        f"{where_counts_are(adata, layer)} Log-normalised values take another likelihood: "
+        "ContrastiveVI(adata, likelihood=Gaussian())."
+    )
+
+
 def check_support(
-    counts: Matrix, adata: AnnData, layer: str | None, likelihood: Likelihood
+    counts: Matrix,
+    adata: AnnData,
+    layer: str | None,
+    likelihood: Likelihood,
+    advise: Advise = python_advice,
 ) -> None:
     """Refuse data that a likelihood gives no probability.
 
@@ -63,6 +78,8 @@ def check_support(
     likelihood
         Its `support` says what a value may be. In a sparse matrix the values that are not stored
         are zeros, which count too.
+    advise
+        Says what to do. Default: in Python.
 
     Raises
     ------
@@ -83,9 +100,10 @@ def check_support(
         found = f"{_faults(values[bad], support)}: the first is {first_of(bad, counts, adata)}"
     else:
         return
+    advice = advise(support, adata, layer)
     msg = (
         f"{place(layer)} must hold {NEEDS.get(support, f'values in {support}')}, which is what "
-        f"{type(likelihood).__name__} is a distribution of; but {found}. {ADVICE.get(support, '')}"
+        f"{type(likelihood).__name__} is a distribution of; but {found}. {advice}"
     )
     raise ValueError(msg.rstrip())
 
@@ -133,8 +151,7 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
         f"{place(layer)} does not hold raw counts (integers from 0 up): {int(bad.sum())} of its "
         f"values are something else, the first {first_of(bad, counts, adata)}. Gaussian() takes "
         "log-normalised values, and a Likelihood of your own may take others; the default and all "
-        "other likelihoods refuse them. If these are normalised by mistake, name the layer with "
-        'the raw counts: setup_anndata(adata, layer="counts").',
+        f"other likelihoods refuse them. {where_counts_are(adata, layer)}",
         UserWarning,
         stacklevel=4,
     )

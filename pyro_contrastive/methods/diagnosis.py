@@ -171,12 +171,12 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         shared = {key: adata.obs[key].astype(str).to_numpy()[cells] for key in keys}
         return shared, {} if batch is None else {batch: shared[batch]}
 
-    def _elbo_by_epoch(self) -> NDArray[np.float64]:
+    def _elbo_by_epoch(self) -> pd.Series:
         frames = self._history.frames()
         for name in ("elbo_validation", "elbo_train"):
             if name in frames and len(frames[name].dropna()):
-                return frames[name].iloc[:, 0].dropna().to_numpy(dtype=float)
-        return np.empty(0)
+                return frames[name].iloc[:, 0].dropna()
+        return pd.Series(dtype=float)
 
 
 def _check_numbers(

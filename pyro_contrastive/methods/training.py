@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from pyro_contrastive.data.indices import populations
 from pyro_contrastive.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import numpy_rng, seeded
+from pyro_contrastive.training.arguments import check_looks, check_whole, refuse_unknown
 from pyro_contrastive.training.history import EarlyStopping, FitResult
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
 from pyro_contrastive.training.splits import Split, external_split, split_populations
@@ -39,16 +41,6 @@ def _check_agreement(
                 "condition_key."
             )
             raise ValueError(msg)
-
-
-def _check_looks(every: int, max_epochs: int) -> None:
-    """Refuse early stopping that would never look."""
-    if every > max_epochs:
-        msg = (
-            f"early_stopping looks every {every} epochs, and there are only {max_epochs}: it would "
-            "never look. Lower check_val_every_n_epoch."
-        )
-        raise ValueError(msg)
 
 
 def _split(
@@ -110,6 +102,7 @@ class TrainingMethods(ModelBase):
         schedule: str = "reference",
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
         seed: int | None = None,
+        **trainer_kwargs: Any,
     ) -> FitResult:
         """Fit the model. A second call goes on from the weights there are.
 
@@ -177,6 +170,8 @@ class TrainingMethods(ModelBase):
             (``pyro.set_rng_seed``). On a CPU the same seed gives the same result for models with
             the same weights to start from. These are drawn when the model is made: set
             ``pyro_contrastive.settings.seed`` before, to have the same again.
+        **trainer_kwargs
+            None is taken; arguments of Lightning's Trainer are told what stands in their place.
 
         Returns
         -------
@@ -187,9 +182,20 @@ class TrainingMethods(ModelBase):
         ValueError
             If it is not known which cells are background and target, or they overlap; if a number
             is out of range; if early stopping watches a quantity that will not be there.
+        TypeError
+            If there is an argument that is none of these.
         NonFiniteLossError
             If the loss becomes NaN or infinite; says at which site.
         """
+        refuse_unknown(trainer_kwargs, list(signature(self.train).parameters)[:-1])
+        check_whole(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            early_stopping_patience=early_stopping_patience,
+            early_stopping_warmup_epochs=early_stopping_warmup_epochs,
+            seed=seed,
+        )
         # Lightning takes seconds to import, and only training needs it.
         from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
         from pyro_contrastive.training.fit import fit  # noqa: PLC0415
@@ -225,7 +231,7 @@ class TrainingMethods(ModelBase):
             )
             if check_val_every_n_epoch is None:
                 check_val_every_n_epoch = 1  # as in scvi-tools
-            _check_looks(check_val_every_n_epoch, max_epochs)
+            check_looks(check_val_every_n_epoch, max_epochs)
         with seeded(seed), bfloat16_products(precision == "bf16-mixed"):
             rng = numpy_rng()
             split = _split(
@@ -258,7 +264,7 @@ class TrainingMethods(ModelBase):
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
-        """Losses by epoch: ``{name: frame with one column, indexed by epoch}``.
+        """Losses by epoch: ``{name: frame with one column, indexed by epoch}``, counted from 0.
 
         As in scvi-tools: ``elbo_train``, ``elbo_validation``, ``reconstruction_loss_*``,
         ``kl_local_*`` and ``kl_global_*`` (of what all cells share; 0 for most models): negative

@@ -11,7 +11,7 @@ from pyro_contrastive.data.bundled import load_kang
 from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.inputs import prepare_folder
-from pyro_contrastive.report.pipeline import register, run_study
+from pyro_contrastive.report.pipeline import make_model, register, run_study
 from pyro_contrastive.report.study import FitSettings, Study
 
 __all__ = ["DEMO_SETTINGS", "DEMO_STUDY", "run_demo"]
@@ -84,4 +84,5 @@ def run_demo(
         settings = replace(settings, train={**settings.train, "max_epochs": max_epochs})
     study = replace(DEMO_STUDY, source=str(cells.uns["source"]))
     register(cells, study)
-    return run_study(cells, folder, study, settings, method=method, seed=seed)
+    model = make_model(cells, settings, seed=seed)
+    return run_study(model, cells, folder, study, settings, method=method, seed=seed)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import anndata as ad
 import pandas as pd
 
+from pyro_contrastive.report.advice import listed, where_to_look
 from pyro_contrastive.report.study import Study
 
-__all__ = ["check_columns", "prepare_folder", "read_counts"]
+__all__ = ["can_hold_out", "check_columns", "prepare_folder", "read_counts"]
 
-_MOST_LISTED = 20
 _FEWEST_CELLS = 20
 
 
@@ -96,11 +95,16 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
         than 20 cells, only background cells, a single label, no label that both conditions have.
     """
     _check_column(adata.obs, "condition", study.condition_key)
-    for role, key in (("batch", study.batch_key), ("label", study.label_key)):
+    columns = [("batch", study.batch_key), ("label", study.label_key)]
+    columns += [("categorical covariate", key) for key in study.categorical_covariates]
+    columns += [("continuous covariate", key) for key in study.continuous_covariates]
+    for role, key in (*columns, ("size factor", study.size_factor_key)):
         if key is not None:
             _check_column(adata.obs, role, key)
     if study.layer is not None and study.layer not in adata.layers:
-        raise ValueError(f"layer {study.layer!r} is not there; there are: {_names(adata.layers)}")
+        raise ValueError(f"layer {study.layer!r} is not there; there are: {listed(adata.layers)}")
+    if study.layer is None and adata.X is None:
+        raise ValueError(f"the file has no X. {where_to_look(adata)}")
     if adata.n_obs < _FEWEST_CELLS:
         raise ValueError(f"{adata.n_obs} cells are too few; {_FEWEST_CELLS} are the least")
     _check_values(adata.obs[study.condition_key].astype(str), study)
@@ -108,9 +112,23 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
         _check_labels(adata.obs, study.label_key, study)
 
 
+def can_hold_out(adata: ad.AnnData, study: Study, share: float) -> bool:
+    """Tell whether cells of both populations are held out, for early stopping to look at.
+
+    Parameters
+    ----------
+    adata, study
+        The cells, and which of them are background.
+    share
+        Fraction of each population that is to be held out.
+    """
+    n_background = int((adata.obs[study.condition_key].astype(str) == study.background).sum())
+    return round(share * min(n_background, adata.n_obs - n_background), 6) >= 1
+
+
 def _check_column(obs: pd.DataFrame, role: str, key: str) -> None:
     if key not in obs:
-        raise ValueError(f"{role} column {key!r} is not in obs; there are: {_names(obs)}")
+        raise ValueError(f"{role} column {key!r} is not in obs; there are: {listed(obs)}")
     if obs[key].isna().any():
         n_missing = int(obs[key].isna().sum())
         raise ValueError(f"{role} column {key!r} has no value in {n_missing} cells; drop them")
@@ -120,7 +138,7 @@ def _check_values(condition: pd.Series, study: Study) -> None:
     found, key, background = sorted(condition.unique()), study.condition_key, study.background
     if background not in found:
         raise ValueError(
-            f"background {background!r} is not a value of {key!r}; there are: {_names(found)}"
+            f"background {background!r} is not a value of {key!r}; there are: {listed(found)}"
         )
     if len(found) == 1:
         raise ValueError(f"every cell of {key!r} is {background!r}; there is nothing to compare")
@@ -142,10 +160,3 @@ def _check_labels(obs: pd.DataFrame, key: str, study: Study) -> None:
             f"no value of label column {key!r} is in both background and target cells; labels must "
             "be something the conditions share, such as cell type"
         )
-
-
-def _names(names: Iterable[object]) -> str:
-    """List names on one line, cut short where there are many."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
-    return (", ".join(listed[:_MOST_LISTED]) or "none") + more

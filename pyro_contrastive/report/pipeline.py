@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
@@ -17,11 +17,14 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.report.figures import Method, draw_figures
 from pyro_contrastive.report.html import ReportTable, write_report
 from pyro_contrastive.report.study import FitSettings, FittedModel, Study, flat_settings
-from pyro_contrastive.report.summary import print_summary
+from pyro_contrastive.report.summary import print_summary, print_training
 from pyro_contrastive.report.tables import cell_counts, response_table
 
+if TYPE_CHECKING:
+    from pyro_contrastive.contrastive_vi import ContrastiveVI
+
 __all__ = [
-    "fit_model",
+    "make_model",
     "register",
     "run_study",
     "training_facts",
@@ -42,7 +45,8 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     study
         What is compared with what.
     likelihood
-        What the data are to be a draw of; default: checked when the model is made.
+        What the data are to be a draw of, checked with advice for the shell; default: checked when
+        the model is made.
 
     Raises
     ------
@@ -53,6 +57,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415
     from pyro_contrastive.data import Setup  # noqa: PLC0415
     from pyro_contrastive.data.support import check_support  # noqa: PLC0415
+    from pyro_contrastive.report.advice import shell_advice  # noqa: PLC0415
 
     with warnings.catch_warnings():
         if likelihood is not None:  # which says what it takes, below
@@ -61,46 +66,45 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
             adata,
             layer=study.layer,
             batch_key=study.batch_key,
+            size_factor_key=study.size_factor_key,
+            categorical_covariate_keys=study.categorical_covariates,
+            continuous_covariate_keys=study.continuous_covariates,
             condition_key=study.condition_key,
             background=study.background,
         )
     if likelihood is not None:
         data = Setup.of(adata).extract(adata)
-        check_support(data.counts, adata, study.layer, likelihood)
+        check_support(data.counts, adata, study.layer, likelihood, shell_advice)
 
 
-def fit_model(
-    adata: ad.AnnData, settings: FitSettings, *, seed: int = 0
-) -> tuple[FittedModel, float]:
-    """Build a model of registered cells and train it.
+def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> ContrastiveVI:
+    """Build a model of registered cells.
 
     Parameters
     ----------
     adata
         Cells that went through :func:`register`.
     settings
-        Arguments of model and training.
+        Preset and arguments of the model.
     seed
-        Seed of the starting values and of the training. Default 0.
+        Seed of the starting values. Default 0.
 
-    Returns
-    -------
-    model : FittedModel
-        The trained model.
-    seconds : float
-        Wall time of the training.
+    Raises
+    ------
+    ValueError
+        If the settings do not go together, or not with the data.
     """
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415 -- as in register
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = ContrastiveVI(adata, **settings.model)
-    start = time.perf_counter()
-    model.train(seed=seed, **settings.train)
-    return model, time.perf_counter() - start
+        if settings.preset is None:
+            return ContrastiveVI(adata, **settings.model)
+        return ContrastiveVI.from_preset(adata, settings.preset, **settings.model)
 
 
 def run_study(
+    model: ContrastiveVI,
     adata: ad.AnnData,
     out: Path,
     study: Study,
@@ -109,12 +113,14 @@ def run_study(
     method: Method = "tsne",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Fit registered cells, write everything into a folder and print the scores.
+    """Train a model, write everything into a folder and print the scores.
 
     Parameters
     ----------
+    model
+        Made by :func:`make_model`, with the same settings.
     adata
-        Cells that went through :func:`register`; gains both latents in ``obsm``.
+        Its cells; gain both latents in ``obsm``.
     out
         An existing folder. Files of the same name are replaced.
     study
@@ -131,7 +137,9 @@ def run_study(
     pandas.DataFrame
         The scores, see :func:`pyro_contrastive.analysis.separation.score_latents`.
     """
-    model, seconds = fit_model(adata, settings, seed=seed)
+    result = model.train(seed=seed, **settings.train)
+    print_training(result, model.history)
+    seconds = result.seconds
     scores = write_results(
         model, adata, out, study, settings=settings, seconds=seconds, method=method, seed=seed
     )
@@ -253,7 +261,7 @@ def training_facts(history: Mapping[str, pd.DataFrame], seconds: float) -> dict[
     if "elbo_validation" in curves:
         held_out = curves["elbo_validation"]
         facts["best held-out negative ELBO"] = f"{held_out.min():,.1f} nats per pair"
-        facts["reached at epoch"] = str(held_out.idxmin())
+        facts["reached at epoch (counted from 0)"] = str(held_out.idxmin())
     if "elbo_train" in curves:
         facts["epochs"] = str(len(curves["elbo_train"]))
         facts["last training negative ELBO"] = f"{curves['elbo_train'].iloc[-1]:,.1f} nats per pair"

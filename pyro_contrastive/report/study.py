@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_contrastive.components import Component
+from pyro_contrastive.family import PRESETS, Sizes, preset_arguments
 from pyro_contrastive.likelihoods import (
     Bernoulli,
     Gaussian,
@@ -20,7 +22,17 @@ from pyro_contrastive.likelihoods import (
     ZeroInflatedPoisson,
 )
 
-__all__ = ["FitSettings", "FittedModel", "Study", "flat_settings", "named_likelihood"]
+__all__ = [
+    "FitSettings",
+    "FittedModel",
+    "Study",
+    "chosen_likelihood",
+    "chosen_schedule",
+    "flat_settings",
+    "known_preset",
+    "named_likelihood",
+    "study_of_file",
+]
 
 Kind = Literal["background", "salient"]
 
@@ -32,13 +44,16 @@ class FitSettings:
     Parameters
     ----------
     model
-        Given to ``ContrastiveVI(adata, ...)``.
+        Given to ``ContrastiveVI(adata, ...)``, or to ``ContrastiveVI.from_preset``.
     train
         Given to ``model.train(...)``.
+    preset
+        A row of :func:`pyro_contrastive.presets`. Default: none, the constructor's own defaults.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +74,8 @@ class Study:
         What figures and page call the labels. Default "labels".
     batch_key, layer
         Column of batches, layer of the counts. Default: none, and ``X``.
+    categorical_covariates, continuous_covariates, size_factor_key
+        Columns of further covariates, and of size factors. Default: none.
     genes
         Genes to look up in the plain counts. Default: the ones that differ most.
     source
@@ -74,8 +91,41 @@ class Study:
     label_name: str = "labels"
     batch_key: str | None = None
     layer: str | None = None
+    categorical_covariates: tuple[str, ...] = ()
+    continuous_covariates: tuple[str, ...] = ()
+    size_factor_key: str | None = None
     genes: tuple[str, ...] | None = None
     source: str = ""
+
+
+def study_of_file(
+    file: Path,
+    *,
+    condition_key: str,
+    background: str,
+    label_key: str | None = None,
+    **columns: Any,
+) -> Study:
+    """Make the study of a user's own file, with what the page calls it.
+
+    Parameters
+    ----------
+    file
+        Names the results.
+    condition_key, background, label_key, **columns
+        As in :class:`Study`.
+    """
+    return Study(
+        name=f"{file.stem}_latents",
+        title=f"{file.stem}: what is shared and what is salient",
+        lead=f"Background: cells whose {condition_key} is {background}. Target: all others.",
+        condition_key=condition_key,
+        background=background,
+        label_key=label_key,
+        label_name=(label_key or "labels").replace("_", " "),
+        source=f"File {file.name}.",
+        **columns,
+    )
 
 
 class FittedModel(Protocol):
@@ -111,11 +161,44 @@ def named_likelihood(name: str) -> Likelihood:
     return named[name]()
 
 
+def known_preset(name: str) -> str | None:
+    """Return the preset as the table of presets writes it; ``None`` for "none".
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset.
+    """
+    spelled = {known.lower(): known for known in PRESETS}
+    if name.lower() not in {"none", *spelled}:
+        raise ValueError(f"there is no preset {name!r}; there are: none, {', '.join(PRESETS)}")
+    return spelled.get(name.lower())
+
+
+def chosen_likelihood(name: str | None, preset: str | None) -> Likelihood:
+    """Make the likelihood that was asked for by its short name, or else the preset's own."""
+    if name is not None:
+        return named_likelihood(name)
+    # A preset's likelihood does not depend on the sizes.
+    own = preset_arguments(preset, Sizes(2, 1, 1)).get("likelihood") if preset else None
+    return own or ZeroInflatedNegativeBinomial()
+
+
+def chosen_schedule(name: str, preset: str | None) -> str:
+    """Return the schedule for ``train``; "default" is what the preset is meant for.
+
+    Without penalties the fast schedule leaves more of what is shared in the salient latent, and of
+    the other presets none was measured with it.
+    """
+    if name != "default":
+        return name
+    return "fast" if preset == "separated" else "reference"
+
+
 def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
     """All settings in one level, named as in the call they belong to."""
-    flat: dict[str, object] = {
-        f"model: {name}": _in_short(value) for name, value in settings.model.items()
-    }
+    flat: dict[str, object] = {} if settings.preset is None else {"preset": settings.preset}
+    flat |= {f"model: {name}": _in_short(value) for name, value in settings.model.items()}
     flat |= {f"train: {name}": value for name, value in settings.train.items()}
     flat["seed"] = more["seed"]
     flat["scores: n_neighbors"] = more["n_neighbors"]

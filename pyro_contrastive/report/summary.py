@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,44 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["print_summary"]
+from pyro_contrastive.training.history import FitResult
+
+__all__ = ["print_summary", "print_training", "training_in_words"]
 
 _COLORS = {"background": "blue", "salient": "dark_orange"}
+
+
+def print_training(result: FitResult, history: Mapping[str, pd.DataFrame]) -> None:
+    """Print how a training ended, on one line of standard output."""
+    Console().print(escape(training_in_words(result, history)), soft_wrap=True, highlight=False)
+
+
+def training_in_words(result: FitResult, history: Mapping[str, pd.DataFrame]) -> str:
+    """Say how many epochs were run, why no more, and which one the weights are of.
+
+    Parameters
+    ----------
+    result
+        What ``train`` returned.
+    history
+        What was recorded; ``"elbo_validation"`` is looked at, if it is there.
+    """
+    most = "" if result.max_epochs is None else f" of {result.max_epochs}"
+    run = f"Trained {result.n_epochs}{most} epochs"
+    if result.stopped_early or result.interrupted:
+        run += f": stopped early ({result.reason})"
+    if "elbo_validation" not in history:
+        return f"{run}; no cells were held out."
+    held_out = history["elbo_validation"].iloc[:, 0].dropna()
+    best = held_out.idxmin()
+    words = f"{run}; best held-out -ELBO {held_out[best]:,.1f} per pair, at epoch {best}"
+    if result.best_epoch is None:
+        kept = "; the weights are those of the last epoch"
+    elif result.best_epoch == best:
+        kept = ", whose weights are kept"
+    else:  # early stopping looks at no epoch of the KL warm-up
+        kept = f"; the weights kept are those of epoch {result.best_epoch}, after the KL warm-up"
+    return f"{words}{kept} (epochs counted from 0)."
 
 
 def print_summary(

@@ -275,9 +275,10 @@ def fit(
                 history.add_epoch(values)
                 bar.advance(values)
                 if early_stopping is not None and is_check and run.may_stop(early_stopping, epoch):
-                    stopped = early_stopping.update(values, vae)
-                if stopped:
-                    break
+                    stopped = early_stopping.update(values, vae, history.n_epochs - 1)
+                    if stopped:
+                        bar.stop_early(early_stopping.best_epoch)
+                        break
     except KeyboardInterrupt:
         interrupted = True
         run.updates.look()  # so that what is kept is finite
@@ -289,4 +290,7 @@ def fit(
         vae.eval()
         vae.objective.kl_weight = plan.max_kl_weight
     n_epochs = history.n_epochs - n_before
-    return FitResult(n_epochs, time.perf_counter() - start, stopped, interrupted)
+    seconds = time.perf_counter() - start
+    best = early_stopping.best_epoch if early_stopping else None
+    why = early_stopping.reason if early_stopping and stopped else "Ctrl-C" if interrupted else ""
+    return FitResult(n_epochs, seconds, stopped, interrupted, max_epochs, best, why)

@@ -102,6 +102,7 @@ class EarlyStopping:
         self.best = float("inf")
         self._to_beat = float("inf")
         self._waited = 0
+        self.best_epoch: int | None = None
         self._weights: dict[str, Tensor] | None = None
 
     def check(self, recorded: Collection[str]) -> None:
@@ -124,11 +125,14 @@ class EarlyStopping:
             msg += f"It can watch {sorted(recorded)}."
         raise ValueError(msg)
 
-    def update(self, values: Mapping[str, float], module: nn.Module) -> bool:
-        """Take the values of an epoch; return whether it is time to stop."""
+    def update(
+        self, values: Mapping[str, float], module: nn.Module, epoch: int | None = None
+    ) -> bool:
+        """Take the values of an epoch, and its number; return whether it is time to stop."""
         value = self._sign * values[self.monitor]
         if value < self.best:
             self.best = value
+            self.best_epoch = epoch
             self._weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
         if value < self._to_beat - self.min_delta:
             self._to_beat = value
@@ -136,6 +140,11 @@ class EarlyStopping:
         else:
             self._waited += 1
         return self._waited >= self.patience
+
+    @property
+    def reason(self) -> str:
+        """Why it stops, in words."""
+        return f"{self.monitor} has not improved for {self.patience} checks"
 
     @torch.no_grad()
     def restore_best(self, module: nn.Module) -> None:
@@ -156,9 +165,19 @@ class FitResult:
         Wall time.
     stopped_early, interrupted
         Ended by early stopping; by Ctrl-C.
+    max_epochs
+        Epochs there were to be.
+    best_epoch
+        Epoch whose weights early stopping put back, counted from 0 as in the history; ``None``
+        without early stopping.
+    reason
+        Why it ended before `max_epochs`; empty if it did not.
     """
 
     n_epochs: int
     seconds: float
     stopped_early: bool = False
     interrupted: bool = False
+    max_epochs: int | None = None
+    best_epoch: int | None = None
+    reason: str = ""

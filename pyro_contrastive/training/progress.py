@@ -47,6 +47,11 @@ class EpochBar:
         if not self._progress.disable:  # before rich 14.3 even one that drew nothing ends a line
             self._progress.stop()
 
+    def stop_early(self, best_epoch: int | None) -> None:
+        """Say that the epochs that are missing will not come."""
+        text = f"stopped early, back to epoch {best_epoch} (counted from 0)"
+        self._progress.update(self._task, losses=text)
+
     def advance(self, values: Mapping[str, float]) -> None:
         """Move on one epoch."""
         names = {"elbo_train": "train", "elbo_validation": "held out"}

@@ -1,0 +1,77 @@
+"""Whether background and target can be compared at all: said when the data are set up."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_contrastive.cells import BACKGROUND
+from pyro_contrastive.data.cell_data import CellData
+
+FEWEST = 10
+"""Cells of a population below which it is warned of: by default a tenth of each is held out."""
+
+
+def warn_of_confounding(
+    data: CellData, condition_key: str | None, batch_key: str | None, covariates: tuple[str, ...]
+) -> None:
+    """Warn if a batch or covariate says which cells are background: no value of it is in both.
+
+    Called by what `setup_anndata` calls.
+
+    Parameters
+    ----------
+    data
+        The cells.
+    condition_key, batch_key, covariates
+        The columns of ``obs`` that they are from; `covariates` are the categorical ones.
+    """
+    if data.condition is None:
+        return
+    codes = {} if data.batch is None else {batch_key: data.batch}
+    if data.categorical is not None:
+        codes |= dict(zip(covariates, data.categorical.T, strict=True))
+    is_target = data.condition != BACKGROUND
+    confounded = [key for key, values in codes.items() if not _occurs_in_both(values, is_target)]
+    if not confounded:
+        return
+    columns = " and ".join(f"adata.obs[{key!r}]" for key in confounded)
+    warnings.warn(
+        f"No value of {columns} occurs in both background and target cells: it says by itself "
+        f"what adata.obs[{condition_key!r}] says, and no model can tell what it does from what the "
+        "treatment does. Encoders and decoder are told of it, so the response may be put down to "
+        "it and be missing from the salient latent, or differences between batches may be in the "
+        "salient latent as a response; the background latent may look mixed for either reason. "
+        "Leave the column out, and take what the salient latent shows as treatment and batch "
+        "together; or name one whose values occur in both, such as the donor where each donor has "
+        "treated and untreated cells.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def warn_of_few_cells(data: CellData) -> None:
+    """Warn of fewer than 10 background or target cells; called by what `setup_anndata` calls."""
+    if data.condition is None:
+        return
+    n_background = int((data.condition == BACKGROUND).sum())
+    numbers = {"background": n_background, "target": len(data) - n_background}
+    few = [f"{n} {name} cell{'s' * (n != 1)}" for name, n in numbers.items() if n < FEWEST]
+    if not few:
+        return
+    warnings.warn(
+        f"There {'is' if few[0].startswith('1 ') else 'are'} only {' and '.join(few)}, which is "
+        f"fewer than {FEWEST}. What the conditions share, and in what they differ, is learned from "
+        "these cells alone, seen again and again; and of fewer than 10 none is held out by "
+        "default, so there is no held-out ELBO and early stopping has nothing to look at. Do not "
+        "rely on the result; is background= the value you mean?",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _occurs_in_both(values: NDArray[np.int64], is_target: NDArray[np.bool_]) -> bool:
+    """Tell whether some value occurs both where `is_target` holds and where it does not."""
+    return bool(np.intersect1d(values[is_target], values[~is_target]).size)

@@ -1,0 +1,70 @@
+"""What to do about data that do not suit, in the words of the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from anndata import AnnData
+from torch.distributions import constraints
+
+from pyro_contrastive.data.places import copy_of_raw, layers_of_counts, new_layer, raw_has_counts
+from pyro_contrastive.data.support import BINARY, COUNTS, NONNEGATIVE
+
+__all__ = ["listed", "shell_advice", "where_to_look"]
+
+_MOST_LISTED = 20
+
+
+def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | None) -> str:
+    """Say which options help where the data are outside the support of their likelihood.
+
+    Parameters
+    ----------
+    support
+        What the likelihood takes.
+    adata, layer
+        Where the data are from.
+    """
+    others = f"--layer NAME (there are: {listed(adata.layers)})"
+    advice = {
+        COUNTS: f"{where_to_look(adata, layer)} Log-normalised values take another likelihood: "
+        "--likelihood gaussian.",
+        BINARY: f"Name a layer of zeros and ones with {others}, or take a likelihood of counts, "
+        "such as --likelihood nb.",
+        NONNEGATIVE: f"Log-normalised values are never negative: name their layer with {others}. "
+        "Data that are scaled or centred can be fitted in Python alone, with "
+        "likelihood=Gaussian(log1p=False).",
+    }
+    return advice.get(support, "")
+
+
+def where_to_look(adata: AnnData, besides: str | None = None) -> str:
+    """Say with which option to find the raw counts, if they are in the file at all.
+
+    Parameters
+    ----------
+    adata
+        The file.
+    besides
+        A layer that does not hold them.
+    """
+    found = layers_of_counts(adata, besides)
+    there_are = f"there are: {listed(adata.layers)}"
+    if found:
+        return (
+            f"If a layer has the raw counts, name it with --layer NAME ({there_are}; integers from "
+            f"0 up are in: {listed(found)})."
+        )
+    if raw_has_counts(adata):
+        return (
+            f"Integers from 0 up are in its raw: make a layer of them in Python, "
+            f"{copy_of_raw(adata)}, write the file again, and name it: --layer {new_layer(adata)}."
+        )
+    return f"Neither its raw nor any layer holds raw counts ({there_are}) for --layer NAME to name."
+
+
+def listed(names: Iterable[object]) -> str:
+    """List names on one line, cut short where there are many."""
+    found = [str(name) for name in names]
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    return (", ".join(found[:_MOST_LISTED]) or "none") + more
