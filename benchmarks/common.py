@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_contrastive import ContrastiveVI
-from pyro_contrastive.report.demo import DEMO_SETTINGS
+from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 REFERENCE = "scvi-tools"
@@ -31,11 +32,13 @@ class Configuration:
 
     Parameters
     ----------
-    model, train
-        Keyword arguments of ``ContrastiveVI`` and of ``train``.
+    model
+        Makes the keyword arguments of ``ContrastiveVI``, with new components for every fit.
+    train
+        Keyword arguments of ``train``.
     """
 
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Callable[[], Mapping[str, Any]] = dict
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,7 +47,7 @@ OURS = {
     # The objective and the warm-up of scvi-tools: what is left is the mini-batches and the seed.
     "ours, as scvi-tools": Configuration(train={"plan_kwargs": {"n_epochs_kl_warmup": 400}}),
     "ours, separated": Configuration(
-        model={"penalties": DEMO_SETTINGS.model["penalties"]}, train={"schedule": "fast"}
+        partial(preset_arguments, "separated", Sizes(2, 10, 10)), {"schedule": "fast"}
     ),
 }
 
@@ -159,7 +162,7 @@ def fit_ours(
     ContrastiveVI.setup_anndata(
         adata, batch_key=batch_key, condition_key=condition_key, background=background
     )
-    model = ContrastiveVI(adata, **configuration.model)
+    model = ContrastiveVI(adata, **configuration.model())
     given = {"max_epochs": epochs} if epochs else {}
     begun = time.perf_counter()
     model.train(seed=seed, enable_progress_bar=False, **(configuration.train | given))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import pyro
 from anndata import AnnData
 from held_out_elbo import train_reference
 
-from pyro_contrastive import HSIC, MMD, ContrastiveVI, Penalty, Wasserstein
+from pyro_contrastive import HSIC, MMD, ContrastiveVI, LateSalient, Penalty, Wasserstein
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.interop.scvi import rename_scvi_weights
@@ -34,21 +34,22 @@ PARTS = ("reconstruction_loss", "kl_z", "kl_s")
 class Setting:
     """How to train ours: schedule, steps and plan instead of its own, weights of penalties.
 
-    ``annealed``: whether the penalties grow with the KL weight, as those of the preset do not.
+    These are of Wasserstein, MMD, HSIC and LateSalient, in this order. ``annealed``: whether the
+    first three grow with the KL weight, as those of the preset do not.
     """
 
     schedule: str = "fast"
     steps: int | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
-    penalties: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    penalties: Sequence[float] = ()
     annealed: bool = False
     early_stopping: bool = False
 
     def make_penalties(self) -> list[Penalty]:
         """Make the penalties that weigh anything."""
-        wasserstein, mmd, hsic = self.penalties
-        kinds = [(Wasserstein, wasserstein), (partial(MMD, site="z"), mmd), (HSIC, hsic)]
-        return [kind(weight, annealed=self.annealed) for kind, weight in kinds if weight]
+        lasting = (Wasserstein, partial(MMD, site="z"), HSIC)
+        kinds = [*(partial(kind, annealed=self.annealed) for kind in lasting), LateSalient]
+        return [kind(weight) for kind, weight in zip(kinds, self.penalties, strict=False) if weight]
 
 
 class Clock:

@@ -9,11 +9,11 @@
 Every seed makes one split of the cells, the same for all. ``scvi-tools`` is its default run;
 ``fast`` and ``separated`` (the preset) are trained by our fast schedule, ``reference`` by the
 reference's; ``best epoch`` puts back the weights of the best epoch, as ``early_stopping`` does.
-``--try`` adds settings: steps in all, arguments of ``plan_kwargs``, weights of Wasserstein, MMD
-and HSIC, early stopping. After every epoch, off the clock, held-out cells are evaluated by one
-function (:func:`pyro_contrastive.training.evaluate.evaluate`; negative ELBO per pair, analytic
-KL): the weights scvi-tools has are copied into our module. The latents of all cells at the end of
-the run are scored as in :mod:`pyro_contrastive.analysis.separation`.
+``--try`` adds settings: steps in all, arguments of ``plan_kwargs``, weights of Wasserstein, MMD,
+HSIC and LateSalient, early stopping. After every epoch, off the clock, held-out cells are evaluated
+by one function (:func:`pyro_contrastive.training.evaluate.evaluate`; negative ELBO per pair,
+analytic KL): the weights scvi-tools has are copied into our module. The latents of all cells at the
+end of the run are scored as in :mod:`pyro_contrastive.analysis.separation`.
 
 A fit is appended to the file of rows as soon as it is done, and not done again. At the end, or
 without data, the tables of all that is in that file are printed: mean (standard deviation) over
@@ -44,7 +44,7 @@ from sklearn.preprocessing import StandardScaler
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.separation import score_labels, score_latents
 
-SEPARATED = (1.0, 30.0, 30.0)
+SEPARATED = (1.0, 30.0, 30.0, 1.0)
 OURS = {
     "fast": Setting(),
     "separated": Setting(penalties=SEPARATED),

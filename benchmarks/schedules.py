@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import partial
 from typing import Any
 
 import anndata as ad
@@ -39,8 +38,9 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import cross_val_predict
 
-from pyro_contrastive import HSIC, MMD, ContrastiveVI, Wasserstein
+from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.separation import score_labels, score_latents
+from pyro_contrastive.family import Sizes, preset_arguments
 
 AFFECTED = 0.1
 """Share of genes that the simulated treatment changes in every treated cell."""
@@ -49,9 +49,14 @@ WEIGHTS = {"fast": 0.0, "separated / 3": 1 / 3, "separated": 1.0, "separated x 3
 
 def configuration(times: float) -> Configuration:
     """Return the fast schedule, with the preset's penalties that many times as heavy."""
-    kinds = ((Wasserstein, 1.0), (partial(MMD, site="z"), 30.0), (HSIC, 30.0))
-    penalties = [kind(times * weight, annealed=False) for kind, weight in kinds]
-    return Configuration({"penalties": penalties if times else []}, {"schedule": "fast"})
+
+    def model() -> dict[str, Any]:
+        penalties = preset_arguments("separated", Sizes(2, 10, 10))["penalties"] if times else []
+        for penalty in penalties:
+            penalty.weight *= times
+        return {"penalties": penalties}
+
+    return Configuration(model, {"schedule": "fast"})
 
 
 def latents(model: Any) -> tuple[NDArray[Any], NDArray[Any]]:

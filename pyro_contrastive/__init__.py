@@ -22,6 +22,7 @@ from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.penalties import (
     HSIC,
     MMD,
+    LateSalient,
     NarrowSalient,
     Penalty,
     SalientClassifier,
@@ -61,6 +62,7 @@ __all__ = [
     "EscapingPerturbation",
     "FixedPrior",
     "Gaussian",
+    "LateSalient",
     "Likelihood",
     "LogNormalLibrary",
     "MixtureOfGaussians",

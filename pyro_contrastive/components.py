@@ -46,6 +46,11 @@ class Component(nn.Module, ABC):
     be passed in again when it is loaded.
     """
 
+    @property
+    def is_changed_by_training(self) -> bool:
+        """Whether training changes it, so that it belongs to one model: if it has parameters."""
+        return next(self.parameters(), None) is not None
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments that make an equal component (before training).
 

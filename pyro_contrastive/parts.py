@@ -147,7 +147,7 @@ _owned: WeakSet[Component] = WeakSet()
 
 
 def claim(parts: Iterable[Part]) -> None:
-    """Note of parts with parameters that a model has them now, and refuse them to a second.
+    """Note of parts that training changes that a model has them now; refuse them to a second.
 
     Raises
     ------
@@ -156,12 +156,12 @@ def claim(parts: Iterable[Part]) -> None:
     """
     unique = {id(part): (keyword, part) for keyword, part in parts}  # one prior may do for z and s
     for keyword, part in unique.values():
-        if next(part.parameters(), None) is None:
+        if not part.is_changed_by_training:
             continue
         if part in _owned:
             msg = (
                 f"{keyword}: this {type(part).__name__} object already belongs to a model. Make a "
-                "new one for every model, or the two would train each other's parameters."
+                "new one for every model, or training one would change the other."
             )
             raise ValueError(msg)
         _owned.add(part)

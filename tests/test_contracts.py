@@ -15,6 +15,7 @@ from pyro_contrastive import (
     EscapingPerturbation,
     FixedPrior,
     Gaussian,
+    LateSalient,
     Likelihood,
     LogNormalLibrary,
     MixtureOfGaussians,
@@ -76,6 +77,7 @@ LIKELIHOODS = [
 PENALTIES = [
     (Wasserstein, (2.0,), {}),
     (NarrowSalient, (2.0, 0.2), {}),
+    (LateSalient, (2.0, 30), {}),
     (MMD, (2.0,), {}),
     (MMD, (2.0, "s"), {}),
     (HSIC, (2.0,), {}),

@@ -22,6 +22,7 @@ from pyro_contrastive import (
     HSIC,
     MMD,
     CellBatch,
+    LateSalient,
     NarrowSalient,
     Penalty,
     SalientClassifier,
@@ -123,6 +124,7 @@ ALL = {
     "hsic": lambda: HSIC(5.0),
     "wasserstein": lambda: Wasserstein(5.0),
     "narrow": lambda: NarrowSalient(5.0),
+    "late": lambda: LateSalient(5.0),
     "classifier": lambda: SalientClassifier(5.0, 2),
     "total_correlation": lambda: TotalCorrelation(5.0, 3, 2),
 }
@@ -196,6 +198,28 @@ def test_narrow_salient_equals_quadrature(leading) -> None:
     for sigma in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="sigma must be positive"):
             NarrowSalient(sigma=sigma)
+
+
+def test_late_salient_lets_go_step_by_step() -> None:
+    mean, variance = torch.tensor([[9.0, 9.0], [0.3, -0.1]]), torch.tensor([[7.0, 7.0], [0.5, 0.2]])
+    batch = CellBatch(condition=torch.tensor([0, 1]))
+    traces = traces_with_posterior(mean, variance, batch, ())
+    whole = 0.3**2 + 0.1**2 + 0.5 + 0.2  # of the target cell
+    penalty = LateSalient(n_steps=4)
+    assert float(penalty.eval()(*traces, batch)) == pytest.approx(whole)
+    for left in (1.0, 0.75, 0.5, 0.25, 0.0, 0.0):
+        assert float(penalty.eval()(*traces, batch)) == pytest.approx(left * whole)
+        assert float(penalty.train()(*traces, batch)) == pytest.approx(left * whole)
+    assert float(penalty(*traces, CellBatch(condition=torch.tensor([0, 0])))) == 0.0
+    with pytest.raises(ValueError, match="n_steps must be at least 1"):
+        LateSalient(n_steps=0)
+
+
+def test_late_salient_belongs_to_one_model() -> None:
+    late = LateSalient()
+    make_vae(penalties=[late])
+    with pytest.raises(ValueError, match="LateSalient object already belongs"):
+        make_vae(penalties=[late])
 
 
 def test_narrow_salient_of_a_posterior_without_closed_form() -> None:

@@ -87,7 +87,7 @@ def test_every_preset_is_saved_and_comes_back(fitted, adata, tmp_path) -> None:
         ("MM-cVAE", ["mmd_z", "mmd_s"]),
         ("contrastiveVI+", ["wasserstein", "mmd_z"]),
         ("multiGroupVI", ["wasserstein"]),
-        ("separated", ["wasserstein", "mmd_z", "hsic"]),
+        ("separated", ["wasserstein", "mmd_z", "hsic", "latesalient"]),
         ("SepVAE", ["narrowsalient", "salientclassifier", "totalcorrelation"]),
         ("cvae", ["totalcorrelation"]),
     ],

@@ -1,4 +1,4 @@
-"""Penalties that pin the salient latent of background cells to 0, cell by cell."""
+"""Penalties that pin the salient latent to 0, cell by cell."""
 
 from __future__ import annotations
 
@@ -95,3 +95,55 @@ class NarrowSalient(Penalty):
         except NotImplementedError:  # no closed form for this posterior: one draw
             per_cell = posterior.log_prob(draw) - prior.log_prob(draw)
         return mean_over(per_cell, ~batch.is_target)
+
+
+class LateSalient(Penalty):
+    r"""Pins q(s | x) of target cells to 0 too in the first training steps, and then lets go.
+
+    .. math:: \Big(1 - \frac{t}{T}\Big)_+ \; W_n, \quad
+        W_n = \lVert E_q[s_n] \rVert^2 + \sum_k \mathrm{Var}_q[s_{nk}]
+
+    averaged over the target cells of the mini-batch, in training step t = 0, 1, ... So both
+    populations are first explained by z alone, which then holds what they share, before s is there
+    to take some of it: which latent takes what is settled in the first steps, and hardly revised.
+    A posterior at 0 with a small variance, other than one at the prior, does not teach the decoder
+    to ignore s. It is of this library; see ``benchmarks/README.md`` for what it does.
+
+    Parameters
+    ----------
+    weight
+        Multiplies the value. Default 1.
+    n_steps
+        T, the number of steps after which it is 0 for good. It counts how often it is evaluated in
+        training mode: once a step, or with several particles once for each, unless these are
+        vectorised. The count is saved with the model. Default 50, for ``schedule="fast"``; smaller
+        learning rates need more.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative or `n_steps` less than 1.
+    """
+
+    uses_expression = False
+    n_taken: Tensor
+
+    def __init__(self, weight: float = 1.0, n_steps: int = 50) -> None:
+        super().__init__(weight, annealed=False)
+        if n_steps < 1:
+            msg = f"LateSalient: n_steps must be at least 1, not {n_steps}."
+            raise ValueError(msg)
+        self.n_steps = n_steps
+        self.register_buffer("n_taken", torch.zeros((), dtype=torch.long))
+
+    @property
+    def is_changed_by_training(self) -> bool:
+        """Always: it counts steps."""
+        return True
+
+    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
+        """Return what is left of the mean of W over target cells."""
+        share = (1 - self.n_taken / self.n_steps).clamp(min=0)
+        if self.training:
+            self.n_taken.add_(1)  # in place: a recorded step counts, too
+        return share * mean_over(Wasserstein.per_cell(guide_trace), batch.is_target)

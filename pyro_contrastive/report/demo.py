@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 
 from pyro_contrastive.data.bundled import load_kang
-from pyro_contrastive.family import Sizes, preset_arguments
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.inputs import prepare_folder
 from pyro_contrastive.report.pipeline import make_model, register, run_study
@@ -18,12 +17,8 @@ __all__ = ["DEMO_SETTINGS", "DEMO_STUDY", "run_demo"]
 
 # The one place for the demo's model and training settings.
 DEMO_SETTINGS = FitSettings(
-    model={
-        "n_hidden": 128,
-        "n_layers": 1,
-        # Without penalties interferon is found in both latents, and cell type too.
-        **preset_arguments("separated", Sizes(2, 10, 10)),
-    },
+    preset="separated",  # without penalties interferon is found in both latents, and cell type too
+    model={"n_hidden": 128, "n_layers": 1, "n_background_latent": 10, "n_salient_latent": 10},
     train={"schedule": "fast", "batch_size": 128, "train_size": 0.9},
 )
 

@@ -209,7 +209,7 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
         for particles in PARTICLES:
             where = f"under {elbo.__name__}{' with vectorised particles' if particles else ''}"
             vae = make_vae(elbo=elbo, elbo_kwargs=particles)
-            values: list[Tensor] = []
+            before, values = copy.deepcopy(vae.state_dict()), list[Tensor]()
             mend = (
                 "Shapes are [..., cells, features]: index axes from the right, and expect further "
                 "axes on the left (particles)."
@@ -217,6 +217,7 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
             with explained(component, f"running the model {where}", mend):
                 for method in ("loss", "differentiable_loss"):
                     pyro.set_rng_seed(1)
+                    vae.load_state_dict(before)  # a buffer may count the steps of training
                     vae.model.eval(), vae.guide.eval()
                     with torch.set_grad_enabled(method != "loss"):
                         value = getattr(vae.objective, method)(vae.model, vae.guide, batch)
