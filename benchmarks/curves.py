@@ -161,4 +161,5 @@ def fit_ours(
     )
     if stopping is not None:
         clock.look()
+    model.is_trained = True
     return model, clock
