@@ -20,6 +20,7 @@ from pyro_contrastive import (
     HSIC,
     MMD,
     ContrastiveVI,
+    LateSalient,
     NarrowSalient,
     Penalty,
     Poisson,
@@ -166,6 +167,19 @@ def test_s_of_background_cells_is_pinned_to_zero(crowded, penalty) -> None:
         f"{penalty.name}, square of s, background / target: {share(without):.3f} -> {share(s):.3f}"
     )
     assert share(s) < 0.5 * share(without)
+
+
+def test_s_of_target_cells_is_pinned_at_first_and_then_let_go(crowded) -> None:
+    adata, without = crowded
+    _, held = latents(make(adata, 2, LateSalient(30.0, n_steps=10**6)))
+    _, let_go = latents(make(adata, 2, LateSalient(30.0, n_steps=100)))  # of 300
+
+    def size(of: np.ndarray) -> float:
+        return (of[TREATED] ** 2).sum(1).mean()
+
+    print(f"square of s: {size(without):.2f}, held {size(held):.4f}, let go {size(let_go):.2f}")
+    assert size(held) < 0.05 * size(without)
+    assert size(let_go) > 0.5 * size(without)
 
 
 def error(latent: np.ndarray) -> float:
