@@ -27,3 +27,17 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Evaluate densities as on a CPU, and as on a GPU."""
     if request.param == "everywhere":
         monkeypatch.setattr(nonzero, "GATHERED_ON", set())
+
+
+@pytest.fixture
+def untouched_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Require that figures are neither shown nor change how others look."""
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("plt.show was called"))
+    before = mpl.rcParams.copy()
+    yield
+    assert mpl.rcParams == before
+    plt.close("all")

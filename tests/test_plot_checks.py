@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 
 from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck, check_against_replicates
 from pyro_contrastive.plotting import (
@@ -29,6 +25,8 @@ from pyro_contrastive.plotting import (
     plot_trend,
 )
 from pyro_contrastive.plotting.style import FEW, INK
+
+pytestmark = pytest.mark.usefixtures("untouched_matplotlib")
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +47,6 @@ def check() -> PosteriorPredictiveCheck:
             "Poisson": check_against_replicates(data, rng.poisson(rate, (20, 60, 30)), **given),
         }
     )
-
-
-@pytest.fixture(autouse=True)
-def untouched_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("plt.show was called"))
-    before = mpl.rcParams.copy()
-    yield
-    assert mpl.rcParams == before
-    plt.close("all")
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,27 +10,16 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-
 from pyro_contrastive.plotting import plot_embedding
 from pyro_contrastive.plotting.palette import category_colors
 from pyro_contrastive.plotting.style import FEW, GREY, MANY
+
+pytestmark = pytest.mark.usefixtures("untouched_matplotlib")
 
 
 @pytest.fixture
 def ax() -> Axes:
     return Figure().subplots()
-
-
-@pytest.fixture(autouse=True)
-def untouched_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("plt.show was called"))
-    before = mpl.rcParams.copy()
-    yield
-    assert mpl.rcParams == before
-    plt.close("all")
 
 
 def test_every_cell_has_the_colour_its_legend_says(ax: Axes) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-
 from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
+
+pytestmark = pytest.mark.usefixtures("untouched_matplotlib")
 
 SCORES = pd.DataFrame(
     {
@@ -47,15 +45,6 @@ def history() -> dict[str, pd.DataFrame]:
 @pytest.fixture
 def ax() -> Axes:
     return Figure().subplots()
-
-
-@pytest.fixture(autouse=True)
-def untouched_matplotlib(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("plt.show was called"))
-    before = mpl.rcParams.copy()
-    yield
-    assert mpl.rcParams == before
-    plt.close("all")
 
 
 @pytest.mark.parametrize(

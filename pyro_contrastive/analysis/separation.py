@@ -18,11 +18,16 @@ from sklearn.metrics import (
 from sklearn.neighbors import NearestNeighbors
 
 from pyro_contrastive.analysis.readings import READINGS
+from pyro_contrastive.analysis.score_inputs import (
+    Codes,
+    Latent,
+    check_neighbors,
+    label_codes,
+    latent_matrix,
+    target_codes,
+)
 
 __all__ = ["label_mixing", "score_labels", "score_latents"]
-
-Latent = NDArray[np.floating[Any]]
-Codes = NDArray[np.intp]
 
 _BALANCED_DRAWS = 5
 _KMEANS_SEEDS = 3
@@ -113,18 +118,18 @@ def score_latents(
     >>> scores.query("latent == 'salient' and measure == 'mixing'")["value"].item()
     0.0
     """
-    z, s = _latent(background, "background"), _latent(salient, "salient")
-    target = _target(condition, background_category, len(z))
+    z, s = latent_matrix(background, "background"), latent_matrix(salient, "salient")
+    target = target_codes(condition, background_category, len(z))
     if len(s) != len(z):
         raise ValueError(f"background has {len(z)} cells and salient has {len(s)}")
-    _check_neighbors(n_neighbors, len(z))
+    check_neighbors(n_neighbors, len(z))
     rows = [
         (name, "condition", measure, value)
         for name, latent in (("background", z), ("salient", s))
         for measure, value in _condition_scores(latent, target, n_neighbors, seed).items()
     ]
     if labels is not None:
-        rows += _label_rows(z, s, _codes(labels, "labels", len(z)), target == 1, seed)
+        rows += _label_rows(z, s, label_codes(labels, "labels", len(z)), target == 1, seed)
     return pd.DataFrame(
         [
             {
@@ -179,9 +184,9 @@ def score_labels(
     >>> score_labels(latent, time)["NMI"]
     1.0
     """
-    values = _latent(latent, "latent")
-    codes = _codes(labels, "labels", len(values))
-    _check_neighbors(n_neighbors, len(values))
+    values = latent_matrix(latent, "latent")
+    codes = label_codes(labels, "labels", len(values))
+    check_neighbors(n_neighbors, len(values))
     nmi, ari = _clustering(values, codes, seed)
     return {
         "NMI": nmi,
@@ -204,17 +209,10 @@ def label_mixing(
     latent, labels, n_neighbors
         As in :func:`score_labels`, and the same errors.
     """
-    values = _latent(latent, "latent")
-    codes = _codes(labels, "labels", len(values))
-    _check_neighbors(n_neighbors, len(values))
+    values = latent_matrix(latent, "latent")
+    codes = label_codes(labels, "labels", len(values))
+    check_neighbors(n_neighbors, len(values))
     return _mixing(values, codes, n_neighbors)
-
-
-def _check_neighbors(n_neighbors: int, n_cells: int) -> None:
-    if not 0 < n_neighbors < n_cells:
-        raise ValueError(
-            f"n_neighbors={n_neighbors} must be at least 1 and below {n_cells} (cells)"
-        )
 
 
 def _condition_scores(
@@ -290,47 +288,3 @@ def _clustering(latent: Latent, codes: Codes, seed: int) -> tuple[float, float]:
         )
     nmi, ari = np.mean(scores, axis=0)
     return float(nmi), float(ari)
-
-
-def _latent(values: ArrayLike, name: str) -> Latent:
-    latent = np.asarray(values)
-    if latent.ndim != 2:  # noqa: PLR2004 -- a matrix
-        raise ValueError(f"{name} must be a matrix [cells, latents], its shape is {latent.shape}")
-    if not np.isfinite(latent).all():
-        raise ValueError(f"{name} holds values that are not finite: did training diverge?")
-    return latent
-
-
-def _codes(values: Sequence[object] | NDArray[Any] | pd.Series, name: str, n_cells: int) -> Codes:
-    """Integer code per cell, in the order of the classes' names as text."""
-    given = pd.Series(np.asarray(values, dtype=object))
-    if len(given) != n_cells:
-        raise ValueError(f"{name} has {len(given)} values for {n_cells} cells")
-    if given.isna().any():
-        raise ValueError(f"{name} is missing for {int(given.isna().sum())} cells")
-    found, codes = np.unique(given.astype(str).to_numpy(dtype=str), return_inverse=True)
-    if len(found) == 1:
-        raise ValueError(
-            f"{name} has one value only, {str(found[0])!r}; scoring needs at least two"
-        )
-    return codes
-
-
-def _target(
-    condition: Sequence[object] | NDArray[Any] | pd.Series,
-    background_category: object,
-    n_cells: int,
-) -> Codes:
-    """1 for target cells and 0 for background cells."""
-    _codes(condition, "condition", n_cells)
-    text = np.asarray(pd.Series(np.asarray(condition, dtype=object)).astype(str))
-    target = text != str(background_category)
-    if target.all():
-        found = ", ".join(map(repr, sorted(set(text))))
-        raise ValueError(f"no cell has condition {str(background_category)!r}; there are {found}")
-    if min(target.sum(), (~target).sum()) < 2:  # noqa: PLR2004 -- neighbours and distances
-        raise ValueError(
-            f"there are {(~target).sum()} background and {target.sum()} target cells; scoring "
-            "needs at least two of each"
-        )
-    return np.asarray(target, dtype=np.intp)
