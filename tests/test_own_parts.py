@@ -85,6 +85,13 @@ def test_what_a_prior_returns_is_looked_at(forward, kind, message):
     assert model.history is None or len(model.history) == 0
 
 
+@pytest.mark.parametrize("shape", [(N_SALIENT,), (1, N_SALIENT)])
+def test_a_prior_may_be_the_same_for_all_cells(shape):
+    train(
+        make_model(salient_prior=prior(lambda _: dist.Normal(torch.zeros(shape), 1.0).to_event(1)))
+    )
+
+
 LIKELIHOODS = [
     (lambda heads, _: heads["scale"], TypeError, "forward returned torch.Tensor"),
     (

@@ -160,7 +160,7 @@ def _check_distribution(
         hint = "call .to_event(1) on it" if not event else "see with which sizes it is made"
         msg = f"{name}: the distribution has event shape {event}, which must be [{size}]: {hint}."
         raise ValueError(msg)
-    if not (batch[-1:] == [n_cells] or (may_be_of_all and not batch)):
+    if not (batch[-1:] == [n_cells] or (may_be_of_all and batch in ([], [1]))):
         shapes = f"[{n_cells}], the cells" + (", or []" if may_be_of_all else "")
         msg = f"{name}: the distribution has batch shape {batch}, which must be {shapes}."
         raise ValueError(msg)
