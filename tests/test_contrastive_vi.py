@@ -205,3 +205,18 @@ def test_defaults_are_those_of_scvi_tools(adata):
         for name in set(theirs) & set(ours) - {"self", "adata"}:
             if theirs[name].default is not inspect.Parameter.empty:
                 assert ours[name].default == theirs[name].default, (method, name)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("salient", "z_encoder"), ("background", "s_encoder")])
+def test_a_latent_takes_its_own_encoder_alone(model, monkeypatch, kind, other) -> None:
+    expected = model.get_latent_representation(representation_kind=kind)
+
+    def fail(*_) -> None:
+        raise AssertionError(other)
+
+    for name in ("forward", "of_product"):
+        monkeypatch.setattr(getattr(model.module.guide, other), name, fail)
+    found = model.get_latent_representation(representation_kind=kind)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(AssertionError, match=other):
+        model.module.guide(model._data(None).cells(np.arange(4)))

@@ -68,7 +68,7 @@ class CellBar:
         return self._wanted and self._done < self._n_cells and clock() - self._start >= DELAY
 
     def _draw(self) -> None:
-        from rich.progress import (  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415  # slow to import, and quick calls draw nothing
             BarColumn,
             MofNCompleteColumn,
             Progress,

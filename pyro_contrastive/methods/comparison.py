@@ -147,19 +147,18 @@ def compare_models(
     position = list(table.columns).index("median_k")
     trained_on = pd.array([n_seen[str(name)] for name in table.index], dtype="Int64")
     table.insert(position, "n_trained_on", trained_on)
+    return Comparison(table, _by_cell(estimates, adata.obs_names[cells]))
+
+
+def _by_cell(estimates: Mapping[str, CellEstimates], names: pd.Index) -> pd.DataFrame:
+    """Return the estimates as a table, a row for every cell and model."""
     parts = [
         pd.DataFrame(
-            {
-                "cell": adata.obs_names[cells],
-                "model": name,
-                "iw": found.iw,
-                "psis": found.psis,
-                "k": found.k,
-            }
+            {"cell": names, "model": model, "iw": found.iw, "psis": found.psis, "k": found.k}
         )
-        for name, found in estimates.items()
+        for model, found in estimates.items()
     ]
-    return Comparison(table, pd.concat(parts, ignore_index=True))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _note(n_seen: int | None) -> str:
