@@ -1,5 +1,6 @@
 # make demo   the main job on the bundled data, from nothing; leaves demo_output/index.html
 # make test   lint, types and all tests, from nothing
+# make newest   the fast tests on the newest Python found, with the newest versions of everything
 # make notebooks   run the notebooks and save them with their outputs, in place
 # make lowest   the fast tests with the oldest versions that pyproject.toml allows
 # make bench  side by side with scvi-tools: speed, memory, held-out ELBO (some 15 minutes)
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 VENV_LOWEST := .venv-lowest
 
-.PHONY: demo test fast lowest notebooks bench clean
+.PHONY: demo test fast newest lowest notebooks bench clean
 
 # Each stamp is newer than what it was installed from, so that a second run starts at once.
 $(VENV)/python.stamp:
@@ -39,6 +40,9 @@ test: $(VENV)/dev.stamp
 fast: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+newest:
+	.ci/newest
+
 # Their own deprecation warnings, of versions that came later, are no errors here.
 lowest:
 	$(PYTHON) -m venv --clear $(VENV_LOWEST)
@@ -53,4 +57,4 @@ bench: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --write
 
 clean:
-	rm -rf $(VENV) $(VENV_LOWEST) demo_output
+	rm -rf $(VENV) $(VENV_LOWEST) .venv-newest demo_output

@@ -10,7 +10,6 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import scipy.sparse as sp
-import torch
 from helpers import make_batch, make_vae
 from torch.distributions import constraints
 
@@ -262,4 +261,4 @@ def test_populations_told_to_train_are_known_again_whatever_the_order_of_the_sum
     )
     np.testing.assert_array_equal(with_s[:10], without[:10])
     assert (with_s[10:] != without[10:]).any(axis=1).all()
-    assert torch.isfinite(torch.from_numpy(with_s)).all()
+    assert np.isfinite(with_s).all()

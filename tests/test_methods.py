@@ -63,7 +63,7 @@ def test_expression_comes_as_named_tables(adata) -> None:
 def test_expression_is_scaled(adata) -> None:
     model = make(adata)
     one = model.get_normalized_expression(seed=0)["salient"]
-    assert one.sum(1).to_numpy() == pytest.approx(np.ones(26), abs=1e-5)
+    assert one.sum(axis=1).to_numpy() == pytest.approx(np.ones(26), abs=1e-5)
     thousand = model.get_normalized_expression(library_size=1e3, seed=0)["salient"]
     assert thousand.to_numpy() == pytest.approx(1e3 * one.to_numpy(), rel=1e-5)
     own = model.get_normalized_expression(library_size="latent", seed=0)["salient"]
@@ -545,7 +545,7 @@ def test_size_factors_of_any_unit_predict_the_totals(adata) -> None:
         model = ContrastiveVI(adata, **SMALL)
         assert model.get_latent_library_size().ravel() == pytest.approx(totals, rel=1e-4)
         latents.append(model.get_normalized_expression(library_size="latent", seed=0)["salient"])
-    assert latents[0].sum(1).to_numpy() == pytest.approx(totals, rel=1e-4)
+    assert latents[0].sum(axis=1).to_numpy() == pytest.approx(totals, rel=1e-4)
     assert np.allclose(latents[0], latents[2], rtol=1e-4)
 
 

@@ -1,7 +1,7 @@
 r"""Pareto smoothed importance sampling: how far importance weights can be trusted, and their mean.
 
 Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling", JMLR 25(72), 2024. Of
-NumPy alone, so that it needs no optional package; ``arviz.psislw`` gives the same (tested).
+NumPy alone, so that it needs no optional package; ArviZ's ``psislw`` gives the same (tested).
 """
 
 from __future__ import annotations

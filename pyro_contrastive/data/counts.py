@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from pyro_contrastive.data.places import where_counts_are
+from pyro_contrastive.data.places import layer_names, where_counts_are
 
 Matrix: TypeAlias = sp.csr_matrix | NDArray[np.float32]
 
@@ -34,8 +34,8 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
     """
     check_in_memory(adata)
     where = place(layer)
-    if layer is not None and layer not in adata.layers:
-        msg = f"{where} does not exist; the layers are {sorted(adata.layers)}."
+    if layer is not None and layer not in layer_names(adata):
+        msg = f"{where} does not exist; the layers are {sorted(layer_names(adata))}."
         raise KeyError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:

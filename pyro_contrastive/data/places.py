@@ -12,10 +12,17 @@ _LOOKED_AT = 1000
 """Cells that are looked at: it is advice, and data may be large."""
 
 
+def layer_names(adata: AnnData) -> list[str]:
+    """Names of the layers. From anndata 0.13 on, ``layers`` holds X too, under the key ``None``."""
+    return [name for name in adata.layers if name is not None]
+
+
 def layers_of_counts(adata: AnnData, besides: str | None = None) -> list[str]:
     """Names of the layers that hold integers from 0 up, but for one that is known not to."""
     return [
-        name for name in adata.layers if name != besides and look_like_counts(adata.layers[name])
+        name
+        for name in layer_names(adata)
+        if name != besides and look_like_counts(adata.layers[name])
     ]
 
 
@@ -66,7 +73,8 @@ def where_counts_are(adata: AnnData, besides: str | None = None) -> str:
             "adata.raw holds integers from 0 up: if they are the raw counts, make a layer of them, "
             f'{copy_of_raw(adata)}, and name it: setup_anndata(adata, layer="{new_layer(adata)}").'
         )
-    layers = f"none of the layers {sorted(adata.layers)}" if len(adata.layers) else "no layer"
+    names = sorted(layer_names(adata))
+    layers = f"none of the layers {names}" if names else "no layer"
     raw = "there is no adata.raw" if adata.raw is None else "nor has adata.raw those of its genes"
     return (
         f"In this AnnData {layers} holds raw counts, and {raw}: they have to be read from where "

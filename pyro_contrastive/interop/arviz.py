@@ -1,4 +1,4 @@
-"""Draws as ArviZ's InferenceData, with named cells, genes and latents."""
+"""Draws for ArviZ (InferenceData, or a DataTree from ArviZ 1.0 on), with named cells and genes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_MEMORY = 4e9
 
 @dataclass(frozen=True)
 class Export:
-    """What goes into the InferenceData.
+    """What is exported.
 
     Parameters
     ----------
@@ -93,7 +93,28 @@ def import_arviz() -> Any:
     return arviz
 
 
-def to_inference_data(
+def container(arviz: Any, groups: Mapping[str, Any]) -> Any:
+    """Put datasets, by the name of their group, into what this version of ArviZ works with.
+
+    Parameters
+    ----------
+    arviz
+        The package.
+    groups
+        An ``xarray.Dataset`` for each group.
+
+    Returns
+    -------
+    An ``xarray.DataTree`` for ArviZ 1.0 and later, ``arviz.InferenceData`` for earlier versions.
+    """
+    if int(arviz.__version__.partition(".")[0]) >= 1:
+        import xarray  # noqa: PLC0415 - comes with ArviZ
+
+        return xarray.DataTree.from_dict(dict(groups))
+    return arviz.InferenceData(**groups)
+
+
+def to_arviz(
     vae: ContrastiveVAE,
     data: CellData,
     indices: NDArray[np.int64],
@@ -102,14 +123,14 @@ def to_inference_data(
     gene_names: NDArray[Any],
     attributes: Mapping[str, str],
 ) -> Any:
-    """Run guide and model, and put the draws into an ``arviz.InferenceData``.
+    """Run guide and model, and return the draws as ArviZ takes them, see :func:`container`.
 
     Parameters
     ----------
     vae, data, indices
         The model, the data and which cells.
     export
-        What goes into it.
+        What to export.
     cell_names, gene_names
         Of these cells, and of the genes of `export`.
     attributes
@@ -138,7 +159,7 @@ def to_inference_data(
         joined |= constant.get(group, {})
         datasets[group] = _dataset(xarray, group, joined, coords)
     datasets["posterior"].attrs.update(attributes)
-    return arviz.InferenceData(**datasets)
+    return container(arviz, datasets)
 
 
 def _parts(

@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 
 from pyro_contrastive.analysis.progress import progress
-from pyro_contrastive.interop.arviz import Export, LogLikelihood, to_inference_data
+from pyro_contrastive.interop.arviz import Export, LogLikelihood, to_arviz
 from pyro_contrastive.methods.decoding import DecodingHelpers
 
 
@@ -31,7 +31,7 @@ class ExportMethods(DecodingHelpers):
         seed: int | None = None,
         silent: bool = False,
     ) -> Any:
-        """Return draws as ``arviz.InferenceData``, one chain, with named cells and genes.
+        """Return draws for ArviZ, one chain, with named cells and genes.
 
         The draws come from the guide: they are independent, so that diagnostics of Markov chains
         have nothing to find, and as good as the guide is. How far they are from the posterior is in
@@ -67,8 +67,10 @@ class ExportMethods(DecodingHelpers):
 
         Returns
         -------
-        ``arviz.InferenceData`` with the groups ``posterior`` (``z``, ``s`` as the decoder sees it:
-        0 in background cells, ``library`` if the likelihood has one, parameters that have a prior),
+        What the installed ArviZ works with: ``xarray.DataTree`` (ArviZ 1.0 and later) or
+        ``arviz.InferenceData`` (before). Its groups are ``posterior`` (``z``, ``s`` as the decoder
+        sees it: 0 in background cells, ``library`` if the likelihood has one, parameters that have
+        a prior),
         ``sample_stats``, ``observed_data`` and, as asked, ``posterior_predictive``, ``prior``,
         ``prior_predictive`` and ``log_likelihood``; data are called ``x``.
 
@@ -94,7 +96,7 @@ class ExportMethods(DecodingHelpers):
         genes = np.arange(len(self.setup.genes))[decoding.genes]
         export = Export(n_samples, genes, predictive, prior, log_likelihood, batch_size, seed)
         with progress("Draws", len(cells), silent=silent):
-            return to_inference_data(
+            return to_arviz(
                 self.module,
                 data,
                 cells,

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from anndata import AnnData
 from torch.distributions import constraints
 
-from pyro_contrastive.data.places import copy_of_raw, layers_of_counts, new_layer, raw_has_counts
+from pyro_contrastive.data.places import (
+    copy_of_raw,
+    layer_names,
+    layers_of_counts,
+    new_layer,
+    raw_has_counts,
+)
 from pyro_contrastive.data.support import BINARY, COUNTS, NONNEGATIVE
 
 __all__ = ["listed", "shell_advice", "where_to_look"]
@@ -25,7 +31,7 @@ def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | N
     adata, layer
         Where the data are from.
     """
-    others = f"--layer NAME (there are: {listed(adata.layers)})"
+    others = f"--layer NAME (there are: {listed(layer_names(adata))})"
     advice = {
         COUNTS: f"{where_to_look(adata, layer)} Log-normalised values take another likelihood: "
         "--likelihood gaussian.",
@@ -49,7 +55,7 @@ def where_to_look(adata: AnnData, besides: str | None = None) -> str:
         A layer that does not hold them.
     """
     found = layers_of_counts(adata, besides)
-    there_are = f"there are: {listed(adata.layers)}"
+    there_are = f"there are: {listed(layer_names(adata))}"
     if found:
         return (
             f"If a layer has the raw counts, name it with --layer NAME ({there_are}; integers from "

@@ -7,6 +7,7 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 
+from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.advice import listed, where_to_look
 from pyro_contrastive.report.study import Study
 
@@ -101,8 +102,10 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
     for role, key in (*columns, ("size factor", study.size_factor_key)):
         if key is not None:
             _check_column(adata.obs, role, key)
-    if study.layer is not None and study.layer not in adata.layers:
-        raise ValueError(f"layer {study.layer!r} is not there; there are: {listed(adata.layers)}")
+    if study.layer is not None and study.layer not in layer_names(adata):
+        raise ValueError(
+            f"layer {study.layer!r} is not there; there are: {listed(layer_names(adata))}"
+        )
     if study.layer is None and adata.X is None:
         raise ValueError(f"the file has no X. {where_to_look(adata)}")
     if adata.n_obs < _FEWEST_CELLS:
