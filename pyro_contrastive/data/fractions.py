@@ -18,7 +18,8 @@ _LEAST_KEPT = 0.3
 """Share of a count that no correction takes away from all counts of a cell."""
 _MOST = 0.5
 _NEAR = 0.1
-_LARGEST_RATIO = 1000.0
+_ROUNDING = 2e-6
+"""Relative error of numbers that were float32 before a transformation was undone."""
 _INVERSES: tuple[tuple[Callable[[NDArray[Any]], NDArray[Any]], float], ...] = (
     (np.expm1, 30.0),
     (lambda x: np.exp2(x) - 1, 40.0),
@@ -51,8 +52,10 @@ def look_like_corrected_counts(matrix: Any) -> bool:
     units = _units(rows)
     if units is not None:
         # Each cell is whole counts times a number. One that is not above 1 is a share that was
-        # kept; one that is, in some cells, brings them to a common depth.
-        return bool(np.mean((units >= _LEAST_KEPT) & (units <= 1 + 1e-6)) > 0.95)  # noqa: PLR2004
+        # kept; one that is, in some cells, brings them to a common depth. A whole number is a
+        # count: most are, and a few have fractions.
+        kept = (units >= _LEAST_KEPT) & (units <= 1 + 1e-6)
+        return bool(np.mean(kept | (np.rint(units) == units)) > 0.9)  # noqa: PLR2004
     for inverse, largest in _INVERSES:
         if values.max() <= largest:
             undone = rows.copy()
@@ -64,17 +67,16 @@ def look_like_corrected_counts(matrix: Any) -> bool:
 
 
 def _units(rows: sp.csr_matrix) -> NDArray[np.float64] | None:
-    """Return the smallest value of each row, if most rows are whole multiples of it; else none."""
+    """Return the smallest values of rows that are whole multiples of it, if most are; else none."""
     units, whole = [], []
     for start, stop in zip(rows.indptr[:-1], rows.indptr[1:], strict=True):
         values = rows.data[start:stop]
         if len(values) < 2 or np.ptp(values) <= 1e-3 * values.min():  # noqa: PLR2004
             continue  # a single value is a multiple of itself
         ratios = values / values.min()
-        ratios = ratios[ratios <= _LARGEST_RATIO]  # rounding spoils those of larger ones
-        units.append(values.min())
-        whole.append(np.abs(ratios - np.rint(ratios)).max() <= 0.01)  # noqa: PLR2004
-    return np.array(units) if whole and np.mean(whole) > _MOST else None
+        whole.append((np.abs(ratios - np.rint(ratios)) <= 0.01 + _ROUNDING * ratios).all())
+        units += [values.min()] if whole[-1] else []
+    return np.array(units) if units and np.mean(whole) > _MOST else None
 
 
 def rounded_layer(adata: AnnData) -> str:
@@ -97,8 +99,8 @@ def rounding(adata: AnnData, layer: str | None) -> str:
 
 WHAT_ROUNDING_DOES = (
     "Rounding moves a value by one half at most; values below one half become 0, which matters "
-    "for genes with hardly any counts. The counts before the correction will do as well; normalised "
-    "values (CPM, TPM) must not be rounded, for they are no counts."
+    "for genes with hardly any counts. The counts before the correction will do as well; "
+    "normalised values (CPM, TPM) must not be rounded, for they are no counts."
 )
 WHAT_THEY_ARE = (
     "These look like corrected or expected counts, as SoupX, CellBender, alevin or RSEM give them: "

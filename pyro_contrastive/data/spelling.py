@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _MINUS = "-\N{MINUS SIGN}"
+_OTHER_MARKS = _MINUS + "."
 _MARKS = {"Zs", "Zl", "Zp", "Cc", "Cf", "Pc", "Pd"}
 """Unicode categories of what does not count: white space, dashes, underscores, the invisible."""
 _LISTED = 10
 
 
 def spelling(text: str) -> str:
-    """Return what stays of a text without case, white space, dashes and underscores.
+    """Return what stays of a text without case, white space, dashes, underscores and dots.
 
     Two levels of the same spelling most likely mean the same. A separator between two digits
-    counts (1_11 is not 11_1), and so does a minus sign: before a number, and at the end (CD4-).
+    counts (1_11 is not 11_1), and so does a sign or decimal point before a number, and a minus at
+    the end (CD4-).
     """
     for _ in range(2):  # the one may make work for the other
         text = unicodedata.normalize("NFKC", text).casefold()
@@ -42,13 +44,13 @@ def _kept_of_marks(run: str, before: str, after: str) -> str:
         return "-" if run in _MINUS else ""
     if not after[0].isdecimal():
         return ""
-    if run[-1] in _MINUS and (run[-2:-1].isspace() or not before):
-        return "-"
+    if run[-1] in _OTHER_MARKS and (run[-2:-1].isspace() or not before):
+        return "." if run[-1] == "." else "-"
     return " " if before[-1:].isdecimal() else ""
 
 
 def _is_mark(character: str) -> bool:
-    return unicodedata.category(character) in _MARKS or character in _MINUS
+    return unicodedata.category(character) in _MARKS or character in _OTHER_MARKS
 
 
 def spelled_alike(levels: Iterable[str]) -> list[list[str]]:

@@ -64,8 +64,8 @@ def python_advice(support: constraints.Constraint, adata: AnnData, layer: str | 
     matrix = adata.X if layer is None else adata.layers[layer]
     fractions = f"{rounding_advice(adata, layer)} " if look_like_corrected_counts(matrix) else ""
     return (
-        f"{fractions}{where_counts_are(adata, layer)} Log-normalised values take another likelihood: "
-        "ContrastiveVI(adata, likelihood=Gaussian())."
+        f"{fractions}{where_counts_are(adata, layer)} Log-normalised values take another "
+        "likelihood: ContrastiveVI(adata, likelihood=Gaussian())."
     )
 
 

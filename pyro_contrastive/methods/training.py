@@ -85,7 +85,11 @@ def _split(
 
 def _part(part: ArrayLike | None, names: pd.Index, name: str) -> NDArray[np.int64]:
     """Return the cells of one part of a split; ``None`` for none."""
-    return NO_CELLS if part is None else as_indices(part, names, name)
+    if part is None:
+        return NO_CELLS
+    if np.issubdtype(np.asarray(part).dtype, np.integer) and np.ndim(part) == 1:
+        return np.asarray(part, dtype=np.int64)  # those that are no cells are counted later
+    return as_indices(part, names, name)
 
 
 class TrainingMethods(ModelBase):

@@ -37,8 +37,8 @@ def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | N
     corrected = support is COUNTS and look_like_corrected_counts(matrix)
     fractions = f"{_rounding(adata, layer)} " if corrected else ""
     advice = {
-        COUNTS: f"{fractions}{where_to_look(adata, layer)} Log-normalised values take another likelihood: "
-        "--likelihood gaussian.",
+        COUNTS: f"{fractions}{where_to_look(adata, layer)} Log-normalised values take another "
+        "likelihood: --likelihood gaussian.",
         BINARY: f"Name a layer of zeros and ones with {others}, or take a likelihood of counts, "
         "such as --likelihood nb.",
         NONNEGATIVE: f"Log-normalised values are never negative: name their layer with {others}. "
