@@ -209,7 +209,9 @@ def background_level(
         return None
     known = levels(obs, condition_key)
     if background is None or several(background):
-        given = "" if background is None else f", not {background!r}"
+        by_name = isinstance(background, list | tuple | set)
+        shown = repr(background) if by_name else _described(background)
+        given = "" if background is None else f", not {shown}"
         msg = f"condition_key={condition_key!r} needs background=, one of {known}{given}."
         raise ValueError(msg)
     found = position_of(background, known)
