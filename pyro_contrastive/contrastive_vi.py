@@ -170,7 +170,9 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         likelihoods need. Whether they suit the likelihood is checked when the model is made.
         Warnings also say if a population has fewer than 10 cells, and if no batch (or value of a
         categorical covariate) has both background and target cells: then no model can tell the
-        batch's effect from the treatment's.
+        batch's effect from the treatment's; if levels of a column are most likely one that is
+        spelled in two ways, so that ``"Control"`` is a treatment beside ``"control"``; and if
+        ``adata.var`` says that some features are no genes.
 
         Parameters
         ----------
@@ -202,6 +204,8 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             If a value of the data is missing or infinite (the error names the cell and the gene),
             a column has missing values, gene names repeat, or `background` is not one of the
             conditions.
+        TypeError
+            If the name of a column or layer is no string, such as the column itself.
         """
         Setup.register(
             adata,

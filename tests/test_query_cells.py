@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -117,6 +120,65 @@ def test_what_is_decoded_without_s_or_told_whom_to_decode_with_needs_no_conditio
         model.differential_expression(query, silent=True, seed=0, **told),
         model.differential_expression(silent=True, seed=0, **told),
     )
+
+
+# Genes whose names repeat, as in data straight from Cell Ranger
+
+
+def with_genes(adata, names):
+    """The same cells with further genes, whose counts are 1."""
+    more = np.ones((adata.n_obs, len(names) - adata.n_vars), dtype=np.float32)
+    counts = np.hstack([adata.X.toarray(), more])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # names are not unique
+        return ad.AnnData(counts, obs=adata.obs, var=pd.DataFrame(index=names))
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+@pytest.mark.parametrize(("name", "arguments"), [*ENCODED, *DECODED])
+def test_genes_that_the_model_does_not_have_may_repeat(model, adata, name, arguments):
+    wide = with_genes(adata, [*adata.var_names, "TBCE", "HSPA14", "TBCE"])[:, ::-1].copy()
+    arguments = arguments | ({"seed": 0} if name != "get_latent_library_size" else {})
+    expected, found = (getattr(model, name)(adata=given, **arguments) for given in (adata, wide))
+    if not isinstance(expected, dict):
+        expected, found = {"": expected}, {"": found}
+    for key, value in expected.items():
+        tables = [
+            pd.DataFrame(np.atleast_1d(table) if np.ndim(table) == 0 else table)
+            for table in (found[key], value)
+        ]
+        pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_a_gene_of_the_model_that_repeats_is_named(model, adata, tmp_path):
+    wide = with_genes(adata, [*adata.var_names, "TBCE", "3", "TBCE"])
+    for name, arguments in (*ENCODED, *DECODED):
+        with pytest.raises(ValueError, match=r"1 genes of this model .* several times.*\['3'\]"):
+            getattr(model, name)(adata=wide, **arguments)
+    for cells in (wide, wide[:, 1:]):
+        for fill in (False, True):
+            with pytest.raises(ValueError, match=r"several times.*\['3'\].*make_unique"):
+                model.prepare_query_anndata(cells, fill_missing=fill)
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"several times.*\['3'\]"):
+        ContrastiveVI.load(tmp_path / "model", wide)
+    wide.var_names_make_unique()
+    np.testing.assert_array_equal(
+        model.get_latent_representation(wide), model.get_latent_representation()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_missing_genes_are_filled_beside_genes_that_repeat(model, adata):
+    wide = with_genes(adata, [*adata.var_names, "TBCE", "TBCE"])[:, 1:].copy()
+    filled = model.prepare_query_anndata(wide, fill_missing=True)
+    assert list(filled.var_names) == model.genes
+    expected = adata.X.toarray()
+    expected[:, 0] = 0
+    np.testing.assert_array_equal(filled.X.toarray(), expected)
+    exact = model.prepare_query_anndata(with_genes(adata, [*adata.var_names, "TBCE", "TBCE"]))
+    np.testing.assert_array_equal(exact.X, adata.X.toarray())
 
 
 def test_a_model_is_loaded_with_cells_of_unknown_condition(model, query, tmp_path):

@@ -28,8 +28,8 @@ LEFT_OUT = {
     "update_setup_method_args view_registry view_setup_method_args",
     "convert_legacy_save",  # no file of ours is that old; files of scvi-tools: from_scvi
     "differential_abundance",  # not implemented there
-    # Data on disk, from scvi-tools 1.5 on. Its ContrastiveVI inherits the name but cannot train that
-    # way: its splitter of the two populations needs an AnnData.
+    # Data on disk, from scvi-tools 1.5 on. Its ContrastiveVI inherits the name but cannot train
+    # that way: its splitter of the two populations needs an AnnData.
     "setup_annbatch",
     "get_normalized_function_name get_var_names run_id run_name",  # for its own machinery
 }

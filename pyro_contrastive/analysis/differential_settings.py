@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.differential_statistics import Draws
+from pyro_contrastive.data.levels import listed, position_of, suggestion
 
 ChangeFunction = Callable[[Draws, Draws, float], Draws]
 DomainFunction = Callable[[Draws], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
@@ -175,10 +176,13 @@ def batches_to_decode(
 def _batch_codes(batchid: Any, categories: Sequence[str], name: str) -> list[int]:
     if batchid is None:
         return list(range(len(categories)))
-    wanted = [str(b) for b in ([batchid] if np.ndim(batchid) == 0 else batchid)]
-    unknown = [b for b in wanted if b not in categories]
+    known = list(categories)
+    wanted = listed(batchid)
+    found = [position_of(batch, known) for batch in wanted]
+    unknown = [str(batch) for batch, code in zip(wanted, found, strict=True) if code is None]
     if unknown or not wanted:
         what = f"holds unknown batches {unknown}" if unknown else "is empty"
-        msg = f"{name} {what}; the batches are {list(categories)}."
+        hint = suggestion(unknown[0], known) if unknown else ""
+        msg = f"{name} {what}; the batches are {known}.{hint}"
         raise ValueError(msg)
-    return sorted({list(categories).index(b) for b in wanted})
+    return sorted({code for code in found if code is not None})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,7 +10,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.columns import check_key, column
 from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.data.levels import listed, position_of, suggestion
 
 Indices = NDArray[np.int64]
 Selection: TypeAlias = ArrayLike | str
@@ -97,7 +98,7 @@ def select_cells(selection: Selection, obs: pd.DataFrame, name: str) -> Indices:
         If a query fails (the error lists the columns), or as ``as_indices`` does.
     """
     if not isinstance(selection, str):
-        return np.unique(as_indices(selection, len(obs), name))
+        return np.unique(as_indices(selection, obs.index, name))
     row = "__row__"  # positions, not labels: the names of cells may repeat
     try:
         rows = obs.assign(**{row: np.arange(len(obs))}).query(selection)[row]
@@ -153,12 +154,10 @@ def _pair_by_index(obs: pd.DataFrame, idx1: Selection, idx2: Selection | None) -
 
 
 def _pairs_by_group(obs: pd.DataFrame, groupby: str, group1: Any, group2: Any) -> list[GroupPair]:
-    if groupby not in obs:
-        msg = f"{groupby!r} is not a column of adata.obs; the columns are {list(obs.columns)}."
-        raise KeyError(msg)
-    column = obs[groupby].astype("category").cat
-    codes = column.codes.to_numpy()  # -1: no value
-    levels = column.categories.tolist()
+    check_key("groupby", groupby, obs)
+    values = column(obs, groupby).astype("category").cat
+    codes = values.codes.to_numpy()  # -1: no value
+    levels = values.categories.tolist()
     present = [level for code, level in enumerate(levels) if (codes == code).any()]
     if len(present) < 2:  # noqa: PLR2004 - a comparison takes two
         msg = f"All cells have {groupby} = {present}: there is nothing to compare."
@@ -167,8 +166,8 @@ def _pairs_by_group(obs: pd.DataFrame, groupby: str, group1: Any, group2: Any) -
     if group1 is None:
         firsts = [level for level in present if level != second]
     else:
-        names = group1 if _is_list(group1) else [group1]
-        firsts = list(dict.fromkeys(_find_group(g, present, "group1", groupby) for g in names))
+        found = (_find_group(g, present, "group1", groupby) for g in listed(group1))
+        firsts = list(dict.fromkeys(found))
     if not firsts:
         msg = f"group1 is empty; the groups of {groupby!r} are {present}."
         raise ValueError(msg)
@@ -186,17 +185,13 @@ def _pairs_by_group(obs: pd.DataFrame, groupby: str, group1: Any, group2: Any) -
     return [GroupPair(cells(level), cells(second), level, second) for level in firsts]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str)
-
-
-def _find_group(value: Any, levels: list[Any], name: str, column: str) -> Any:
+def _find_group(value: Any, levels: list[Any], name: str, key: str) -> Any:
     """Return the level that is `value`, or is written as it is: 3 and "3" are the same cluster."""
-    for level in levels:
-        if type(level) is type(value) and level == value:
-            return level
-    for level in levels:
-        if str(level) == str(value):
-            return level
-    msg = f"{name}={value!r} is not a group with cells in {column!r}; the groups are {levels}."
+    found = position_of(value, levels)
+    if found is not None:
+        return levels[found]
+    msg = (
+        f"{name}={value!r} is not a group with cells in {key!r}; the groups are {levels}."
+        f"{suggestion(value, levels)}"
+    )
     raise ValueError(msg)

@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from pyro_contrastive.analysis.separation import label_mixing
+from pyro_contrastive.data.indices import in_order, names_of
 
 __all__ = ["ProbeKind", "leakage_row", "probe"]
 
@@ -45,7 +46,8 @@ def probe(
         dimension still differs between cells by some ten thousandths, which a probe sees and
         a decoder does not.
     labels
-        ``[cells]``. Labels of fewer than 10 cells are left out.
+        ``[cells]``. Labels of fewer than 10 cells are left out. If they are a Series, and the
+        latent a data frame, both indexed by cell, they are brought into its order.
     kind
         ``"linear"``: logistic regression on standardised latents. ``"neighbors"``: the labels of
         the 15 nearest cells, for what no plane separates. Both give every class the same weight,
@@ -71,6 +73,7 @@ def probe(
         If lengths differ, or fewer than two labels have 10 cells.
     """
     values = np.asarray(latent, dtype=float)
+    labels = in_order(labels, names_of(latent), "labels")
     given = np.asarray(pd.Series(np.asarray(labels, dtype=object)).astype(str))
     if values.ndim != 2 or len(values) != len(given):  # noqa: PLR2004  # a matrix
         msg = f"latent has shape {list(values.shape)}, and there are {len(given)} labels."

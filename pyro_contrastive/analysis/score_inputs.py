@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive.data.levels import position_of
+
 Latent = NDArray[np.floating[Any]]
 Codes = NDArray[np.intp]
 
@@ -56,10 +58,12 @@ def target_codes(
     """1 for target cells and 0 for background cells."""
     label_codes(condition, "condition", n_cells)
     text = np.asarray(pd.Series(np.asarray(condition, dtype=object)).astype(str))
-    target = text != str(background_category)
-    if target.all():
-        found = ", ".join(map(repr, sorted(set(text))))
-        raise ValueError(f"no cell has condition {str(background_category)!r}; there are {found}")
+    names = sorted(set(text))
+    found = position_of(background_category, names)
+    if found is None:
+        listed = ", ".join(map(repr, names))
+        raise ValueError(f"no cell has condition {str(background_category)!r}; there are {listed}")
+    target = text != names[found]
     if min(target.sum(), (~target).sum()) < 2:  # noqa: PLR2004 -- neighbours and distances
         raise ValueError(
             f"there are {(~target).sum()} background and {target.sum()} target cells; scoring "

@@ -26,6 +26,7 @@ from pyro_contrastive.analysis.score_inputs import (
     latent_matrix,
     target_codes,
 )
+from pyro_contrastive.data.indices import in_order, names_of
 
 __all__ = ["label_mixing", "score_labels", "score_latents"]
 
@@ -59,12 +60,13 @@ def score_latents(
     salient
         Salient latent of every cell, background cells included [cells, salient latents].
     condition
-        Condition of every cell [cells].
+        Condition of every cell [cells]. If it (or `labels`) is a Series, and a latent a data frame,
+        both indexed by cell, it is brought into the order of the latent.
     labels
         Label of every cell [cells], shared by the conditions. Without labels only the condition is
         scored; note that a latent which ignores the data altogether then mixes perfectly.
     background_category
-        The value of `condition` that marks background cells, compared as text.
+        The value of `condition` that marks background cells, as it stands there or as text.
     n_neighbors
         Neighbours per cell, the cell itself not counted, for the mixing scores. Default 50; fewer
         where the smaller side has no more cells than that.
@@ -119,6 +121,9 @@ def score_latents(
     0.0
     """
     z, s = latent_matrix(background, "background"), latent_matrix(salient, "salient")
+    names = names_of(background, salient, condition)
+    condition = in_order(condition, names, "condition")
+    labels = in_order(labels, names, "labels")
     target = target_codes(condition, background_category, len(z))
     if len(s) != len(z):
         raise ValueError(f"background has {len(z)} cells and salient has {len(s)}")
@@ -185,7 +190,7 @@ def score_labels(
     1.0
     """
     values = latent_matrix(latent, "latent")
-    codes = label_codes(labels, "labels", len(values))
+    codes = label_codes(in_order(labels, names_of(latent), "labels"), "labels", len(values))
     check_neighbors(n_neighbors, len(values))
     nmi, ari = _clustering(values, codes, seed)
     return {
@@ -210,7 +215,7 @@ def label_mixing(
         As in :func:`score_labels`, and the same errors.
     """
     values = latent_matrix(latent, "latent")
-    codes = label_codes(labels, "labels", len(values))
+    codes = label_codes(in_order(labels, names_of(latent), "labels"), "labels", len(values))
     check_neighbors(n_neighbors, len(values))
     return _mixing(values, codes, n_neighbors)
 

@@ -13,12 +13,26 @@ from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.columns import (
+    background_level,
+    check_key,
+    check_keys,
+    column,
+    levels,
+    numbers,
+    texts,
+)
 from pyro_contrastive.data.counts import check_anndata, check_in_memory, read_counts, row_sums
 from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
+from pyro_contrastive.data.features import warn_of_other_features
+from pyro_contrastive.data.levels import suggestion
+from pyro_contrastive.data.spelling import warn_of_spellings
 from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
 
 UNS_KEY = "_pyro_contrastive"
 """Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
+_SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key")
+"""Arguments that take one name."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +68,13 @@ class Setup:
             repeat, or the background is not one of the conditions. Data that are no counts are
             warned of: whether they will do depends on the likelihood.
         """
-        for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
-            if isinstance(keys.get(name), str):
-                msg = f"{name} must be a list of columns, not the string {keys[name]!r}."
-                raise TypeError(msg)
-            keys[name] = tuple(keys.get(name) or ())
         check_in_memory(adata)
+        for name in _SINGLE:
+            if keys.get(name) is not None:
+                check_key(name, keys[name], adata.obs)
+        for name in ("categorical_covariate_keys", "continuous_covariate_keys"):
+            given = keys.get(name)
+            keys[name] = () if given is None else tuple(check_keys(name, given, adata.obs))
         if not adata.var_names.is_unique:
             repeated = adata.var_names[adata.var_names.duplicated()].unique().tolist()
             msg = (
@@ -68,7 +83,7 @@ class Setup:
             )
             raise ValueError(msg)
         condition_key, background = keys.get("condition_key"), keys.get("background")
-        keys["background"] = _background_level(adata, condition_key, background)
+        keys["background"] = background_level(adata.obs, condition_key, background)
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
         data = setup.extract(adata)  # checks everything, before any work is lost
@@ -82,6 +97,9 @@ class Setup:
         warn_of_few_cells(data)
         covariates = setup.categorical_covariate_keys
         warn_of_confounding(data, condition_key, setup.batch_key, covariates)
+        columns = {key: texts(adata.obs, key) for key in setup.categories}
+        warn_of_spellings(columns, condition_key, setup.background)
+        warn_of_other_features(adata.var)
         if data.continuous is not None:
             warn_of_scale(setup.continuous_covariate_keys, data.continuous)
         with warnings.catch_warnings():
@@ -152,11 +170,11 @@ class Setup:
         adata = self.with_genes(adata)
         condition_key = self.condition_key if with_condition else None
         counts = read_counts(adata, self.layer)
-        continuous = [self._numbers(adata, key) for key in self.continuous_covariate_keys]
+        continuous = [numbers(adata.obs, key) for key in self.continuous_covariate_keys]
         codes = [self._codes(adata, key) for key in self.categorical_covariate_keys]
         size_factor = None
         if self.size_factor_key is not None:
-            size_factor = self._numbers(adata, self.size_factor_key)
+            size_factor = numbers(adata.obs, self.size_factor_key)
             if (size_factor <= 0).any():
                 msg = f"adata.obs[{self.size_factor_key!r}] must be positive in every cell."
                 raise ValueError(msg)
@@ -180,9 +198,9 @@ class Setup:
             return None
         if self.condition_key not in adata.obs:
             return np.full(adata.n_obs, -1)
-        column = adata.obs[self.condition_key]
-        codes = pd.Index(self.conditions).get_indexer(column.astype(str)).astype(np.int64)
-        return np.where(column.isna(), -1, codes)
+        values = column(adata.obs, self.condition_key)
+        codes = pd.Index(self.conditions).get_indexer(values.astype(str)).astype(np.int64)
+        return np.where(values.isna(), -1, codes)
 
     def with_genes(self, adata: AnnData) -> AnnData:
         """Return the registered genes of `adata`, in their order (a view if that takes a change).
@@ -190,11 +208,12 @@ class Setup:
         Raises
         ------
         ValueError
-            If some are missing, naming them.
+            If some are missing, or occur several times, naming them.
         """
         genes = tuple(map(str, adata.var_names))
         if genes == self.genes:
             return adata
+        self.check_repeats(adata)
         missing = self.missing_genes(adata)
         if missing:
             msg = (
@@ -203,7 +222,28 @@ class Setup:
                 "filled with zeros: model.prepare_query_anndata(adata, fill_missing=True)."
             )
             raise ValueError(msg)
-        return adata[:, list(self.genes)]
+        # By position, for names of other genes may repeat.
+        position = {gene: at for at, gene in enumerate(genes)}
+        return adata[:, [position[gene] for gene in self.genes]]
+
+    def check_repeats(self, adata: AnnData) -> None:
+        """Refuse an AnnData that has a registered gene several times.
+
+        Raises
+        ------
+        ValueError
+            Then, naming the genes: nothing says which one is the one that was registered.
+        """
+        names = adata.var_names.astype(str)
+        repeated = names[names.duplicated() & names.isin(self.genes)].unique().tolist()
+        if repeated:
+            msg = (
+                f"{len(repeated)} genes of this model occur several times in this AnnData, e.g. "
+                f"{repeated[:3]}: which is the one the model knows? adata.var_names_make_unique() "
+                "keeps the name of the first, and gives the others new ones; do as was done with "
+                "the data the model was set up with."
+            )
+            raise ValueError(msg)
 
     def missing_genes(self, adata: AnnData) -> list[str]:
         """Return the registered genes that `adata` does not have."""
@@ -212,10 +252,10 @@ class Setup:
 
     def _read_categories(self, adata: AnnData) -> dict[str, list[str]]:
         keys = [self.batch_key, self.labels_key, *self.categorical_covariate_keys]
-        categories = {k: _levels(adata, k) for k in keys if k is not None}
+        categories = {k: levels(adata.obs, k) for k in keys if k is not None}
         if self.condition_key is not None:
-            levels = _levels(adata, self.condition_key)
-            targets = [level for level in levels if level != self.background]
+            found = levels(adata.obs, self.condition_key)
+            targets = [level for level in found if level != self.background]
             if not targets:
                 msg = (
                     f"All cells have {self.condition_key} = {self.background!r}, the background; "
@@ -227,74 +267,13 @@ class Setup:
 
     def _codes(self, adata: AnnData, key: str) -> NDArray[np.int64]:
         known = self.categories[key]
-        values = _column(adata, key)
+        values = texts(adata.obs, key)
         codes = pd.Index(known).get_indexer(values).astype(np.int64)
         if (codes < 0).any():
             unknown = sorted(set(values[codes < 0].tolist()))
             msg = (
                 f"adata.obs[{key!r}] has categories the model was not set up with: {unknown}. "
-                f"Known are {known}."
+                f"Known are {known}.{suggestion(unknown[0], known)}"
             )
             raise ValueError(msg)
         return codes
-
-    @staticmethod
-    def _numbers(adata: AnnData, key: str) -> NDArray[np.float32]:
-        _column(adata, key)
-        try:
-            values = adata.obs[key].to_numpy(dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            msg = f"adata.obs[{key!r}] must hold numbers, not {adata.obs[key].dtype}."
-            raise ValueError(msg) from error
-        if not np.isfinite(values).all():
-            n_bad = int((~np.isfinite(values)).sum())
-            msg = f"adata.obs[{key!r}] is infinite in {n_bad} cells; drop or replace these values."
-            raise ValueError(msg)
-        return values
-
-
-def _column(adata: AnnData, key: str) -> NDArray[np.str_]:
-    """Return a column of obs as strings, refusing missing values."""
-    if key not in adata.obs:
-        msg = f"{key!r} is not a column of adata.obs; the columns are {list(adata.obs.columns)}."
-        raise KeyError(msg)
-    column = adata.obs[key]
-    if column.isna().any():
-        msg = (
-            f"adata.obs[{key!r}] is missing (NaN) in {int(column.isna().sum())} cells. Fill it in, "
-            f"or drop these cells: adata[adata.obs[{key!r}].notna()].copy()."
-        )
-        raise ValueError(msg)
-    return column.astype(str).to_numpy(dtype=str)
-
-
-def _levels(adata: AnnData, key: str) -> list[str]:
-    """Distinct values of a column as strings: by category where it has them, else sorted."""
-    values = _column(adata, key)
-    order = adata.obs[key].astype("category").cat.codes.to_numpy()
-    first = np.unique(order, return_index=True)[1]  # unused categories do not occur
-    return list(dict.fromkeys(values[first].tolist()))
-
-
-def _background_level(adata: AnnData, condition_key: str | None, background: object) -> str | None:
-    """Return the value of the condition that is background, as a string."""
-    if condition_key is None:
-        if background is not None:
-            msg = "background= says which condition is the control; give condition_key= too."
-            raise ValueError(msg)
-        return None
-    levels = _levels(adata, condition_key)
-    if background is None or not np.isscalar(background):
-        given = "" if background is None else f", not {background!r}"
-        msg = f"condition_key={condition_key!r} needs background=, one of {levels}{given}."
-        raise ValueError(msg)
-    # 0 is the background of a column of 0.0 and 1.0, or of False and True, whatever its string.
-    equal = (adata.obs[condition_key] == background).to_numpy(dtype=bool)
-    named = str(_column(adata, condition_key)[equal][0]) if equal.any() else str(background)
-    if named not in levels:
-        msg = (
-            f"background={background!r} must be one of the values of "
-            f"adata.obs[{condition_key!r}]: {levels}."
-        )
-        raise ValueError(msg)
-    return named

@@ -20,6 +20,13 @@ from pyro_contrastive.data.counts import (
     row_sums,
     stored_values,
 )
+from pyro_contrastive.data.fractions import (
+    WHAT_ROUNDING_DOES,
+    WHAT_THEY_ARE,
+    look_like_corrected_counts,
+    rounded_layer,
+    rounding,
+)
 from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.likelihoods import Likelihood
 
@@ -54,9 +61,19 @@ def python_advice(support: constraints.Constraint, adata: AnnData, layer: str | 
     """Say in Python what to do about data outside a support."""
     if support is not COUNTS:
         return ADVICE.get(support, "")
+    matrix = adata.X if layer is None else adata.layers[layer]
+    fractions = f"{rounding_advice(adata, layer)} " if look_like_corrected_counts(matrix) else ""
     return (
-        f"{where_counts_are(adata, layer)} Log-normalised values take another likelihood: "
-        "ContrastiveVI(adata, likelihood=Gaussian())."
+        f"{fractions}{where_counts_are(adata, layer)} Log-normalised values take another "
+        "likelihood: ContrastiveVI(adata, likelihood=Gaussian())."
+    )
+
+
+def rounding_advice(adata: AnnData, layer: str | None) -> str:
+    """Say in Python how to round counts with fractions."""
+    return (
+        f"{WHAT_THEY_ARE} Round them into a layer, {rounding(adata, layer)}, and name it: "
+        f'setup_anndata(adata, layer="{rounded_layer(adata)}"). {WHAT_ROUNDING_DOES}'
     )
 
 
@@ -147,11 +164,12 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
     bad = not_counts(counts)
     if not bad.any():
         return
+    fractions = f" {rounding_advice(adata, layer)}" if look_like_corrected_counts(counts) else ""
     warnings.warn(
         f"{place(layer)} does not hold raw counts (integers from 0 up): {int(bad.sum())} of its "
         f"values are something else, the first {first_of(bad, counts, adata)}. Gaussian() takes "
         "log-normalised values, and a Likelihood of your own may take others; the default and all "
-        f"other likelihoods refuse them. {where_counts_are(adata, layer)}",
+        f"other likelihoods refuse them.{fractions} {where_counts_are(adata, layer)}",
         UserWarning,
         stacklevel=4,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,18 @@ from scipy.sparse import csr_matrix, hstack
 from pyro_contrastive.analysis.runs import device_of
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import row_sums
+from pyro_contrastive.data.counts import read_counts, row_sums
 from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.data.levels import listed, position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support
 from pyro_contrastive.training.history import History
-from pyro_contrastive.training.trained_cells import TrainedCells
+from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
 from pyro_contrastive.vae import ContrastiveVAE
 
-Batches = str | int | Sequence[str | int] | None
+Level: TypeAlias = str | float | bool | np.generic
+"""A value of a column, as it stands there."""
+Batches: TypeAlias = Level | Iterable[Level] | None
 logger = logging.getLogger(__name__)
 
 NO_CELLS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -48,18 +51,26 @@ class ModelBase:
 
     @property
     def train_indices(self) -> NDArray[np.int64] | None:
-        """Cells that trained, sorted; ``None`` before training, or if `adata` is other data."""
-        return None if self._trained_cells is None else self._trained_cells.train
+        """Cells that trained, sorted; ``None`` before training, or if `adata` is other data.
+
+        Found by name, and checked by their total counts, in ``model.adata`` as it is now: it may
+        have lost cells since training, or have them in another order. ``None`` if it has cells that
+        were not there, such as renamed ones, and if names repeat.
+        """
+        found = self._cells_of_training()
+        return None if found is None else found.train
 
     @property
     def validation_indices(self) -> NDArray[np.int64] | None:
         """Cells that were held out, as `train_indices`."""
-        return None if self._trained_cells is None else self._trained_cells.validation
+        found = self._cells_of_training()
+        return None if found is None else found.validation
 
     @property
     def test_indices(self) -> NDArray[np.int64] | None:
         """Cells that were neither trained on nor held out, as `train_indices`."""
-        return None if self._trained_cells is None else self._trained_cells.test
+        found = self._cells_of_training()
+        return None if found is None else found.test
 
     @property
     def is_trained_(self) -> bool:
@@ -101,7 +112,8 @@ class ModelBase:
         Raises
         ------
         ValueError
-            If genes are missing and `fill_missing` is not set; the error names some.
+            If genes are missing and `fill_missing` is not set, or genes of the model occur several
+            times; the error names some. Names of other genes may repeat.
         """
         if not isinstance(self, ModelBase):  # as scvi-tools' static method, of the class
             msg = (  # type: ignore[unreachable]  # untyped callers
@@ -109,10 +121,12 @@ class ModelBase:
                 "model.prepare_query_anndata(adata). Load a saved model first: ContrastiveVI.load."
             )
             raise TypeError(msg)
+        self.setup.check_repeats(adata)
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:
             return self.setup.with_genes(adata).copy()
         layer = self.setup.layer
+        adata = adata[:, adata.var_names.isin(self.setup.genes)]
         counts = csr_matrix(adata.X if layer is None else adata.layers[layer])
         zeros = csr_matrix((adata.n_obs, len(missing)), dtype=counts.dtype)
         filled = AnnData(
@@ -126,6 +140,16 @@ class ModelBase:
         if layer is not None:
             filled.layers[layer] = filled.X
         return filled[:, self.genes].copy()
+
+    def _cells_of_training(self) -> TrainedCells | None:
+        """Cells of the last run where they are in the model's data now; ``None`` if not known."""
+        if self._trained_cells is None or self.adata is None:
+            return self._trained_cells
+        try:
+            totals = row_sums(read_counts(self.setup.with_genes(self.adata), self.setup.layer))
+        except (KeyError, ValueError):  # genes or a layer are gone, so it is other data
+            return None
+        return self._trained_cells.within(self.adata.obs_names, totals)
 
     def _adata(self, adata: AnnData | None) -> AnnData:
         chosen = adata if adata is not None else self.adata
@@ -184,10 +208,7 @@ class ModelBase:
         if codes is not None or self._conditions is None or not adata.obs_names.is_unique:
             return codes
         known = self._conditions.reindex(adata.obs_names)
-        totals = row_sums(data.counts)
-        # Sums of numbers that are no counts depend, in their last digits, on how they are stored.
-        rounding = np.where(totals == np.floor(totals), 0.0, 1e-5 * np.abs(totals))
-        same = np.abs(known["total"].to_numpy() - totals) <= rounding
+        same = same_totals(known["total"].to_numpy(), row_sums(data.counts))
         return np.where(same, known["code"], -1).astype(np.int64)
 
     def _cells(
@@ -195,7 +216,7 @@ class ModelBase:
     ) -> tuple[AnnData, CellData, NDArray[np.int64]]:
         """Read cells, and which of them are asked for; these must have a registered condition."""
         chosen = self._adata(adata)
-        cells = as_indices(indices, chosen.n_obs)
+        cells = as_indices(indices, chosen.obs_names)
         return chosen, self._data(adata, cells if need_condition else NO_CELLS), cells
 
     def _some_cells(
@@ -212,28 +233,32 @@ class ModelBase:
         """Turn batch categories into codes; ``None`` gives an empty list."""
         if batches is None:
             return []
-        wanted: list[Any] = (
-            [batches] if isinstance(batches, str | int | np.integer) else list(batches)
-        )
+        wanted = listed(batches)
         if self.setup.batch_key is None:
             msg = f"{name} needs a batch_key; this model was set up without one."
             raise ValueError(msg)
         known = self.setup.categories[self.setup.batch_key]
-        unknown = [b for b in wanted if str(b) not in known]
+        codes = [position_of(batch, known) for batch in wanted]
+        unknown = [batch for batch, code in zip(wanted, codes, strict=True) if code is None]
         if unknown:
-            msg = f"{name}: {unknown} are not batches of this model; those are {known}."
+            msg = (
+                f"{name}: {unknown} are not batches of this model; those are {known}."
+                f"{suggestion(unknown[0], known)}"
+            )
             raise ValueError(msg)
-        return [known.index(str(b)) for b in wanted]
+        return [code for code in codes if code is not None]
 
-    def _condition_code(self, condition: str | int) -> int:
+    def _condition_code(self, condition: Level) -> int:
         """Turn the name of a condition (or its code, if none are registered) into its code."""
         names = self.setup.conditions
-        if str(condition) in names:
-            return names.index(str(condition))
-        if not names and condition in {0, 1}:
-            return int(condition)
+        code = position_of(condition, names or (BACKGROUND, BACKGROUND + 1))
+        if code is not None:
+            return code
         known = list(names) or "0 (background) and 1 (target)"
-        msg = f"{condition!r} is not a condition of this model; those are {known}."
+        msg = (
+            f"{condition!r} is not a condition of this model; those are {known}."
+            f"{suggestion(condition, names)}"
+        )
         raise ValueError(msg)
 
 
@@ -248,11 +273,13 @@ def _check_conditions(
     if key in obs:
         values = sorted(set(obs[key].iloc[needed][unknown].astype(str)))
         found = f"adata.obs[{key!r}] holds {values} there"
+        hint = suggestion(values[0], setup.conditions)
     else:
+        hint = ""
         found = f"adata.obs has no column {key!r}"
     msg = (
         f"{int(unknown.sum())} of these cells have no condition the model was set up with: {found}."
-        f" Known are {list(setup.conditions)}. It decides whether a cell is decoded with its "
+        f" Known are {list(setup.conditions)}.{hint} It decides whether a cell is decoded with its "
         "salient latent; latents and library sizes can be had without."
     )
     raise ValueError(msg)

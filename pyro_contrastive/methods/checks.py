@@ -27,6 +27,7 @@ from pyro_contrastive.analysis.predictive import (
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.columns import one_or_several
 from pyro_contrastive.data.counts import Matrix
 from pyro_contrastive.methods.predictive import PredictiveHelpers
 from pyro_contrastive.torch_tools import seeded
@@ -172,8 +173,9 @@ class CheckMethods(PredictiveHelpers):
         groupby: str | Sequence[str] | None,
     ) -> tuple[dict[str, Any], tuple[str, str] | None]:
         """Labels of the cells by key, and which group of which key treatments are held against."""
-        keys = [groupby] if isinstance(groupby, str) else groupby
-        if keys is None:
+        if groupby is not None:
+            keys = one_or_several("groupby", groupby, adata.obs)
+        else:
             registered = (self.setup.batch_key, self.setup.labels_key)
             keys = [key for key in registered if key is not None and key in adata.obs]
         missing = [key for key in keys if key not in adata.obs]

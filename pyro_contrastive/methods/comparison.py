@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from pyro_contrastive.analysis.pareto import check_draws
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import seeded
@@ -57,7 +59,8 @@ def compare_models(
         The cells; default those the first model was made with.
     indices
         Which of them, as indices or boolean mask. Default: those that none of the models was
-        trained on.
+        trained on, by name: data may have lost cells since training, or have them in another
+        order, but not have renamed ones.
     n_samples
         Posterior draws per cell, at least 25. Default 500.
     batch_size
@@ -120,9 +123,12 @@ def compare_models(
     _check_measures(models)
     data = {name: model._data(adata) for name, model in models.items()}
     _check_same_data(models, data)
-    seen = {name: _trained_on(model, adata) for name, model in models.items()}
-    chosen = _held_out(seen, adata.n_obs) if indices is None else None
-    cells = as_indices(indices, adata.n_obs) if chosen is None else chosen
+    seen = {name: _trained_on(model, adata, data[name]) for name, model in models.items()}
+    chosen = None
+    if indices is None:
+        _check_data_of_training(models, adata, seen)
+        chosen = _held_out(seen, adata.n_obs)
+    cells = as_indices(indices, adata.obs_names) if chosen is None else chosen
     if not len(cells):
         msg = "indices selects no cells: there is nothing to compare the models on."
         raise ValueError(msg)
@@ -220,14 +226,41 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
             raise ValueError(msg)
 
 
-def _trained_on(model: ModelBase, adata: AnnData) -> NDArray[np.int64] | None:
+def _trained_on(model: ModelBase, adata: AnnData, data: CellData) -> NDArray[np.int64] | None:
     """Which of these cells the model was trained on, by name; ``None`` where it is not known."""
-    if model.train_indices is None or model.adata is None:
-        return None
     if model.adata is adata:
         return model.train_indices
-    names = model.adata.obs_names[model.train_indices]
-    return np.flatnonzero(adata.obs_names.isin(names))
+    trained, own = model._trained_cells, model.adata
+    if trained is None:
+        return None
+    if trained.names is None and own is not None and trained.are_of(own.obs_names):
+        trained = replace(trained, names=own.obs_names)  # of a model that was loaded
+    return trained.trained_among(adata.obs_names, row_sums(data.counts))
+
+
+def _check_data_of_training(
+    models: Mapping[str, ModelBase],
+    adata: AnnData,
+    seen: Mapping[str, NDArray[np.int64] | None],
+) -> None:
+    """Refuse to look for held-out cells in data that changed since a model was trained on them."""
+    changed = [
+        name for name, model in models.items() if seen[name] is None and _knows_names(model, adata)
+    ]
+    if changed:
+        msg = (
+            f"The data changed since {changed} were trained on them: by name and total count some "
+            "of these cells were not there (they were added, renamed, or given other counts), or "
+            "names repeat. So it is not known which cells were held out. Give the data as they "
+            "were in training, adata=, or indices= of cells that were held out from all models."
+        )
+        raise ValueError(msg)
+
+
+def _knows_names(model: ModelBase, adata: AnnData) -> bool:
+    """Tell whether a model knows which cells trained, if not where they are in these data."""
+    trained = model._trained_cells
+    return trained is not None and (model.adata is adata or trained.names is not None)
 
 
 def _held_out(seen: Mapping[str, NDArray[np.int64] | None], n_cells: int) -> NDArray[np.int64]:

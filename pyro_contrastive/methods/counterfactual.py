@@ -17,7 +17,8 @@ from pyro_contrastive.analysis import expression
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.methods.base import NO_CELLS, Batches
+from pyro_contrastive.data.counts import row_sums
+from pyro_contrastive.methods.base import NO_CELLS, Batches, Level
 from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expression, LibrarySize
 from pyro_contrastive.torch_tools import evaluating, seeded
 
@@ -39,7 +40,7 @@ class CounterfactualHelpers(DecodingHelpers):
 
     def _cells_under(
         self,
-        condition: str | int,
+        condition: Level,
         adata: AnnData | None,
         indices: ArrayLike | None,
         salient_source: SalientSource,
@@ -56,14 +57,15 @@ class CounterfactualHelpers(DecodingHelpers):
             donors = self._donors(code, condition, chosen)
         return chosen, data, cells, code, donors
 
-    def _donors(self, code: int, condition: str | int, given: AnnData) -> expression.Donors:
+    def _donors(self, code: int, condition: Level, given: AnnData) -> expression.Donors:
         """Return the cells of a treatment, of the model's own data if it has any."""
         adata = given if self.adata is None else self.adata
         data = self._extract(adata)
         codes = self._condition_codes(adata, data)
         found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
-        if self._trained_cells is not None and self._trained_cells.are_of(adata.obs_names):
-            found = np.intersect1d(found, self._trained_cells.train)
+        if self._trained_cells is not None:
+            trained = self._trained_cells.within(adata.obs_names, row_sums(data.counts))
+            found = found if trained is None else np.intersect1d(found, trained.train)
         if not found.size:
             msg = (
                 f"There are no cells of {condition!r} to take salient latents from: give the model "
@@ -96,7 +98,7 @@ class CounterfactualMethods(CounterfactualHelpers):
 
     def get_counterfactual_expression(
         self,
-        condition: str | int,
+        condition: Level,
         adata: AnnData | None = None,
         indices: ArrayLike | None = None,
         transform_batch: Batches = None,

@@ -13,11 +13,12 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.expression import Array, Decoding
-from pyro_contrastive.methods.base import Batches, ModelBase
+from pyro_contrastive.data.levels import position_of, suggestion
+from pyro_contrastive.methods.base import Batches, Level, ModelBase
 
 Expression: TypeAlias = Array | pd.DataFrame
 LibrarySize: TypeAlias = float | str
-Covariates: TypeAlias = Mapping[str, str | float] | None
+Covariates: TypeAlias = Mapping[str, Level] | None
 
 
 class DecodingHelpers(ModelBase):
@@ -87,14 +88,23 @@ class DecodingHelpers(ModelBase):
         """Add covariates to decode under, given as ``{key: value}``."""
         categorical: dict[int, int] = {}
         continuous: dict[int, float] = {}
+        if covariates is not None and not isinstance(covariates, Mapping):
+            msg = (  # type: ignore[unreachable]  # untyped callers
+                "transform_covariates must be a dict, {name of a covariate: value}, not "
+                f"a {type(covariates).__name__}."
+            )
+            raise TypeError(msg)
         for key, value in (covariates or {}).items():
             if key in self.setup.categorical_covariate_keys:
                 known = self.setup.categories[key]
-                if str(value) not in known:
-                    msg = f"transform_covariates: {value!r} is not a level of {key!r}: {known}."
+                code = position_of(value, known)
+                if code is None:
+                    msg = (
+                        f"transform_covariates: {value!r} is not a level of {key!r}: {known}."
+                        f"{suggestion(value, known)}"
+                    )
                     raise ValueError(msg)
-                column = self.setup.categorical_covariate_keys.index(key)
-                categorical[column] = known.index(str(value))
+                categorical[self.setup.categorical_covariate_keys.index(key)] = code
             elif key in self.setup.continuous_covariate_keys:
                 continuous[self.setup.continuous_covariate_keys.index(key)] = float(value)
             else:

@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.data.columns import check_key
 from pyro_contrastive.methods.latent_checks import LatentCheckMethods
 from pyro_contrastive.methods.trust import TrustMethods
 
@@ -164,7 +165,9 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         self, adata: AnnData, cells: Indices, labels_key: str | None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         """Labels and batches of some cells by column, and the batches alone."""
-        keys = self._label_keys(adata, None if labels_key is None else [labels_key])
+        if labels_key is not None:
+            check_key("labels_key", labels_key, adata.obs)
+        keys = self._label_keys(adata, labels_key, "labels_key")
         batch = self.setup.batch_key
         if batch is not None and batch not in keys:
             keys.append(batch)

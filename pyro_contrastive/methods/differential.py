@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pyro_contrastive.analysis.groups_of_cells import Selection, group_pairs, wi
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.methods.base import NO_CELLS, ModelBase
+from pyro_contrastive.methods.base import NO_CELLS, Batches, Level, ModelBase
 from pyro_contrastive.torch_tools import seeded
 
 
@@ -28,8 +28,8 @@ class DifferentialMethods(ModelBase):
         self,
         adata: AnnData | None = None,
         groupby: str | None = None,
-        group1: str | Sequence[str] | None = None,
-        group2: str | None = None,
+        group1: Level | Iterable[Level] | None = None,
+        group2: Level | None = None,
         idx1: Selection | None = None,
         idx2: Selection | None = None,
         mode: Literal["change", "vanilla"] = "change",
@@ -37,8 +37,8 @@ class DifferentialMethods(ModelBase):
         batch_size: int | None = None,
         all_stats: bool = True,
         batch_correction: bool = False,
-        batchid1: Sequence[str] | None = None,
-        batchid2: Sequence[str] | None = None,
+        batchid1: Batches = None,
+        batchid2: Batches = None,
         fdr_target: float = 0.05,
         silent: bool = False,
         target_idx: Selection | None = None,
@@ -59,7 +59,7 @@ class DifferentialMethods(ModelBase):
             Cells with the model's genes and covariates; default those the model was made with.
         groupby, group1, group2
             Column of ``adata.obs``; the groups to compare, one after the other (default all); and
-            what with (default: all other cells).
+            what with (default: all other cells). Groups as they stand in the column, or as text.
         idx1, idx2
             Instead of `groupby`: two groups of cells, each a mask, indices or a query of
             ``adata.obs``; the second is by default all cells that are not in the first.

@@ -183,7 +183,9 @@ class ExpressionMethods(DecodingHelpers):
         by_condition = expression_type == "salient"
         chosen, data, cells = self._cells(adata, indices, need_condition=by_condition)
         if indices_to_return_salient is not None:
-            salient = as_indices(indices_to_return_salient, len(data), "indices_to_return_salient")
+            salient = as_indices(
+                indices_to_return_salient, chosen.obs_names, "indices_to_return_salient"
+            )
             data = data.with_condition(np.setdiff1d(np.arange(len(data)), salient), salient)
         decoding = self._decoding(
             gene_list,

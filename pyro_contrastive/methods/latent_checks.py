@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.analysis import latent_usage as usage
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.columns import one_or_several
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.torch_tools import seeded
 
@@ -92,9 +93,7 @@ class LatentCheckMethods(LatentMethods):
         if n_permutations < 1:
             msg = f"n_permutations must be at least 1, not {n_permutations}."
             raise ValueError(msg)
-        if isinstance(labels_keys, str):
-            labels_keys = [labels_keys]
-        keys = self._label_keys(chosen, labels_keys)
+        keys = self._label_keys(chosen, labels_keys, "labels_keys")
         probes: list[tuple[str, str, Any, Any]] = []
         with seeded(seed), progress("Leakage", 2 * len(cells), silent=silent):
             draws = {
@@ -125,13 +124,14 @@ class LatentCheckMethods(LatentMethods):
             raise ValueError(msg)
         return data.condition
 
-    def _label_keys(self, adata: AnnData, given: Sequence[str] | None) -> list[str]:
+    def _label_keys(self, adata: AnnData, given: object, argument: str) -> list[str]:
         """Return the columns asked for, or those set up of which these cells have the column."""
         if given is None:
             registered = (self.setup.labels_key, self.setup.batch_key)
             return list(dict.fromkeys(k for k in registered if k is not None and k in adata.obs))
-        missing = [key for key in given if key not in adata.obs]
+        keys = one_or_several(argument, given, adata.obs)
+        missing = [key for key in keys if key not in adata.obs]
         if missing:
             msg = f"labels: adata.obs has no column {missing}; it has {list(adata.obs.columns)}."
             raise KeyError(msg)
-        return list(given)
+        return keys

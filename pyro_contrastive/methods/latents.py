@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.analysis.latent_usage import latent_usage
 from pyro_contrastive.analysis.posterior import SITES, latent_representation, library_size
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.data.columns import check_key, texts
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.torch_tools import seeded
 
@@ -39,7 +40,9 @@ class LatentMethods(ModelBase):
         adata
             Cells with the model's genes and covariates; default those the model was made with.
         indices
-            Which cells, as indices or boolean mask; default all.
+            Which cells, as indices or boolean mask; default all. A mask that is a pandas Series is
+            aligned by its index, which must hold the cell names; integers are positions, and their
+            index is not looked at.
         give_mean
             The posterior mean (default), or one draw from the posterior.
         batch_size
@@ -195,7 +198,9 @@ class LatentMethods(ModelBase):
         Raises
         ------
         ValueError
-            If the model knows no conditions.
+            If the model knows no conditions, or a cell has no label.
+        KeyError
+            If the column does not exist; the error lists the columns.
         """
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis.separation import score_latents  # noqa: PLC0415
@@ -205,12 +210,14 @@ class LatentMethods(ModelBase):
             msg = "The model knows no conditions: set the data up with condition_key=, or train."
             raise ValueError(msg)
         names = np.asarray(self.setup.conditions or ("background", "target"))
-        key = labels_key or self.setup.labels_key
+        if labels_key is not None:
+            check_key("labels_key", labels_key, chosen.obs)
+        key = self.setup.labels_key if labels_key is None else labels_key
         return score_latents(
             self.get_latent_representation(adata, representation_kind="background"),
             self.get_latent_representation(adata, representation_kind="salient"),
             names[data.condition],
-            labels=None if key is None else chosen.obs[key].astype(str).to_numpy(),
+            labels=None if key is None else texts(chosen.obs, key),
             background_category=names[0],
             seed=seed,
         )

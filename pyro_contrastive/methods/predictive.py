@@ -14,6 +14,8 @@ from pyro_contrastive.analysis import predictive
 from pyro_contrastive.analysis.predictive import Predicting, Replicates
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.levels import several
+from pyro_contrastive.methods.base import Level
 from pyro_contrastive.methods.counterfactual import (
     CounterfactualHelpers,
     SalientSource,
@@ -36,7 +38,7 @@ class PredictiveHelpers(CounterfactualHelpers):
         n_samples: int,
         gene_list: Sequence[str] | None,
         batch_size: int | None,
-        condition: str | int | None = None,
+        condition: Level | None = None,
         transform_batch: Any = None,
         transform_covariates: Covariates = None,
         salient_source: SalientSource = "aggregate_posterior",
@@ -50,7 +52,7 @@ class PredictiveHelpers(CounterfactualHelpers):
         if batch_size is not None and batch_size < 1:
             msg = f"batch_size must be at least 1, not {batch_size}."
             raise ValueError(msg)
-        if np.ndim(transform_batch) > 0:
+        if several(transform_batch):
             msg = f"transform_batch must be one batch here, not {transform_batch!r}."
             raise ValueError(msg)
         check_salient_source(salient_source)
@@ -78,8 +80,8 @@ class PredictiveMethods(PredictiveHelpers):
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
         *,
-        condition: str | int | None = None,
-        transform_batch: str | int | None = None,
+        condition: Level | None = None,
+        transform_batch: Level | None = None,
         transform_covariates: Covariates = None,
         salient_source: SalientSource = "aggregate_posterior",
         sparse: bool = False,
@@ -157,7 +159,7 @@ class PredictiveMethods(PredictiveHelpers):
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
         *,
-        transform_batch: str | int | None = None,
+        transform_batch: Level | None = None,
         transform_covariates: Covariates = None,
         sparse: bool = False,
         seed: int | None = None,
@@ -202,8 +204,8 @@ class PredictiveMethods(PredictiveHelpers):
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
         *,
-        condition: str | int | None = None,
-        transform_batch: str | int | None = None,
+        condition: Level | None = None,
+        transform_batch: Level | None = None,
         transform_covariates: Covariates = None,
         salient_source: SalientSource = "aggregate_posterior",
         seed: int | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal
@@ -15,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
-from pyro_contrastive.data.indices import populations
+from pyro_contrastive.data.indices import as_indices, populations
 from pyro_contrastive.heads import bfloat16_products
-from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.methods.base import NO_CELLS, ModelBase
 from pyro_contrastive.torch_tools import numpy_rng, seeded
 from pyro_contrastive.training.arguments import check_looks, check_whole, refuse_unknown
 from pyro_contrastive.training.history import EarlyStopping, FitResult
@@ -47,6 +48,7 @@ def _split(
     background: NDArray[np.int64],
     target: NDArray[np.int64],
     datasplitter_kwargs: dict[str, Any],
+    names: pd.Index,
     *,
     train_size: float | None,
     validation_size: float | None,
@@ -70,7 +72,24 @@ def _split(
     if train_size is not None or validation_size is not None:
         msg = "external_indexing is the split itself; leave out train_size and validation_size."
         raise ValueError(msg)
-    return external_split(background, target, **datasplitter_kwargs)
+    given = datasplitter_kwargs["external_indexing"]
+    if not isinstance(given, Sequence):
+        msg = (
+            "external_indexing must be a list of training, validation and test cells, not a "
+            f"{type(given).__name__}."
+        )
+        raise TypeError(msg)
+    parts = [_part(part, names, f"external_indexing[{i}]") for i, part in enumerate(given)]
+    return external_split(background, target, external_indexing=parts)
+
+
+def _part(part: ArrayLike | None, names: pd.Index, name: str) -> NDArray[np.int64]:
+    """Return the cells of one part of a split; ``None`` for none."""
+    if part is None:
+        return NO_CELLS
+    if np.issubdtype(np.asarray(part).dtype, np.integer) and np.ndim(part) == 1:
+        return np.asarray(part, dtype=np.int64)  # those that are no cells are counted later
+    return as_indices(part, names, name)
 
 
 class TrainingMethods(ModelBase):
@@ -112,8 +131,9 @@ class TrainingMethods(ModelBase):
         Parameters
         ----------
         background_indices, target_indices
-            Indices (or boolean masks) of background and target cells. Default: from the condition
-            given to :meth:`setup_anndata`.
+            Indices (or boolean masks) of background and target cells, as `indices` of
+            :meth:`get_latent_representation`. Default: from the condition given to
+            :meth:`setup_anndata`.
         max_epochs
             Passes over the larger population; default 400 up to 20,000 cells, then fewer (see
             `schedule`).
@@ -134,8 +154,9 @@ class TrainingMethods(ModelBase):
             of the KL warm-up on: before, the KL divergences and the penalties weigh less than they
             are to, and an epoch could seem best for the lack of a penalty.
         datasplitter_kwargs
-            ``{"external_indexing": [train, validation, test]}``: the split itself, as indices of
-            cells (of both populations; the latter two may be left out). Nothing else is taken.
+            ``{"external_indexing": [train, validation, test]}``: the split itself, as indices or
+            masks of cells (of both populations; the latter two may be left out). Nothing else is
+            taken.
         plan_kwargs
             See :class:`~pyro_contrastive.training.TrainingPlan`: ``lr``, ``n_epochs_kl_warmup`` ...
         early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
@@ -213,7 +234,7 @@ class TrainingMethods(ModelBase):
         fabric = one_device(accelerator, devices)
         adata = self._adata(None)
         data = self._extract(adata, with_condition=True)
-        cells = populations(data.condition, background_indices, target_indices, len(data))
+        cells = populations(data.condition, background_indices, target_indices, adata.obs_names)
         if background_indices is not None and data.condition is not None:
             _check_agreement(data.condition, *cells)
         data = data.with_condition(*cells)
@@ -237,6 +258,7 @@ class TrainingMethods(ModelBase):
             split = _split(
                 *cells,
                 datasplitter_kwargs or {},
+                adata.obs_names,
                 train_size=train_size,
                 validation_size=validation_size,
                 shuffle=shuffle_set_split,
@@ -257,7 +279,7 @@ class TrainingMethods(ModelBase):
                 progress_bar=enable_progress_bar,
             )
         self.is_trained = True
-        self._trained_cells = TrainedCells.of(split, adata.obs_names)
+        self._trained_cells = TrainedCells.of(split, adata.obs_names, row_sums(data.counts))
         if background_indices is not None and self.setup.condition_key is None:
             self._note_populations(adata.obs_names, data, np.concatenate(cells))
         return result

@@ -14,6 +14,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
+from pyro_contrastive.data.levels import position_of
 from pyro_contrastive.plotting.palette import category_colors
 from pyro_contrastive.plotting.style import FAINT, GREY, MANY, MARKERS
 
@@ -49,14 +50,14 @@ def drawn_categories(
     missing = Category("not labelled", GREY if background is None else FAINT, "o")
     if background is None:
         return codes, [*_styled(names), missing]
-    if str(background) not in names:
+    at = position_of(background, names)
+    if at is None:
         raise ValueError(f"background {background!r} is none of the labels: {names[:20]}")
-    at = names.index(str(background))
-    others = [name for name in names if name != str(background)]
+    others = [name for name in names if name != names[at]]
     # Categories before it move up by one, to make room for it at 0.
     new = np.array([0 if i == at else i + (i < at) for i in range(len(names))], dtype=np.intp)
     codes = np.where(codes < 0, codes, new[codes])
-    return codes, [Category(str(background), GREY, "o"), *_styled(others), missing]
+    return codes, [Category(names[at], GREY, "o"), *_styled(others), missing]
 
 
 def draw_cells(

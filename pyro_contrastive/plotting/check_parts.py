@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck
+from pyro_contrastive.data.levels import position_of
 from pyro_contrastive.plotting.style import FEW, INK, MARKERS, tidy
 
 _INSIDE, _OUTSIDE = "#0072B2", "#D55E00"
@@ -136,9 +137,11 @@ def rows_of_group(
 ) -> pd.DataFrame:
     """Return the rows of one group of cells."""
     check_columns(table, columns)
-    found = table[
-        (table["group_by"].astype(str) == group[0]) & (table["group"].astype(str) == group[1])
-    ]
+    here = table[table["group_by"].astype(str) == group[0]]
+    names = here["group"].astype(str)
+    known = names.unique().tolist()
+    position = position_of(group[1], known)
+    found = here[names == known[position]] if position is not None else here[:0]
     if found.empty:
         pairs = table[["group_by", "group"]].astype(str).drop_duplicates()
         known = list(pairs.itertuples(index=False, name=None))
@@ -164,7 +167,8 @@ def only_value(
     known = known_values(table, column)
     if wanted is None and len(known) == 1:
         return known[0]
-    if wanted not in known:
+    position = None if wanted is None else position_of(wanted, known)
+    if position is None:
         asked = f"several {argument}s" if wanted is None else f"no {argument} {wanted!r}"
         raise ValueError(f"table has {asked}: choose {argument}= one of {known}")
-    return str(wanted)
+    return known[position]

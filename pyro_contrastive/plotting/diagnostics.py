@@ -16,6 +16,7 @@ from scipy import stats
 from pyro_contrastive.analysis.calibration import Calibration, rank_histogram
 from pyro_contrastive.analysis.pareto import k_threshold
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
+from pyro_contrastive.data.indices import in_order, names_of
 from pyro_contrastive.plotting.style import INK, new_axes, tidy
 
 __all__ = [
@@ -62,6 +63,7 @@ def plot_pareto_k(
         If `groups` is not one per cell.
     """
     values = np.asarray(k, dtype=float)
+    groups = in_order(groups, names_of(k), "groups")
     labels = np.full(len(values), "cells") if groups is None else np.asarray(groups).astype(str)
     if len(labels) != len(values):
         raise ValueError(f"groups has {len(labels)} values for {len(values)} cells")

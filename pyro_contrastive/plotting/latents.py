@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive.data.indices import in_order, names_of
 from pyro_contrastive.plotting.categories import (
     category_legend,
     draw_cells,
@@ -121,6 +122,7 @@ def plot_embedding(
         If `coords` is not [cells, 2], `labels` is not one per cell or `background` is none of them.
     """
     points = np.asarray(coords)
+    labels = in_order(labels, names_of(coords), "labels")
     if points.ndim != 2 or points.shape[1] != 2:  # noqa: PLR2004 -- two dimensions
         raise ValueError(f"coords must be [cells, 2], not {points.shape}")
     codes, categories = drawn_categories(labels, background)

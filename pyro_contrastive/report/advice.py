@@ -7,6 +7,13 @@ from collections.abc import Iterable
 from anndata import AnnData
 from torch.distributions import constraints
 
+from pyro_contrastive.data.fractions import (
+    WHAT_ROUNDING_DOES,
+    WHAT_THEY_ARE,
+    look_like_corrected_counts,
+    rounded_layer,
+    rounding,
+)
 from pyro_contrastive.data.places import (
     copy_of_raw,
     layer_names,
@@ -32,9 +39,12 @@ def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | N
         Where the data are from.
     """
     others = f"--layer NAME (there are: {listed(layer_names(adata))})"
+    matrix = adata.X if layer is None else adata.layers[layer]
+    corrected = support is COUNTS and look_like_corrected_counts(matrix)
+    fractions = f"{_rounding(adata, layer)} " if corrected else ""
     advice = {
-        COUNTS: f"{where_to_look(adata, layer)} Log-normalised values take another likelihood: "
-        "--likelihood gaussian.",
+        COUNTS: f"{fractions}{where_to_look(adata, layer)} Log-normalised values take another "
+        "likelihood: --likelihood gaussian.",
         BINARY: f"Name a layer of zeros and ones with {others}, or take a likelihood of counts, "
         "such as --likelihood nb.",
         NONNEGATIVE: f"Log-normalised values are never negative: name their layer with {others}. "
@@ -42,6 +52,14 @@ def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | N
         "likelihood=Gaussian(log1p=False).",
     }
     return advice.get(support, "")
+
+
+def _rounding(adata: AnnData, layer: str | None) -> str:
+    """Say how to round counts with fractions."""
+    return (
+        f"{WHAT_THEY_ARE} Round them in Python, {rounding(adata, layer)}, write the file again, "
+        f"and name the layer: --layer {rounded_layer(adata)}. {WHAT_ROUNDING_DOES}"
+    )
 
 
 def where_to_look(adata: AnnData, besides: str | None = None) -> str:

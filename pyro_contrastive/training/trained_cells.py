@@ -1,4 +1,4 @@
-"""Which cells a model was trained on, so that held-out cells stay known after saving."""
+"""Which cells a model was trained on, so that held-out cells stay known afterwards."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_contrastive.training.splits import Indices, Split
@@ -29,25 +30,78 @@ class TrainedCells:
         Indices of the cells.
     digest
         Of the names of all cells of the data set, in their order.
+    names, totals
+        Those names, and the total count of each cell, ``[cells]``; ``None`` after loading. They
+        tell where the cells are when the data set has lost some, or has them in another order.
+        The total tells a cell from another that was given its name.
     """
 
     train: Indices
     validation: Indices
     test: Indices
     digest: str
+    names: pd.Index | None = None
+    totals: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, split: Split, names: pd.Index) -> Self:
-        """Note the cells of a split of the data set that has these cell names."""
+    def of(cls, split: Split, names: pd.Index, totals: NDArray[np.float64] | None = None) -> Self:
+        """Note the cells of a split of the data set that has these cell names and total counts."""
         train, validation, test = (
             np.sort(np.concatenate([part.background, part.target]))
             for part in (split.train, split.validation, split.test)
         )
-        return cls(train, validation, test, digest_of(names))
+        return cls(train, validation, test, digest_of(names), names, totals)
 
     def are_of(self, names: pd.Index) -> bool:
         """Tell whether the indices are those of cells with these names."""
-        return digest_of(names) == self.digest
+        return names is self.names or digest_of(names) == self.digest
+
+    def within(self, names: pd.Index, totals: NDArray[np.float64]) -> Self | None:
+        """Return the same cells where they are in a data set as it is now.
+
+        Parameters
+        ----------
+        names, totals
+            The cells that there are now, and the total count of each.
+
+        Returns
+        -------
+        ``None`` if it cannot be told: some of these cells were not there in training, by name and
+        total count, or names repeat.
+        """
+        if self.are_of(names):
+            before = np.arange(len(names))
+        elif self.names is None or not (self.names.is_unique and names.is_unique):
+            return None
+        else:
+            before = self.names.get_indexer(names)
+        if (before < 0).any():
+            return None
+        if self.totals is not None and not same_totals(self.totals[before], totals).all():
+            return None
+        train, validation, test = (
+            np.flatnonzero(np.isin(before, part))
+            for part in (self.train, self.validation, self.test)
+        )
+        return type(self)(train, validation, test, digest_of(names), names, totals)
+
+    def trained_among(self, names: pd.Index, totals: NDArray[np.float64]) -> Indices | None:
+        """Return which cells of a data set trained; others may be new to the model.
+
+        ``None`` if it cannot be told: cells have the name of one in training, but another total
+        count; or the names of those are not known, as after loading.
+        """
+        if self.names is None:
+            return None
+        if not self.names.is_unique:
+            return np.flatnonzero(names.isin(self.names[self.train]))
+        before = self.names.get_indexer(names)
+        known = np.flatnonzero(before >= 0)
+        if self.totals is not None:
+            same = same_totals(self.totals[before[known]], totals[known])
+            if not same.all():
+                return None
+        return known[np.isin(before[known], self.train)]
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the indices under the names they are saved with."""
@@ -61,6 +115,13 @@ class TrainedCells:
             return None
         train, validation, test = (tensors[name].numpy() for name in names)
         return cls(train, validation, test, digest)
+
+
+def same_totals(before: NDArray[np.float64], now: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which cells have the total they had, ``[cells]``; ``False`` where either is missing."""
+    # Sums of numbers that are no counts depend, in their last digits, on how they are stored.
+    rounding = np.where(now == np.floor(now), 0.0, 1e-5 * np.abs(now))
+    return np.asarray(np.abs(before - now) <= rounding)
 
 
 def digest_of(names: pd.Index) -> str:

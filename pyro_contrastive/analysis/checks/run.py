@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.checks.check import PosteriorPredictiveCheck
@@ -17,6 +18,7 @@ from pyro_contrastive.analysis.checks.results import all_tables
 from pyro_contrastive.analysis.checks.statistics import CALIBRATION, CORRELATION, chosen_statistics
 from pyro_contrastive.analysis.checks.sums import Draws
 from pyro_contrastive.data.counts import Matrix, row_sums
+from pyro_contrastive.data.indices import in_order
 
 MOST_MEMORY = 2e9
 """Bytes of one dense replicate, above which statistics of whole replicates are refused."""
@@ -60,6 +62,7 @@ def check_against_replicates(
         Are the data counts. If not, statistics that need them are left out.
     groups
         Labels of the cells by key, each ``[cells]``: statistics of genes are found in each group.
+        A Series is brought into the order of `cell_names` by its index.
     contrast
         A key of `groups` and its background group: effects are those of its other groups against
         it. Default: no effects.
@@ -118,7 +121,9 @@ def check_against_replicates(
         raise ValueError(msg)
     stream, whole, n_samples = _stream(replicates, whole, n_samples, observed.shape)
     _check_interval(interval, n_samples, levels)
-    cell_groups = CellGroups(groups or {}, n_cells)
+    named = None if cell_names is None else pd.Index(np.asarray(cell_names))
+    by_key = {key: in_order(of, named, f"groups[{key!r}]") for key, of in (groups or {}).items()}
+    cell_groups = CellGroups(by_key, n_cells)
     if contrast is not None and contrast not in cell_groups.names:
         msg = f"contrast: {contrast[1]!r} is not a group of {contrast[0]!r}."
         raise ValueError(msg)

@@ -1,0 +1,101 @@
+"""Which level of a column a user means, however it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from numbers import Integral, Number, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pyro_contrastive.data.spelling import spelling
+
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def several(value: object) -> bool:
+    """Tell whether it is several values (a list, an array, a Series) rather than a single one."""
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, str | bytes)
+        and getattr(value, "ndim", 1) != 0
+    )
+
+
+def listed(values: Any) -> list[Any]:
+    """Return several values as a list, or a single one as a list of one."""
+    return list(values) if several(values) else [values]
+
+
+def position_of(value: object, levels: Sequence[object]) -> int | None:
+    """Find the level that a value means.
+
+    Levels are kept as text, and users give the value as it stands in the column: a number, a truth
+    value, a date. So after the value itself come its text, and then the number that it is: 0 means
+    the level ``"0.0"`` of a column of floats, and ``"False"`` of one of truth values.
+
+    Parameters
+    ----------
+    value
+        A single value.
+    levels
+        Levels as text, or as they stand in a column.
+
+    Returns
+    -------
+    The position of the level; ``None`` if it is none of them, or could be several.
+    """
+    if several(value):
+        return None
+    value = value[()] if isinstance(value, np.ndarray) else value
+    for position, level in enumerate(levels):
+        if type(level) is type(value) and level == value:
+            return position
+    texts = _texts(value)
+    for position, level in enumerate(levels):
+        if texts & _texts(level):
+            return position
+    number = _number(value, truth=True)
+    if number is None:
+        return None
+    truth = not isinstance(value, str)
+    numbers = [_number(level, truth=truth) for level in levels]
+    found = [i for i, other in enumerate(numbers) if other is not None and other == number]
+    if not found and number % 1:
+        # A column of float32 holds 0.1 as 0.10000000149, which is what `tolist` makes of it.
+        single = np.float32(number)
+        found = [i for i, n in enumerate(numbers) if n is not None and np.float32(n) == single]
+    return found[0] if len(found) == 1 else None
+
+
+def suggestion(value: object, levels: Iterable[object]) -> str:
+    """Ask whether one of the levels is meant, if one is spelled nearly so; else say nothing."""
+    names = [str(level) for level in levels]
+    key = spelling(str(value))
+    near = [name for name in names if spelling(name) == key]
+    near = near or get_close_matches(str(value), names, n=1, cutoff=0.75)
+    return f" Do you mean {near[0]!r}?" if near else ""
+
+
+def _texts(value: object) -> set[str]:
+    """Return the texts of a value: its own, and the one it has in a column read as text."""
+    if isinstance(value, str | Number | np.bool_):
+        return {str(value)}
+    return {str(value), str(pd.Series([value]).astype(str).iloc[0])}  # dates have another there
+
+
+def _number(value: object, *, truth: bool) -> int | float | None:
+    """Return the number that a value is, or that its text is; also of truth values if `truth`."""
+    if isinstance(value, bool | np.bool_) or value in ("False", "True"):
+        return int(str(value) == "True") if truth else None
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if not isinstance(value, str):
+        return None
+    if _INTEGER.fullmatch(value):
+        return int(value)
+    return float(value) if _DECIMAL.fullmatch(value) else None

@@ -1,0 +1,128 @@
+"""Levels of a column that are most likely one level, spelled in two ways."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_MINUS = "-\N{MINUS SIGN}"
+_OTHER_MARKS = _MINUS + "."
+_MARKS = {"Zs", "Zl", "Zp", "Cc", "Cf", "Pc", "Pd"}
+"""Unicode categories of what does not count: white space, dashes, underscores, the invisible."""
+_LISTED = 10
+
+
+def spelling(text: str) -> str:
+    """Return what stays of a text without case, white space, dashes, underscores and dots.
+
+    Two levels of the same spelling most likely mean the same. A separator between two digits
+    counts (1_11 is not 11_1), and so does a sign or decimal point before a number, and a minus at
+    the end (CD4-).
+    """
+    for _ in range(2):  # the one may make work for the other
+        text = unicodedata.normalize("NFKC", text).casefold()
+    if _NUMBER.fullmatch(text.strip()):
+        return repr(float(text))  # 1, 1.0 and 01
+    runs = [(marks, "".join(run)) for marks, run in groupby(text, _is_mark)]
+    kept = ""
+    for position, (marks, run) in enumerate(runs):
+        after = runs[position + 1][1] if position + 1 < len(runs) else ""
+        kept += _kept_of_marks(run, kept, after) if marks else run
+    return kept
+
+
+def _kept_of_marks(run: str, before: str, after: str) -> str:
+    """Return what counts of the marks between two parts of a text."""
+    if not after:
+        return "-" if run in _MINUS else ""
+    if not after[0].isdecimal():
+        return ""
+    if run[-1] in _OTHER_MARKS and (run[-2:-1].isspace() or not before):
+        return "." if run[-1] == "." else "-"
+    return " " if before[-1:].isdecimal() else ""
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character) in _MARKS or character in _OTHER_MARKS
+
+
+def spelled_alike(levels: Iterable[str]) -> list[list[str]]:
+    """Return the levels that differ in spelling only, in groups of two and more."""
+    groups: dict[str, list[str]] = {}
+    for level in levels:
+        groups.setdefault(spelling(level), []).append(level)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def warn_of_spellings(
+    columns: Mapping[str, NDArray[np.str_]], condition_key: str | None, background: str | None
+) -> None:
+    """Warn of levels that are most likely one level spelled in two ways, column by column.
+
+    Called by what `setup_anndata` calls.
+
+    Parameters
+    ----------
+    columns
+        By key, the level of each cell as text, ``[cells]``.
+    condition_key, background
+        Which of them is the condition, and its level that is background.
+    """
+    for key, values in columns.items():
+        names, counts = np.unique(values, return_counts=True)
+        sizes = dict(zip(names.tolist(), counts.tolist(), strict=True))
+        groups = spelled_alike(sizes)
+        if not groups:
+            continue
+        control = background if key == condition_key else None
+        shown = "; ".join(
+            " and ".join(f"{level!r} ({_cells(sizes[level])})" for level in group)
+            for group in groups[:_LISTED]
+        )
+        warnings.warn(
+            f"adata.obs[{key!r}] has levels that differ only in case, white space or marks such as "
+            f"_ and -: {shown}{' ...' if len(groups) > _LISTED else ''}. Each is taken for a level "
+            f"of its own.{_taken_for_target(groups, sizes, control)} If they mean the same, give "
+            f"them one name and set the data up again: {_renaming(key, groups, sizes, control)}",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _cells(n: int) -> str:
+    return f"{n} cell{'s' * (n != 1)}"
+
+
+def _taken_for_target(
+    groups: list[list[str]], sizes: Mapping[str, int], background: str | None
+) -> str:
+    """Say which cells are target cells although they look like background cells."""
+    alike = [name for group in groups if background in group for name in group]
+    others = [name for name in alike if name != background]
+    if not others:
+        return ""
+    n_cells = sum(sizes[name] for name in others)
+    return (
+        f" The background is {background!r} alone: the {_cells(n_cells)} of "
+        f"{' and '.join(map(repr, others))} are target cells, as if they had been treated."
+    )
+
+
+def _renaming(
+    key: str, groups: list[list[str]], sizes: Mapping[str, int], background: str | None
+) -> str:
+    """Write the line of Python that gives the levels of each group one name."""
+    names: dict[str, str] = {}
+    for group in groups:
+        kept = background if background in group else max(group, key=lambda level: sizes[level])
+        names |= {level: str(kept) for level in group if level != kept}
+    some = ", ".join(f"{old!r}: {new!r}" for old, new in list(names.items())[:_LISTED])
+    more = ", ..." if len(names) > _LISTED else ""
+    return f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str).replace({{{some}{more}}})"
