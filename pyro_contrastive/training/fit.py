@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import near
-from pyro_contrastive.torch_tools import own_params, reused_memory
+from pyro_contrastive.torch_tools import own_params, reused_memory, running_momentum
 from pyro_contrastive.training.checks import check_programs, no_nan_warnings
 from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
 from pyro_contrastive.training.history import EarlyStopping, FitResult, History
+from pyro_contrastive.training.loss_watch import LossWatch
 from pyro_contrastive.training.plan import TrainingPlan
 from pyro_contrastive.training.progress import EpochBar
 from pyro_contrastive.training.splits import (
@@ -120,6 +121,13 @@ class Run:
                     "warm-up (plan_kwargs: n_epochs_kl_warmup, n_steps_kl_warmup)."
                 )
                 raise ValueError(msg)
+            if self.max_epochs > 1 and self.is_rising(last):
+                msg = (
+                    "Early stopping looks at epochs after the rise of the learning rate, which does"
+                    f" not end before the last of {self.max_epochs} epochs: it would never look. "
+                    "Shorten the rise (plan_kwargs: cycle_rise) or train longer."
+                )
+                raise ValueError(msg)
         metric = self.plan.lr_scheduler_metric
         if self.scheduler is not None and metric not in recorded:
             msg = f"lr_scheduler_metric={metric!r} is not recorded; there are {sorted(recorded)}."
@@ -140,9 +148,15 @@ class Run:
         weight = self.plan.kl_weight(epoch * steps_per_epoch, steps_per_epoch, self.max_epochs)
         return weight >= self.plan.max_kl_weight
 
+    def is_rising(self, epoch: int) -> bool:
+        """Tell whether the learning rate still rises as this epoch, counted from 0, begins."""
+        steps_per_epoch = self.batches.steps_per_epoch
+        return self.plan.is_rising(epoch * steps_per_epoch, self.max_epochs * steps_per_epoch)
+
     def may_stop(self, early_stopping: EarlyStopping, epoch: int) -> bool:
         """Tell whether early stopping is to look at this epoch of the run, counted from 0."""
-        return epoch >= early_stopping.warmup_epochs and self.has_full_weight(epoch)
+        is_early = epoch < early_stopping.warmup_epochs or self.is_rising(epoch)
+        return not is_early and self.has_full_weight(epoch)
 
     @property
     def can_validate(self) -> bool:
@@ -232,9 +246,10 @@ def fit(
     rng
         Source of the order of the cells; latent noise and dropout come from torch.
     early_stopping
-        When to stop; ``None``: after `max_epochs`. It looks at epochs after the KL warm-up only: in
-        its midst the loss is not yet the one to be compared, nor do penalties, which the ELBO does
-        not count, have the weight they are to have.
+        When to stop; ``None``: after `max_epochs`. It looks only at epochs after the KL warm-up and
+        after the rise of the learning rate, if there is one. During the warm-up the loss is not yet
+        the one to be compared, and penalties, which the ELBO does not count, do not have their full
+        weight; while the rate rises, weights that are hardly trained can seem the best for a while.
     check_val_every_n_epoch
         How often to evaluate the held-out cells; ``None``: never.
     progress_bar
@@ -260,6 +275,7 @@ def fit(
     run.check(early_stopping, check_val_every_n_epoch or max_epochs)
     stopped = interrupted = False
     n_before = history.n_epochs
+    watch = LossWatch(plan.lr)
     try:
         with (
             EpochBar(max_epochs, show=progress_bar) as bar,
@@ -267,12 +283,14 @@ def fit(
             no_nan_warnings(),
             reused_memory(),
             own_params(),
+            running_momentum(vae, plan.batch_norm_momentum),
         ):
             for epoch in range(max_epochs):
                 is_check = (epoch + 1) % (check_val_every_n_epoch or max_epochs + 1) == 0
                 values = run.train_epoch(epoch) | (run.validate() if is_check else {})
                 run.lower_learning_rate(values)
                 history.add_epoch(values)
+                watch.look(values, history.n_epochs - 1)
                 bar.advance(values)
                 if early_stopping is not None and is_check and run.may_stop(early_stopping, epoch):
                     stopped = early_stopping.update(values, vae, history.n_epochs - 1)

@@ -49,6 +49,13 @@ class TrainingPlan:
         quarter of the steps of the run, so that the weight reaches its maximum well before the end.
     min_kl_weight, max_kl_weight
         KL weight before the first step and after the warm-up.
+    batch_norm_momentum
+        Share that each mini-batch has in the running means and variances of batch normalisation,
+        which are used wherever the model is evaluated: held-out losses, latents, expression.
+        Default 0.01, as in scvi-tools: an average over the last 100 steps or so. In the fast
+        schedule 0.2, because the weights move too fast there for such a long memory, the more so
+        the deeper the counts: with statistics of the weights of 100 steps ago a held-out loss can
+        be thousands of times too large. The weights themselves do not depend on it.
     start_from_data
         Let the likelihood's parameters start at what is typical of each gene in the training cells,
         instead of at random: see :meth:`Likelihood.start_from`. In the first training of a model.
@@ -82,6 +89,7 @@ class TrainingPlan:
     lr_threshold: float = 0.0
     lr_scheduler_metric: str = "elbo_validation"
     lr_min: float = 0.0
+    batch_norm_momentum: float | None = None
     start_from_data: bool = False
     record_steps: bool = True
 
@@ -95,6 +103,12 @@ class TrainingPlan:
             raise ValueError(msg)
         if not 0 < self.cycle_rise < 1:
             msg = f"cycle_rise must be above 0 and below 1, not {self.cycle_rise}."
+            raise ValueError(msg)
+        if self.batch_norm_momentum is not None and not 0 < self.batch_norm_momentum <= 1:
+            msg = (
+                "batch_norm_momentum must be above 0 and at most 1, not "
+                f"{self.batch_norm_momentum}."
+            )
             raise ValueError(msg)
         if self.optimizer not in {"Adam", "AdamW", "Custom"}:
             msg = f"optimizer must be 'Adam', 'AdamW' or 'Custom', not {self.optimizer!r}."
@@ -175,6 +189,10 @@ class TrainingPlan:
             optimizer, self.lr, total_steps=total, pct_start=rise, cycle_momentum=False
         )
 
+    def is_rising(self, step: int, n_steps: int) -> bool:
+        """Tell whether the learning rate still rises at a step, counted from 0, of `n_steps`."""
+        return self.one_cycle and step < self.cycle_rise * n_steps
+
     def kl_weight(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:
         """KL weight of a step, counted from 0 over the whole run."""
         if self.n_epochs_kl_warmup is not None:
@@ -194,6 +212,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "one_cycle": True,
         "cycle_rise": 0.1,
         "n_epochs_kl_warmup": 1,
+        "batch_norm_momentum": 0.2,
         "start_from_data": True,
     },
 }
