@@ -103,6 +103,8 @@ def _elements(adata: ad.AnnData, rows: np.ndarray) -> Iterator[_Element]:
     yield from _of_frame("var", adata.var, lambda frame: made_quietly(var=frame))
     if adata.raw is not None:
         yield from _of_frame("raw.var", adata.raw.var, in_raw)
+        for key in adata.raw.varm:
+            yield _of_raw_varm(adata, key)
     for name in ("obsm", "varm", "obsp", "varp"):
         for key, value in getattr(adata, name).items():
             yield _of_mapping(name, key, value, {"obs": cells, "var": genes})
@@ -160,6 +162,23 @@ def _of_mapping(name: str, key: Any, value: Any, frames: Mapping[str, Any]) -> _
     rename = f"{here}[{_NEW_NAME!r}] = {here}.pop({key!r})"
     mends = ((rename, lambda: make(_NEW_NAME)),)
     return _Element(f"{name}[{key!r}]", make, mends, f"del {here}[{key!r}]")
+
+
+def _of_raw_varm(adata: ad.AnnData, key: Any) -> _Element:
+    raw = adata.raw
+
+    def make(key: Any = key, value: Any = raw.varm[key]) -> ad.AnnData:
+        data = made_quietly(obs=pd.DataFrame(index=adata.obs_names))
+        genes = pd.DataFrame(index=raw.var_names)
+        counts = zeros(adata.n_obs, raw.n_vars)
+        data.raw = made_quietly(counts, obs=data.obs, var=genes, varm={key: value})
+        return data
+
+    here = "adata.raw.varm"
+    rename = f"{here}[{_NEW_NAME!r}] = {here}.pop({key!r})"
+    return _Element(
+        f"raw.varm[{key!r}]", make, ((rename, lambda: make(_NEW_NAME)),), f"del {here}[{key!r}]"
+    )
 
 
 def _of_uns(value: Mapping[Any, Any], path: tuple[Any, ...]) -> Iterator[_Element]:

@@ -39,7 +39,7 @@ def in_words(error: BaseException) -> str:
     if is_full_disk(error):
         return "no space is left on the disk"
     notes = getattr(error, "__notes__", [])  # anndata says there which element it was
-    text = " ".join(" ".join([str(error), *notes]).split())
+    text = " ".join("; ".join([str(error).rstrip("."), *notes]).split())
     if type(error) is not Exception and not isinstance(error, OSError | ValueError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     text = text or type(error).__name__

@@ -97,11 +97,9 @@ def _kind_of_hdf5(path: Path) -> Kind:
             return _kind_of_groups(path, file)
     except OSError as error:
         text = str(error)
-        if "lock" in text:
-            why = "is open for writing in another program, or locked"
-        else:
-            why = "is damaged or cut short"
-        help_ = "close that program" if "lock" in text else "copy or download it again"
+        why, help_ = "is damaged or cut short", "copy or download it again"
+        if "unable to lock" in text or "already open for write" in text:
+            why, help_ = "is open for writing in another program", "close that program"
         raise ValueError(f"{path} {why}, and cannot be read ({text}); {help_}") from error
 
 
