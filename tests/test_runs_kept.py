@@ -544,6 +544,25 @@ def test_ctrl_c_waits_for_the_model(out: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (out / "model" / "model.safetensors").read_text() == "1"
 
 
+def test_a_disk_that_has_filled_up_costs_what_has_no_room(
+    shell: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, usage = StandInModel.train, folder_module.shutil.disk_usage
+
+    def filling(model: StandInModel, **kwargs: Any) -> Any:
+        monkeypatch.setattr(
+            folder_module.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000)
+        )
+        return train(model, **kwargs)
+
+    monkeypatch.setattr(StandInModel, "train", filling)
+    result = shell(out)
+    assert result.stderr == (
+        "Error: cells_latents.h5ad could not be written: no space is left on the disk.\n"
+    )
+    assert names(out) == ALL - {"cells_latents.h5ad"}
+
+
 def test_nobody_reading_the_output_costs_nothing(
     shell: Any, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse
 from stand_ins import STUDY, StandInModel, small_cells, tree
 
+from pyro_contrastive.report import folder as folder_module
 from pyro_contrastive.report import trial
 from pyro_contrastive.report.folder import claim_folder
 from pyro_contrastive.report.inputs import check_columns
@@ -119,7 +120,7 @@ def test_latents_of_another_fit_are_not_overwritten() -> None:
 
 
 def disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(trial.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
 
 def test_too_little_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +70,8 @@ class FigureSet:
                 (folder / name).write_bytes(png)
             except BaseException:  # rather none than half of it
                 (folder / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.rmdir()  # unless there are others in it
                 raise
 
 

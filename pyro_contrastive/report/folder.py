@@ -65,6 +65,7 @@ class ResultsFolder:
         self.overwrite = overwrite
         self.targets = {"index.html", "scores.csv", "latents.csv", "figures", "model", MANIFEST}
         self.targets.add(f"{name}.h5ad")
+        self.data_bytes = 0  # of the .h5ad file, once that has been tried
         self._keep_staging = self._is_published = False
         self._check(source)
         self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
@@ -90,6 +91,10 @@ class ResultsFolder:
         unfinished = [run.path.name for run in others if not run.may_be_live()]
         return [*former_entries(self.path), *unfinished]
 
+    def free_bytes(self) -> int:
+        """Free space on its disk."""
+        return shutil.disk_usage(self.new).free
+
     def publish(self) -> None:
         """Put this run's files into their place, and delete the former run's.
 
@@ -99,8 +104,10 @@ class ResultsFolder:
             If that cannot be done; every file of the former run is then where it was.
         """
         files = files_below(self.new)
-        with suppress(OSError):  # on a full disk the results are worth more than their list
+        try:
             (self.new / MANIFEST).write_text(manifest_of(files), encoding="utf-8")
+        except OSError:  # on a full disk the results are worth more than their list
+            (self.new / MANIFEST).unlink(missing_ok=True)
         old = self.staging / "old"
         old.mkdir(exist_ok=True)
         moved: list[tuple[Path, Path]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -42,7 +44,7 @@ class _Results:
     seconds: float
     method: Method
     seed: int
-    folder: Path
+    place: ResultsFolder
     latents: dict[str, NDArray[Any]] = field(default_factory=dict)
     scores: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(
@@ -53,6 +55,11 @@ class _Results:
     failures: list[str] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
     interrupted: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where files are made."""
+        return self.place.new
 
     @property
     def condition(self) -> pd.Series:
@@ -123,11 +130,11 @@ def write_results(
     """
     with claimed(out, study) as folder:
         given = (model, adata, study, settings, seconds, method, seed)
-        results = _Results(*given, folder=folder.new)
+        results = _Results(*given, place=folder)
         with suppress(OSError):  # then every stage says so, and the model goes elsewhere
             folder.renew()
         _make_all(results)
-        kept = _hand_over(results, folder)
+        kept = _hand_over(results)
         if results.interrupted:
             raise KeyboardInterrupt(" ".join([*results.failures, kept]))
         if results.failures:
@@ -212,8 +219,9 @@ def _without(key: str, study: Study) -> str:
     return f" (nor {', '.join(names)}, which need it)" if names else ""
 
 
-def _hand_over(results: _Results, folder: ResultsFolder) -> str:
+def _hand_over(results: _Results) -> str:
     """Move what was made to where it belongs; say what is where."""
+    folder = results.place
     made = sorted(p.name for p in folder.new.iterdir()) if folder.new.is_dir() else []
     if not made:
         return f"Nothing was written into {folder.given}."
@@ -264,6 +272,8 @@ def _write_table(results: _Results) -> None:
 def _write_data(results: _Results) -> None:
     adata = results.adata
     adata.obsm.update({f"X_{kind}": latent for kind, latent in results.latents.items()})
+    if results.place.free_bytes() < results.place.data_bytes:  # HDF5 may crash on a full disk
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     adata.write_h5ad(results.folder / f"{results.study.name}.h5ad", compression="gzip")
 
 

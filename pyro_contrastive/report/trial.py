@@ -21,7 +21,7 @@ __all__ = ["check_results_can_be_written"]
 
 _SAMPLE = 256  # cells whose counts are written, to find out how much space all of them take
 _PAGE_BYTES = 8_000_000  # figures and page, with some to spare
-_BYTES_PER_LATENT = 20  # of a cell, as a number in the .h5ad file and as text
+_BYTES_PER_LATENT = 12  # of a cell, at most, in either file: as a number or as text
 
 Write = Callable[[ad.AnnData], int]
 
@@ -57,12 +57,14 @@ def check_results_can_be_written(
     def write(data: ad.AnnData) -> int:
         return _write_and_read(data, path)
 
+    _check_room(folder, _PAGE_BYTES)  # HDF5 may crash where a disk is full
     try:
         model.save(str(folder.new / "model"), overwrite=True)
         size = sum(file.stat().st_size for file in folder.new.rglob("*") if file.is_file())
         rows = np.unique(np.linspace(0, adata.n_obs - 1, _SAMPLE).astype(int))
-        size += _size_of(adata, rows, write) + _PAGE_BYTES
-        size += _BYTES_PER_LATENT * adata.n_obs * n_latents
+        latents = _BYTES_PER_LATENT * adata.n_obs * n_latents
+        folder.data_bytes = _size_of(adata, rows, write) + latents
+        size += folder.data_bytes + latents + _PAGE_BYTES
     except Exception as error:
         if not is_full_disk(error):
             raise
@@ -70,7 +72,11 @@ def check_results_can_be_written(
     finally:
         shutil.rmtree(folder.new, ignore_errors=True)
         folder.renew()
-    free = shutil.disk_usage(folder.new).free
+    _check_room(folder, size)
+
+
+def _check_room(folder: ResultsFolder, size: int) -> None:
+    free = folder.free_bytes()
     if free < size:
         raise OSError(
             f"the results take about {_in_units(size)}, and {_in_units(free)} are free on the disk "
