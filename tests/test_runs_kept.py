@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from pyro_contrastive.cli import app
 from pyro_contrastive.report import folder as folder_module
-from pyro_contrastive.report import pipeline, results
+from pyro_contrastive.report import pipeline, results, stages
 from pyro_contrastive.report.failures import ResultsError
 from pyro_contrastive.report.figures import FigureSet
 from pyro_contrastive.report.folder import ResultsFolder, claim_folder
@@ -86,7 +86,7 @@ def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.function is test_a_former_run_is_replaced_as_a_whole:
         return
     for part, name in DRAWN.items():
-        monkeypatch.setattr(results, f"add_{part}", stub(name))
+        monkeypatch.setattr(stages, f"add_{part}", stub(name))
 
 
 def fail_with(error: BaseException) -> Callable[..., None]:
@@ -106,12 +106,12 @@ WHYS = ["there was not enough memory", "no space is left on the disk", "a b", "K
 # What is replaced by something that fails, what the shell calls it, and what is not there then.
 STAGES = [
     (ad.AnnData, "write_h5ad", "cells_latents.h5ad could not be written", {"cells_latents.h5ad"}),
-    (results, "score_latents", "scores.csv could not be written", {"scores.csv"}),
-    (results, "add_maps", "The maps of the latents could not be made", set()),
-    (results, "add_curves", "The figure of the training could not be made", set()),
-    (results, "add_scores", "The figure of the scores could not be made", set()),
+    (stages, "score_latents", "scores.csv could not be written", {"scores.csv"}),
+    (stages, "add_maps", "The maps of the latents could not be made", set()),
+    (stages, "add_curves", "The figure of the training could not be made", set()),
+    (stages, "add_scores", "The figure of the scores could not be made", set()),
     (FigureSet, "save", "A file in figures/ could not be made", {"figures"}),
-    (results, "write_report", "The page index.html could not be written", {"index.html"}),
+    (stages, "write_report", "The page index.html could not be written", {"index.html"}),
 ]
 
 
@@ -516,7 +516,7 @@ def test_a_folder_deleted_during_the_training_is_made_again(
 def test_ctrl_c_while_results_are_written_keeps_those_that_are(
     shell: Any, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "add_maps", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr(stages, "add_maps", fail_with(KeyboardInterrupt()))
     result = shell(out)
     assert result.exit_code == 130
     assert result.stderr.startswith("Error: Interrupted; not made: The maps of the latents, ")
