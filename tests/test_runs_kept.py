@@ -544,6 +544,15 @@ def test_ctrl_c_waits_for_the_model(out: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (out / "model" / "model.safetensors").read_text() == "1"
 
 
+def test_ctrl_c_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as by nohup
+    try:
+        with folder_module.interrupts_wait():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_disk_that_has_filled_up_costs_what_has_no_room(
     shell: Any, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

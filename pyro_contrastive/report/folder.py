@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from uuid import uuid4
 
 from pyro_contrastive.report.former_run import (
@@ -233,17 +234,19 @@ def claim_folder(
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
     """Let Ctrl-C wait until something short is whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(before):  # signals reach the main thread only, or are ignored
+        yield
         return
-    noted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: noted.append(number))
+    noted: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        signal.signal(signal.SIGINT, before)
     if noted:
-        raise KeyboardInterrupt
+        before(*noted[0])
 
 
 def _move(origin: Path, place: Path, moved: list[tuple[Path, Path]]) -> None:
