@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +56,11 @@ OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Epochs at most.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Write into a folder that is not empty, and replace what a former run left there.",
+    ),
 ]
 PresetOption = Annotated[
     str,
@@ -98,10 +102,19 @@ EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latent
 
 @contextmanager
 def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
-    """Turn the user's mistakes into one line on standard error and exit code 2.
+    """Turn the user's mistakes into one line on standard error and exit code 2."""
+    try:
+        with _plain_warnings():
+            yield
+    except mistakes as error:
+        text = str(error)
+        _say_error(text)
+        raise typer.Exit(2) from error
 
-    Warnings that are meant for the user become one line too, without a place in our code.
-    """
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings that are meant for the user on one line, without a place in our code."""
     show = warnings.showwarning
 
     def show_plainly(
@@ -117,14 +130,32 @@ def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
         else:
             show(message, category, filename, lineno, file, line)
 
+    with warnings.catch_warnings():
+        warnings.showwarning = show_plainly
+        yield
+
+
+@contextmanager
+def _what_failed() -> Iterator[None]:
+    """Say on one line each which results could not be made, and where the others are."""
+    from pyro_contrastive.report.failures import ResultsError  # noqa: PLC0415
+
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show_plainly
+        with _plain_warnings():
             yield
-    except mistakes as error:
-        text = str(error)
-        typer.echo("Error: " + " ".join(text.split()), err=True)
-        raise typer.Exit(2) from error
+    except ResultsError as error:
+        for failure in error.failures:
+            _say_error(failure)
+        with suppress(OSError, ValueError):  # nobody reads standard output any more
+            typer.echo(error.kept)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        _say_error(str(error) or "Interrupted.")
+        raise typer.Exit(130) from error  # as shells expect it after Ctrl-C
+
+
+def _say_error(text: str) -> None:
+    typer.echo("Error: " + " ".join(text.split()), err=True)
 
 
 def _print_version(wanted: bool) -> None:
@@ -147,8 +178,8 @@ def main(
     """Contrastive analysis of single-cell counts: what is shared and what the treatment did."""
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def _demo(
     out: OutOption = Path("demo_output"),
     max_epochs: EpochsOption = None,
     seed: SeedOption = 0,
@@ -156,20 +187,30 @@ def demo(
     embedding: EmbeddingOption = Embedding.tsne,
 ) -> None:
     """Fit the bundled interferon data and explain the result on a web page."""
-    with _one_line(OSError, ValueError):
-        _check_embedding(embedding)
-        from pyro_contrastive.report.inputs import prepare_folder  # noqa: PLC0415
+    with ExitStack() as stack:
+        with _one_line(OSError, ValueError):
+            _check_embedding(embedding)
+            from pyro_contrastive.report.folder import claim_folder  # noqa: PLC0415
 
-        prepare_folder(out, overwrite=overwrite)
-    from pyro_contrastive.report.demo import run_demo  # noqa: PLC0415
+            folder = stack.enter_context(claim_folder(out, "kang", overwrite=overwrite))
+            from pyro_contrastive.report import demo, pipeline  # noqa: PLC0415
 
-    run_demo(out, max_epochs=max_epochs, seed=seed, overwrite=overwrite, method=embedding.value)
+            settings = demo.demo_settings(max_epochs)
+            cells, study = demo.demo_cells()
+            model = pipeline.prepare_model(cells, folder, study, settings, seed=seed)
+        with _what_failed():
+            pipeline.run_study(
+                model, cells, folder, study, settings, method=embedding.value, seed=seed
+            )
 
 
 @app.command()
 def fit(
     counts: Annotated[
-        Path, typer.Argument(help="Raw counts (or what --likelihood takes) as an .h5ad file.")
+        Path,
+        typer.Argument(
+            help="Raw counts (or what --likelihood takes) as an .h5ad file or a zarr store."
+        ),
     ],
     condition_key: Annotated[str, typer.Option(help="Column of obs with the condition.")],
     background: Annotated[str, typer.Option(help="Its value for untreated (background) cells.")],
@@ -205,46 +246,54 @@ def fit(
     --preset none is the plain model of the reference, which
     ContrastiveVI(adata) and train() are in Python.
     """
-    with _one_line(OSError, ValueError):  # all that may be refused, before any work is lost
-        _check_embedding(embedding)
-        from pyro_contrastive.report import inputs  # noqa: PLC0415
-        from pyro_contrastive.report import study as studies  # noqa: PLC0415
+    with ExitStack() as stack:
+        with _one_line(OSError, ValueError):  # all that may be refused, before any work is lost
+            _check_embedding(embedding)
+            from pyro_contrastive.report import file_kinds, inputs  # noqa: PLC0415
+            from pyro_contrastive.report import folder as folders  # noqa: PLC0415
+            from pyro_contrastive.report import study as studies  # noqa: PLC0415
 
-        member = studies.known_preset(preset)
-        study = studies.study_of_file(
-            counts,
-            condition_key=condition_key,
-            background=background,
-            label_key=label_key,
-            batch_key=batch_key,
-            layer=layer,
-            categorical_covariates=tuple(categorical_covariate or ()),
-            continuous_covariates=tuple(continuous_covariate or ()),
-            size_factor_key=size_factor,
-        )
-        cells = inputs.read_counts(counts)
-        inputs.check_columns(cells, study)
-        folder = inputs.prepare_folder(out, overwrite=overwrite)
-        from pyro_contrastive.report import pipeline  # noqa: PLC0415
+            member = studies.known_preset(preset)
+            study = studies.study_of_file(
+                counts,
+                condition_key=condition_key,
+                background=background,
+                label_key=label_key,
+                batch_key=batch_key,
+                layer=layer,
+                categorical_covariates=tuple(categorical_covariate or ()),
+                continuous_covariates=tuple(continuous_covariate or ()),
+                size_factor_key=size_factor,
+            )
+            claim = folders.claim_folder(out, study.name, overwrite=overwrite, source=counts)
+            folder = stack.enter_context(claim)
+            cells = inputs.read_counts(counts)
+            inputs.check_columns(cells, study)
+            from pyro_contrastive.report import pipeline  # noqa: PLC0415
 
-        distribution = studies.chosen_likelihood(likelihood, member)
-        pipeline.register(cells, study, distribution)
-        latents = {
-            "n_background_latent": n_background_latent,
-            "n_salient_latent": n_salient_latent,
-        }
-        train = {
-            "schedule": studies.chosen_schedule(schedule, member),
-            "max_epochs": max_epochs,
-            "batch_size": batch_size,
-            "train_size": TRAIN_SIZE,
-            "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
-        }
-        settings = studies.FitSettings(
-            preset=member, model={**latents, "likelihood": distribution}, train=train
-        )
-        model = pipeline.make_model(cells, settings, seed=seed)  # refuses what does not fit
-    pipeline.run_study(model, cells, folder, study, settings, method=embedding.value, seed=seed)
+            distribution = studies.chosen_likelihood(likelihood, member)
+            pipeline.register(cells, study, distribution)
+            latents = {
+                "n_background_latent": n_background_latent,
+                "n_salient_latent": n_salient_latent,
+            }
+            train = {
+                "schedule": studies.chosen_schedule(schedule, member),
+                "max_epochs": max_epochs,
+                "batch_size": batch_size,
+                "train_size": TRAIN_SIZE,
+                "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
+            }
+            settings = studies.FitSettings(
+                preset=member, model={**latents, "likelihood": distribution}, train=train
+            )
+            model = pipeline.prepare_model(cells, folder, study, settings, seed=seed)
+        if (kind := file_kinds.kind_of(counts)) is not file_kinds.Kind.h5ad:
+            typer.echo(f"{counts} was read as a {kind.value}.", err=True)
+        with _what_failed():
+            pipeline.run_study(
+                model, cells, folder, study, settings, method=embedding.value, seed=seed
+            )
 
 
 def _check_embedding(embedding: Embedding) -> None:

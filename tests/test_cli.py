@@ -80,7 +80,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(pipeline, "register", register)
     monkeypatch.setattr(demo_module, "register", register)
     monkeypatch.setattr(pipeline, "make_model", make_model)
-    monkeypatch.setattr(demo_module, "make_model", make_model)
     return noted
 
 

@@ -25,10 +25,9 @@ from pyro_contrastive.report import ReportFigure, ReportTable, write_report
 from pyro_contrastive.report.demo import DEMO_STUDY, run_demo
 from pyro_contrastive.report.figures import draw_figures
 from pyro_contrastive.report.html import _format_cell, installed_versions
-from pyro_contrastive.report.inputs import prepare_folder
-from pyro_contrastive.report.pipeline import training_facts, write_results
+from pyro_contrastive.report.results import write_results
 from pyro_contrastive.report.study import FitSettings, Study
-from pyro_contrastive.report.summary import print_summary, training_in_words
+from pyro_contrastive.report.summary import print_summary, training_facts, training_in_words
 from pyro_contrastive.report.tables import cell_counts, response_table
 from pyro_contrastive.training.history import FitResult
 
@@ -207,7 +206,8 @@ def test_page_shows_counts_scores_training_and_settings(results: Results) -> Non
 
 def test_every_listed_file_is_there_and_nothing_else(results: Results) -> None:
     out, *_ = results
-    listed = {"index.html", "mine.h5ad", "model", "scores.csv", "figures"}
+    listed = {"index.html", "mine.h5ad", "latents.csv", "model", "scores.csv", "figures"}
+    listed.add("manifest.json")
     assert {path.name for path in out.iterdir()} == listed
     assert {path.name for path in (out / "figures").iterdir()} == {
         "latents.png",
@@ -429,17 +429,6 @@ def test_how_the_training_ended_in_words(
     result: FitResult, history: dict[str, pd.DataFrame], said: str
 ) -> None:
     assert said in training_in_words(result, history)
-
-
-def test_folder_with_content_is_refused_unless_overwriting(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match="is not empty"):
-        prepare_folder(tmp_path, overwrite=False)
-    assert prepare_folder(tmp_path, overwrite=True) == tmp_path
-    assert (tmp_path / "mine.txt").read_text() == "keep me"
-    with pytest.raises(NotADirectoryError, match=r"mine\.txt is a file"):
-        prepare_folder(tmp_path / "mine.txt", overwrite=True)
-    assert prepare_folder(tmp_path / "a" / "b", overwrite=False).is_dir()
 
 
 def test_demo_refuses_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from anndata import AnnData
 
 from pyro_contrastive.data.bundled import load_kang
 from pyro_contrastive.report.figures import Method
-from pyro_contrastive.report.inputs import prepare_folder
-from pyro_contrastive.report.pipeline import make_model, register, run_study
+from pyro_contrastive.report.folder import claim_folder
+from pyro_contrastive.report.pipeline import prepare_model, register, run_study
 from pyro_contrastive.report.study import FitSettings, Study
 
-__all__ = ["DEMO_SETTINGS", "DEMO_STUDY", "run_demo"]
+__all__ = ["DEMO_SETTINGS", "DEMO_STUDY", "demo_cells", "demo_settings", "run_demo"]
 
 # The one place for the demo's model and training settings.
 DEMO_SETTINGS = FitSettings(
@@ -49,13 +50,15 @@ def run_demo(
     Parameters
     ----------
     out
-        Folder for ``index.html``, ``kang.h5ad``, ``model/``, ``scores.csv`` and ``figures/``.
+        Folder for ``index.html``, ``kang.h5ad``, ``latents.csv``, ``model/``, ``scores.csv`` and
+        ``figures/``.
     max_epochs
         Epochs at most. Default: as in `settings`.
     seed
         Seed of everything random. Default 0.
     overwrite
-        Whether `out` may hold something already; files of the same name are replaced.
+        Whether `out` may hold something already; a former run's files are replaced, when the new
+        ones are complete.
     method
         How to map the latents to two dimensions: "tsne" (default), "umap" or "pca".
     settings
@@ -69,15 +72,30 @@ def run_demo(
     Raises
     ------
     FileExistsError
-        If `out` holds something and `overwrite` is false; nothing has been done then.
+        If `out` holds something and `overwrite` is false, or something of the user's own where
+        results would go; nothing has been done then.
     NotADirectoryError
         If `out` is a file.
+    pyro_contrastive.report.failures.ResultsError
+        If something could not be made after the training; everything else is there.
     """
-    folder = prepare_folder(out, overwrite=overwrite)
+    with claim_folder(out, DEMO_STUDY.name, overwrite=overwrite) as folder:
+        cells, study = demo_cells()
+        settings = demo_settings(max_epochs, settings)
+        model = prepare_model(cells, folder, study, settings, seed=seed)
+        return run_study(model, cells, folder, study, settings, method=method, seed=seed)
+
+
+def demo_cells() -> tuple[AnnData, Study]:
+    """Read the bundled cells and register them; returns what is compared with what as well."""
     cells = load_kang()
-    if max_epochs is not None:
-        settings = replace(settings, train={**settings.train, "max_epochs": max_epochs})
     study = replace(DEMO_STUDY, source=str(cells.uns["source"]))
     register(cells, study)
-    model = make_model(cells, settings, seed=seed)
-    return run_study(model, cells, folder, study, settings, method=method, seed=seed)
+    return cells, study
+
+
+def demo_settings(max_epochs: int | None, settings: FitSettings = DEMO_SETTINGS) -> FitSettings:
+    """Return the settings of the demo, with that many epochs at most if a number is given."""
+    if max_epochs is None:
+        return settings
+    return replace(settings, train={**settings.train, "max_epochs": max_epochs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from pyro_contrastive.plotting.categories import legend_width
 from pyro_contrastive.plotting.scores import two_decimals
 from pyro_contrastive.report.html import ReportFigure, figure_png
 
-__all__ = ["FigureSet", "draw_figures"]
+__all__ = ["FigureSet", "add_curves", "add_maps", "add_scores", "draw_figures"]
 
 Method = Literal["tsne", "umap", "pca"]
 
@@ -65,7 +66,13 @@ class FigureSet:
         """Write all PNG files into `folder`, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, png in self.files.items():
-            (folder / name).write_bytes(png)
+            try:
+                (folder / name).write_bytes(png)
+            except BaseException:  # rather none than half of it
+                (folder / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.rmdir()  # unless there are others in it
+                raise
 
 
 def draw_figures(
@@ -105,20 +112,33 @@ def draw_figures(
     FigureSet
         One map per latent and colouring, a panel of them all, the curves and the scores.
     """
+    figures = FigureSet()
+    add_maps(figures, latents, colorings, background=background, method=method, seed=seed)
+    add_curves(figures, history)
+    add_scores(figures, scores)
+    return figures
+
+
+def add_maps(
+    figures: FigureSet,
+    latents: Mapping[str, NDArray[Any]],
+    colorings: Mapping[str, pd.Series],
+    *,
+    background: str | None = None,
+    method: Method = "tsne",
+    seed: int = 0,
+) -> None:
+    """Add a map for each latent and colouring, and a panel of them all, as in `draw_figures`."""
     shown = _shown_cells(len(colorings["condition"]), seed)
     maps = {name: embed_2d(latents[name][shown], method, seed=seed) for name in latents}
     colors = {name: values.iloc[shown] for name, values in colorings.items()}
     # Of very many cells, those shown may by chance have none of the background.
     is_there = background in set(colors["condition"].astype(str))
     grey = {"condition": background if is_there else None}
-    figures = FigureSet()
-    figures.files["latents.png"] = figure_png(_panel(maps, colors, grey, _AXIS_NAMES[method]))
     for of, values in colors.items():
         for latent, coords in maps.items():
             _add_map(figures, latent, of, coords, values, grey.get(of), _AXIS_NAMES[method])
-    _add_curves(figures, history)
-    _add_scores(figures, scores)
-    return figures
+    figures.files["latents.png"] = figure_png(_panel(maps, colors, grey, _AXIS_NAMES[method]))
 
 
 def _add_map(
@@ -152,7 +172,8 @@ def _add_map(
     )
 
 
-def _add_curves(figures: FigureSet, history: Mapping[str, pd.DataFrame]) -> None:
+def add_curves(figures: FigureSet, history: Mapping[str, pd.DataFrame]) -> None:
+    """Add the training curves."""
     figure = _blank(6.2, 3.7)
     plot_history(history, ax=figure.subplots())
     figures.add(
@@ -167,7 +188,8 @@ def _add_curves(figures: FigureSet, history: Mapping[str, pd.DataFrame]) -> None
     )
 
 
-def _add_scores(figures: FigureSet, scores: pd.DataFrame) -> None:
+def add_scores(figures: FigureSet, scores: pd.DataFrame) -> None:
+    """Add the dot plot of the scores."""
     figure = _blank(6.2, 0.9 + 0.42 * len(scores))
     plot_scores(scores, ax=figure.subplots())
     values = "; ".join(

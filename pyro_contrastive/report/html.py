@@ -151,6 +151,7 @@ def write_report(
     file_list: Mapping[str, str] | None = None,
     loading_code: str = "",
     versions: Mapping[str, str] | None = None,
+    not_made: Sequence[str] = (),
 ) -> Path:
     """Write a page that shows and explains the results of one fit.
 
@@ -167,7 +168,8 @@ def write_report(
     n_genes
         Number of genes fitted.
     scores
-        Table of :func:`pyro_contrastive.analysis.separation.score_latents`.
+        Table of :func:`pyro_contrastive.analysis.separation.score_latents`; sections on scores are
+        left out if it has no rows.
     latent_figures
         Maps of the latents, shown two abreast.
     training
@@ -188,6 +190,8 @@ def write_report(
         Python that loads the results. Default: left out.
     versions
         Versions by package. Default: :func:`installed_versions`.
+    not_made
+        Sentences on results that could not be made, shown at the top. Default: none.
 
     Returns
     -------
@@ -225,8 +229,10 @@ def write_report(
         file_list=file_list or {},
         loading_code=loading_code,
         versions=installed_versions() if versions is None else versions,
+        not_made=not_made,
     )
-    Path(path).write_text(html, encoding="utf-8")
+    # A file name may have bytes that are no text, which UTF-8 cannot write.
+    Path(path).write_text(html, encoding="utf-8", errors="replace")
     return Path(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import anndata as ad
@@ -9,54 +10,22 @@ import pandas as pd
 
 from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.advice import listed, where_to_look
-from pyro_contrastive.report.study import Study
+from pyro_contrastive.report.failures import in_words
+from pyro_contrastive.report.file_kinds import Kind, kind_of
+from pyro_contrastive.report.study import LATENTS, Study
 
-__all__ = ["can_hold_out", "check_columns", "prepare_folder", "read_counts"]
+__all__ = ["can_hold_out", "check_columns", "read_counts"]
 
 _FEWEST_CELLS = 20
 
 
-def prepare_folder(out: str | Path, *, overwrite: bool) -> Path:
-    """Make the folder for the results, or refuse to.
-
-    Parameters
-    ----------
-    out
-        The folder.
-    overwrite
-        Whether a folder that holds something may be written into. Files of the same name are
-        replaced; nothing is deleted.
-
-    Returns
-    -------
-    pathlib.Path
-        The folder, which exists.
-
-    Raises
-    ------
-    FileExistsError
-        If it holds something and `overwrite` is false.
-    NotADirectoryError
-        If it is a file.
-    """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; the results need a folder")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"folder {folder} is not empty; name another one, or allow overwriting (--overwrite)"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def read_counts(path: str | Path) -> ad.AnnData:
-    """Read an ``.h5ad`` file.
+    """Read an ``.h5ad`` file, a zarr store, or, with scanpy, a 10x ``.h5`` file.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or the folder that is a zarr store.
 
     Returns
     -------
@@ -68,15 +37,55 @@ def read_counts(path: str | Path) -> ad.AnnData:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is not an ``.h5ad`` file.
+        If it is damaged, or of another kind; the message says of which, and how to turn it into an
+        ``.h5ad`` file.
+    OSError
+        If it may not be read.
     """
     file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
+    kind = kind_of(file)
+    if kind in (Kind.tenx, Kind.cellbender) and find_spec("scanpy") is None:
+        raise ValueError(
+            f"{file} is a {kind.value}, which scanpy reads: pip install "
+            "'pyro-contrastive[scanpy]'. It has no column of conditions: read it in Python, "
+            f'adata = scanpy.read_10x_h5("{file}"), add the column, and save: '
+            'adata.write_h5ad("counts.h5ad")'
+        )
     try:
-        return ad.read_h5ad(file)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read as an .h5ad file") from error
+        return _READERS[kind](file)
+    except MemoryError as error:
+        raise ValueError(f"there is not enough memory to read {file}") from error
+    except Exception as error:  # whatever is in a damaged file may be raised
+        raise ValueError(
+            f"{file} cannot be read as {_article(kind)}; it is damaged, or of a version that the "
+            f"installed packages do not know ({in_words(error)})"
+        ) from error
+
+
+def _read_h5ad(file: Path) -> ad.AnnData:
+    return ad.read_h5ad(file)
+
+
+def _read_zarr(file: Path) -> ad.AnnData:
+    return ad.read_zarr(file)
+
+
+def _read_tenx(file: Path) -> ad.AnnData:
+    import scanpy  # noqa: PLC0415 -- an extra
+
+    return scanpy.read_10x_h5(file)
+
+
+_READERS = {
+    Kind.h5ad: _read_h5ad,
+    Kind.zarr: _read_zarr,
+    Kind.tenx: _read_tenx,
+    Kind.cellbender: _read_tenx,
+}
+
+
+def _article(kind: Kind) -> str:
+    return f"{'an' if kind is Kind.h5ad else 'a'} {kind.value}"
 
 
 def check_columns(adata: ad.AnnData, study: Study) -> None:
@@ -110,6 +119,13 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
         raise ValueError(f"the file has no X. {where_to_look(adata)}")
     if adata.n_obs < _FEWEST_CELLS:
         raise ValueError(f"{adata.n_obs} cells are too few; {_FEWEST_CELLS} are the least")
+    there = [name for kind in LATENTS if (name := f"X_{kind}") in adata.obsm]
+    if there:
+        raise ValueError(
+            f"the file has {listed(there)} in obsm already, as after another fit, where this one "
+            f"would write its own: rename or delete it in Python, del adata.obsm[{there[0]!r}], "
+            'and save the data: adata.write_h5ad("counts.h5ad")'
+        )
     _check_values(adata.obs[study.condition_key].astype(str), study)
     if study.label_key is not None:
         _check_labels(adata.obs, study.label_key, study)
@@ -130,6 +146,11 @@ def can_hold_out(adata: ad.AnnData, study: Study, share: float) -> bool:
 
 
 def _check_column(obs: pd.DataFrame, role: str, key: str) -> None:
+    if not len(obs.columns):  # as of a 10x file, which has counts alone
+        raise ValueError(
+            f"{role} column {key!r} is not in obs, which has no columns: add it in Python, "
+            f'adata.obs[{key!r}] = ..., and save: adata.write_h5ad("counts.h5ad")'
+        )
     if key not in obs:
         raise ValueError(f"{role} column {key!r} is not in obs; there are: {listed(obs)}")
     if obs[key].isna().any():

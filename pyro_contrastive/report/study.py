@@ -23,6 +23,7 @@ from pyro_contrastive.likelihoods import (
 )
 
 __all__ = [
+    "LATENTS",
     "FitSettings",
     "FittedModel",
     "Study",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 Kind = Literal["background", "salient"]
+LATENTS: tuple[Kind, Kind] = ("background", "salient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def study_of_file(
     Parameters
     ----------
     file
-        Names the results.
+        Names the results; an ``.h5ad`` file, a zarr store or another that is read.
     condition_key, background, label_key, **columns
         As in :class:`Study`.
     """

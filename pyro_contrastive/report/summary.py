@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pyro_contrastive.training.history import FitResult
 
-__all__ = ["print_summary", "print_training", "training_in_words"]
+__all__ = ["print_summary", "print_training", "training_facts", "training_in_words"]
 
 _COLORS = {"background": "blue", "salient": "dark_orange"}
 
@@ -84,3 +84,32 @@ def print_summary(
     console.print(f"\nTrained in {seconds:.0f} s. Open this page in a browser:")
     # One unbroken line: a path that is wrapped cannot be copied.
     console.print(f"[bold]{escape(str((folder / 'index.html').resolve()))}[/]", soft_wrap=True)
+
+
+def training_facts(history: Mapping[str, pd.DataFrame], seconds: float) -> dict[str, str]:
+    """Sum up a training in words.
+
+    Parameters
+    ----------
+    history
+        Training history; ``"elbo_train"`` and ``"elbo_validation"`` are used where present.
+    seconds
+        Wall time.
+
+    Returns
+    -------
+    dict of str to str
+        Epochs, wall time, and the best held-out and last training negative ELBO.
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    wall_time = f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    facts = {"epochs": "not recorded", "wall time": wall_time}
+    curves = {name: history[name].iloc[:, 0].dropna() for name in history if len(history[name])}
+    if "elbo_validation" in curves:
+        held_out = curves["elbo_validation"]
+        facts["best held-out negative ELBO"] = f"{held_out.min():,.1f} nats per pair"
+        facts["reached at epoch (counted from 0)"] = str(held_out.idxmin())
+    if "elbo_train" in curves:
+        facts["epochs"] = str(len(curves["elbo_train"]))
+        facts["last training negative ELBO"] = f"{curves['elbo_train'].iloc[-1]:,.1f} nats per pair"
+    return facts

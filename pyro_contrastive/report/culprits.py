@@ -1,0 +1,208 @@
+"""Which element of an AnnData cannot be written to a file, and which line of Python mends it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from pyro_contrastive.report.failures import in_words
+
+__all__ = ["made_quietly", "what_is_wrong", "zeros"]
+
+Write = Callable[[ad.AnnData], object]
+Place = Callable[[Any], ad.AnnData]
+_NEW_NAME = "NEW_NAME"
+
+
+@dataclass(frozen=True)
+class _Element:
+    """One element of the data, on its own.
+
+    Parameters
+    ----------
+    label
+        What it is called in Python, after ``adata.``.
+    make
+        Makes an AnnData that has this element alone.
+    mends
+        Lines of Python that may mend it, each with what makes the AnnData that has it mended. The
+        last resort, to be given without a trial, is `drop`.
+    drop
+        The line that deletes it.
+    """
+
+    label: str
+    make: Callable[[], ad.AnnData]
+    mends: tuple[tuple[str, Callable[[], ad.AnnData]], ...]
+    drop: str
+
+
+def what_is_wrong(adata: ad.AnnData, rows: np.ndarray, write: Write, error: BaseException) -> str:
+    """Name the element that cannot be written, by writing each on its own.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    rows
+        Cells whose counts are written.
+    write
+        Writes data, or raises.
+    error
+        What was raised when all were written.
+    """
+    for element in _elements(adata, rows):
+        why = _why_not(element.make, write)
+        if why is None:
+            continue
+        mends = [line for line, make in element.mends if _why_not(make, write) is None]
+        mend = mends[0] if mends else element.drop
+        return (
+            f"adata.{element.label} cannot be written to an .h5ad file and read again ({why}). "
+            f'Mend it in Python, {mend}, and save the data: adata.write_h5ad("mended.h5ad")'
+        )
+    return f"the data cannot be written to an .h5ad file and read again ({in_words(error)})"
+
+
+def _why_not(make: Callable[[], ad.AnnData], write: Write) -> str | None:
+    try:
+        write(make())
+    except Exception as error:  # whatever anndata, h5py and pandas may raise
+        return in_words(error)
+    return None
+
+
+def made_quietly(*args: Any, **parts: Any) -> ad.AnnData:
+    """Make an AnnData without the warnings of its parts, which reading has shown already."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ad.AnnData(*args, **parts)
+
+
+def zeros(n_cells: int, n_genes: int) -> sparse.csr_matrix:
+    """Make counts that take no space."""
+    return sparse.csr_matrix((n_cells, n_genes), dtype=np.float32)
+
+
+def _elements(adata: ad.AnnData, rows: np.ndarray) -> Iterator[_Element]:
+    cells, genes = pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=adata.var_names)
+
+    def in_raw(frame: pd.DataFrame) -> ad.AnnData:
+        data = made_quietly(obs=cells)
+        data.raw = made_quietly(zeros(adata.n_obs, len(frame)), obs=cells, var=frame)
+        return data
+
+    yield from _of_frame("obs", adata.obs, lambda frame: made_quietly(obs=frame))
+    yield from _of_frame("var", adata.var, lambda frame: made_quietly(var=frame))
+    if adata.raw is not None:
+        yield from _of_frame("raw.var", adata.raw.var, in_raw)
+        for key in adata.raw.varm:
+            yield _of_raw_varm(adata, key)
+    for name in ("obsm", "varm", "obsp", "varp"):
+        for key, value in getattr(adata, name).items():
+            yield _of_mapping(name, key, value, {"obs": cells, "var": genes})
+    some = pd.DataFrame(index=adata.obs_names[rows])
+    for key, value in adata.layers.items():
+        yield _of_mapping("layers", key, value[rows], {"obs": some, "var": genes})
+    yield from _of_uns(adata.uns, ())
+    if adata.X is not None:
+        yield _of_counts("X", lambda: made_quietly(adata.X[rows], obs=some, var=genes))
+
+
+def _of_frame(name: str, frame: pd.DataFrame, place: Place) -> Iterator[_Element]:
+    index = f"{name}.index"
+    yield _Element(
+        index,
+        lambda: place(frame.iloc[:, :0].copy()),
+        ((f"adata.{index}.name = None", lambda: place(_unnamed(frame.iloc[:, :0]))),),
+        f"adata.{index} = adata.{index}.astype(str)",
+    )
+    for at, key in enumerate(frame.columns):
+        column = frame.iloc[:, [at]]
+        here = f"adata.{name}[{key!r}]"
+
+        def make(column: pd.DataFrame = column) -> ad.AnnData:
+            return place(column.copy())
+
+        def renamed(column: pd.DataFrame = column) -> ad.AnnData:
+            return place(column.set_axis([_NEW_NAME], axis=1))
+
+        def as_text(column: pd.DataFrame = column) -> ad.AnnData:
+            return place(column.astype(str))
+
+        rename = f"adata.{name}.rename(columns={{{key!r}: {_NEW_NAME!r}}}, inplace=True)"
+        mends = ((rename, renamed), (f"{here} = {here}.astype(str)", as_text))
+        yield _Element(f"{name}[{key!r}]", make, mends, f"del {here}")
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        yield _Element(
+            f"{name}[{twice!r}], a name of several columns,",
+            lambda: place(frame.loc[:, frame.columns == twice].copy()),
+            (),
+            f"adata.{name} = adata.{name}.loc[:, ~adata.{name}.columns.duplicated()]",
+        )
+
+
+def _unnamed(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.rename_axis(index=None)
+
+
+def _of_mapping(name: str, key: Any, value: Any, frames: Mapping[str, Any]) -> _Element:
+    def make(key: Any = key) -> ad.AnnData:
+        return made_quietly(**frames, **{name: {key: value}})
+
+    here = f"adata.{name}"
+    rename = f"{here}[{_NEW_NAME!r}] = {here}.pop({key!r})"
+    mends = ((rename, lambda: make(_NEW_NAME)),)
+    return _Element(f"{name}[{key!r}]", make, mends, f"del {here}[{key!r}]")
+
+
+def _of_raw_varm(adata: ad.AnnData, key: Any) -> _Element:
+    raw = adata.raw
+
+    def make(key: Any = key, value: Any = raw.varm[key]) -> ad.AnnData:
+        data = made_quietly(obs=pd.DataFrame(index=adata.obs_names))
+        genes = pd.DataFrame(index=raw.var_names)
+        counts = zeros(adata.n_obs, raw.n_vars)
+        data.raw = made_quietly(counts, obs=data.obs, var=genes, varm={key: value})
+        return data
+
+    here = "adata.raw.varm"
+    rename = f"{here}[{_NEW_NAME!r}] = {here}.pop({key!r})"
+    return _Element(
+        f"raw.varm[{key!r}]", make, ((rename, lambda: make(_NEW_NAME)),), f"del {here}[{key!r}]"
+    )
+
+
+def _of_uns(value: Mapping[Any, Any], path: tuple[Any, ...]) -> Iterator[_Element]:
+    """Elements of ``uns``: the entries of inner mappings before those that hold them."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _of_uns(inner, (*path, key))
+
+        def make(inner: Any = inner, key: Any = key) -> ad.AnnData:
+            held = {key: {} if isinstance(inner, Mapping) else inner}
+            for outer in reversed(path):
+                held = {outer: held}
+            return made_quietly(uns=held)
+
+        def renamed(make: Callable[..., ad.AnnData] = make) -> ad.AnnData:
+            return make(key=_NEW_NAME)
+
+        where = "".join(f"[{outer!r}]" for outer in path)
+        here = f"adata.uns{where}"
+        rename = f"{here}[{_NEW_NAME!r}] = {here}.pop({key!r})"
+        label = f"uns{where}[{key!r}]"
+        yield _Element(label, make, ((rename, renamed),), f"del adata.{label}")
+
+
+def _of_counts(name: str, make: Callable[[], ad.AnnData]) -> _Element:
+    line = f'adata.{name} = scipy.sparse.csr_matrix(adata.{name}, dtype="float32")'
+    return _Element(name, make, (), line)

@@ -1,0 +1,62 @@
+"""What could not be made, in words for the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+__all__ = ["KeptElsewhere", "ResultsError", "in_words", "is_full_disk"]
+
+_MOST_CHARACTERS = 300
+
+
+class ResultsError(RuntimeError):
+    """Some results of a fit could not be made; the others are there.
+
+    Parameters
+    ----------
+    failures
+        What could not be made and why, a sentence each.
+    kept
+        What there is, and where.
+    """
+
+    def __init__(self, failures: Sequence[str], kept: str) -> None:
+        super().__init__(" ".join([*failures, kept]))
+        self.failures = list(failures)
+        self.kept = kept
+
+
+class KeptElsewhere(Exception):  # noqa: N818 -- says what has happened
+    """Something could not be written where it belongs, and is in another place."""
+
+
+def in_words(error: BaseException) -> str:
+    """Say on one line what an exception says, even if that is nothing but its kind."""
+    if isinstance(error, KeptElsewhere):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "there was not enough memory"
+    if is_full_disk(error):
+        return "no space is left on the disk"
+    notes = getattr(error, "__notes__", [])  # anndata says there which element it was
+    text = " ".join("; ".join([str(error).rstrip("."), *notes]).split())
+    if type(error) is not Exception and not isinstance(error, OSError | ValueError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = text or type(error).__name__
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Tell whether an exception means that a disk or a quota is full."""
+    signs = ("No space left on device", "Disk quota exceeded", "errno = 28", "errno = 122")
+    return any(sign in str(each) for each in _chain(error) for sign in signs)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exception and those that it was raised from."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__

@@ -1,0 +1,292 @@
+"""The folder for the results: claimed before any work, and changed in one go at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from uuid import uuid4
+
+from pyro_contrastive.report.former_run import (
+    MANIFEST,
+    files_below,
+    former_entries,
+    is_litter,
+    manifest_of,
+)
+
+__all__ = ["ResultsFolder", "claim_folder", "interrupts_wait"]
+
+_UNFINISHED = re.compile(r"\.unfinished-(?:(?P<host>.+)-)?(?P<pid>\d+)-\w+")
+_claimed: set[str] = set()  # names of the staging folders of this process that are in use
+
+
+class ResultsFolder:
+    """A folder that one run has claimed.
+
+    Files are made in :attr:`new`, a folder within it. :meth:`publish` moves the entries of the
+    former run out of the way and those of this one into their place, or leaves everything as it
+    was.
+
+    Parameters
+    ----------
+    out
+        The folder; made, with its parents, if it is not there.
+    name
+        Stem of the ``.h5ad`` file that is going to be written.
+    overwrite
+        Whether a former run's files in it may be replaced.
+    source
+        The file that is read, which must not be deleted. Default: none.
+
+    Raises
+    ------
+    FileExistsError
+        If it holds something and `overwrite` is not set, or something of the user's own where
+        results would go, or if another run is writing into it.
+    NotADirectoryError
+        If it is a file.
+    OSError
+        If it cannot be written into.
+    """
+
+    def __init__(
+        self, out: str | Path, name: str, *, overwrite: bool, source: Path | None = None
+    ) -> None:
+        self.given = Path(out)
+        self.path = _resolved(self.given)
+        self.overwrite = overwrite
+        self.targets = {"index.html", "scores.csv", "latents.csv", "figures", "model", MANIFEST}
+        self.targets.add(f"{name}.h5ad")
+        self.data_bytes = 0  # of the .h5ad file, once that has been tried
+        self._keep_staging = self._is_published = False
+        self._check(source)
+        self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        token = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.staging = self.path / f".unfinished-{token}"
+        self._open()
+
+    @property
+    def new(self) -> Path:
+        """Where this run's files are made."""
+        return self.staging / "new"
+
+    def renew(self) -> None:
+        """Make the folder again should somebody have deleted it during the training."""
+        self.new.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def former(self) -> list[str]:
+        """Names of the entries that are to be replaced, as of now."""
+        if not self.overwrite or not self.path.is_dir():
+            return []
+        others = _Unfinished.all_in(self.path)
+        unfinished = [run.path.name for run in others if not run.may_be_live()]
+        return [*former_entries(self.path), *unfinished]
+
+    def free_bytes(self) -> int:
+        """Free space on its disk."""
+        return shutil.disk_usage(self.new).free
+
+    def publish(self) -> None:
+        """Put this run's files into their place, and delete the former run's.
+
+        Raises
+        ------
+        OSError
+            If that cannot be done; every file of the former run is then where it was.
+        """
+        files = files_below(self.new)
+        try:
+            (self.new / MANIFEST).write_text(manifest_of(files), encoding="utf-8")
+        except OSError:  # on a full disk the results are worth more than their list
+            (self.new / MANIFEST).unlink(missing_ok=True)
+        old = self.staging / "old"
+        old.mkdir(exist_ok=True)
+        moved: list[tuple[Path, Path]] = []
+        with interrupts_wait():
+            try:
+                for name in self.former:
+                    _move(self.path / name, old / name, moved)
+                for name in sorted(path.name for path in self.new.iterdir()):
+                    _move(self.new / name, self.path / name, moved)
+            except BaseException:
+                for origin, place in reversed(moved):
+                    with suppress(OSError):
+                        os.rename(place, origin)
+                raise
+            self._is_published = True
+
+    def set_aside(self) -> Path:
+        """Keep this run's files in a folder of their own beside the former run's; return it."""
+        aside = self.path / f"new_results_{self.staging.name[-8:]}"
+        try:
+            os.rename(self.new, aside)
+        except OSError:
+            self._keep_staging = True
+            return self.new
+        self._is_published = True
+        return aside
+
+    def close(self) -> None:
+        """Delete what is not needed any more, and a folder made for nothing."""
+        _claimed.discard(self.staging.name)
+        if self._keep_staging:
+            return
+        shutil.rmtree(self.staging, ignore_errors=True)
+        if not self._is_published:
+            for folder in self._created:
+                with suppress(OSError):  # it is not empty: somebody else uses it
+                    folder.rmdir()
+        if self.staging.exists():
+            warnings.warn(
+                f"{self.staging} could not be deleted; nothing in it is needed any more.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _check(self, source: Path | None) -> None:
+        if not self.path.exists():
+            if self.given.is_symlink():
+                raise NotADirectoryError(f"{self.given} is a link that leads nowhere")
+            return
+        if not self.path.is_dir():
+            raise NotADirectoryError(f"{self.given} is a file; the results need a folder")
+        self._check_other_runs()
+        there = sorted(p.name for p in self.path.iterdir() if not is_litter(p.name))
+        if there and not self.overwrite:
+            raise FileExistsError(
+                f"folder {self.given} is not empty; name another one, or allow overwriting "
+                "(--overwrite)"
+            )
+        former = self.former
+        own = sorted(self.targets.intersection(there) - set(former))
+        if own:
+            raise FileExistsError(
+                f"folder {self.given} holds {', '.join(own)}, where a result would go, and no "
+                "former run has written it; move it elsewhere or name another folder"
+            )
+        for name in former:
+            self._check_movable(name)
+            if source is not None and _resolved(source).is_relative_to(self.path / name):
+                raise FileExistsError(
+                    f"{source} is of the former run that overwriting {self.given} would delete; "
+                    "name another folder"
+                )
+        if source is not None and source.is_dir() and self.path.is_relative_to(_resolved(source)):
+            raise FileExistsError(f"{self.given} is in the data {source}; name another folder")
+
+    def _check_movable(self, name: str) -> None:
+        path = self.path / name
+        if path.is_symlink() or not path.is_dir():
+            return
+        # To move a folder, and to delete its files, it must be writable itself.
+        if path.is_mount() or not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(
+                f"{self.given / name}, which is of the former run, cannot be replaced: it is "
+                "read-only, or another disk is mounted there"
+            )
+
+    def _check_other_runs(self) -> None:
+        for run in _Unfinished.all_in(self.path):
+            if run.may_be_live():
+                raise FileExistsError(
+                    f"another run (process {run.pid} on {run.host}) is writing into folder "
+                    f"{self.given}; wait for it, or name another folder. If there is no such run "
+                    f"any more, delete {self.given / run.path.name}"
+                )
+            if not self.overwrite:
+                raise FileExistsError(
+                    f"folder {self.given} holds {run.path.name}, which is what a run left that was "
+                    "killed; delete it, or allow overwriting (--overwrite), which deletes it"
+                )
+
+    def _open(self) -> None:
+        _claimed.add(self.staging.name)
+        try:
+            self.new.mkdir(parents=True)
+        except OSError as error:
+            self.close()
+            msg = f"folder {self.given} cannot be written into: {error.strerror or error}"
+            raise type(error)(msg) from error
+
+
+@contextmanager
+def claim_folder(
+    out: str | Path, name: str, *, overwrite: bool, source: Path | None = None
+) -> Iterator[ResultsFolder]:
+    """Claim a folder for one run, see :class:`ResultsFolder`; what is not published is deleted."""
+    folder = ResultsFolder(out, name, overwrite=overwrite, source=source)
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait until something short is whole."""
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(before):  # signals reach the main thread only, or are ignored
+        yield
+        return
+    noted: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if noted:
+        before(*noted[0])
+
+
+def _move(origin: Path, place: Path, moved: list[tuple[Path, Path]]) -> None:
+    if place.exists() or place.is_symlink():  # os.rename would replace a file
+        raise FileExistsError(f"{place} has turned up in the meantime")
+    os.rename(origin, place)
+    moved.append((origin, place))
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead to one another
+        raise NotADirectoryError(f"{path} cannot be reached: {error}") from error
+
+
+class _Unfinished:
+    """The staging folder of another run."""
+
+    def __init__(self, path: Path, host: str | None, pid: int) -> None:
+        self.path = path
+        self.host = host or socket.gethostname()
+        self.pid = pid
+
+    @classmethod
+    def all_in(cls, folder: Path) -> list[_Unfinished]:
+        """Find those in a folder."""
+        found = ((path, _UNFINISHED.fullmatch(path.name)) for path in folder.iterdir())
+        return [cls(path, m["host"], int(m["pid"])) for path, m in found if m is not None]
+
+    def may_be_live(self) -> bool:
+        """Tell whether the run may still be going on."""
+        if self.host != socket.gethostname() or os.name == "nt":
+            return True  # not to be found out from here; on Windows os.kill(pid, 0) is Ctrl-C
+        if self.pid == os.getpid():
+            return self.path.name in _claimed
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except OSError:
+            return True
+        return True

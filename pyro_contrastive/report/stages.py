@@ -1,0 +1,258 @@
+"""The results of a fit, one by one: the model, the latents, scores, figures and the page."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pyro_contrastive.analysis.separation import score_latents
+from pyro_contrastive.report.failures import KeptElsewhere, in_words
+from pyro_contrastive.report.figures import FigureSet, Method, add_curves, add_maps, add_scores
+from pyro_contrastive.report.folder import ResultsFolder, interrupts_wait
+from pyro_contrastive.report.html import ReportTable, write_report
+from pyro_contrastive.report.study import LATENTS, FitSettings, FittedModel, Study, flat_settings
+from pyro_contrastive.report.summary import training_facts
+from pyro_contrastive.report.tables import cell_counts, response_table
+
+__all__ = ["STAGES", "Results", "Stage"]
+
+_MOST_NEIGHBORS = 50
+_RESPONSE_GENES = 8
+
+
+@dataclass
+class Results:
+    """What the stages work on, and what they have made so far."""
+
+    model: FittedModel
+    adata: ad.AnnData
+    study: Study
+    settings: FitSettings
+    seconds: float
+    method: Method
+    seed: int
+    place: ResultsFolder
+    latents: dict[str, NDArray[Any]] = field(default_factory=dict)
+    scores: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(
+            columns=["latent", "of", "measure", "value", "best", "reading"]
+        )
+    )
+    figures: FigureSet = field(default_factory=FigureSet)
+    failures: list[str] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+    interrupted: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where files are made."""
+        return self.place.new
+
+    @property
+    def condition(self) -> pd.Series:
+        """Condition by cell."""
+        return self.adata.obs[self.study.condition_key].rename("condition")
+
+    @property
+    def labels(self) -> pd.Series | None:
+        """Label by cell, if there are labels."""
+        key = self.study.label_key
+        return None if key is None else self.adata.obs[key].rename(self.study.label_name)
+
+    @property
+    def n_neighbors(self) -> int:
+        """Neighbours that the scores look at."""
+        return min(_MOST_NEIGHBORS, self.adata.n_obs // 4)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One result.
+
+    Parameters
+    ----------
+    what
+        What it is, for the sentence that says that it could not be made.
+    make
+        Makes it.
+    file
+        What it writes, to be deleted if it fails midway. Default: nothing.
+    needs
+        Stages without which it cannot be made.
+    """
+
+    what: str
+    make: Callable[[Results], None]
+    file: str | None = None
+    needs: tuple[str, ...] = ()
+
+
+def _save_model(results: Results) -> None:
+    try:
+        with interrupts_wait():
+            results.model.save(str(results.folder / "model"), overwrite=True)
+    except KeyboardInterrupt:  # which has waited until the model was whole
+        results.interrupted = True
+    except Exception as error:
+        place = Path(tempfile.mkdtemp(prefix="pyro_contrastive_")) / "model"
+        results.model.save(str(place), overwrite=True)
+        raise KeptElsewhere(f"{in_words(error)}; it was saved in {place} instead") from error
+
+
+def _read_latents(results: Results) -> None:
+    for kind in LATENTS:
+        latent = results.model.get_latent_representation(representation_kind=kind)
+        results.latents[kind] = np.asarray(latent)
+
+
+def _write_table(results: Results) -> None:
+    columns = {
+        f"{kind}_{at}": values
+        for kind, latent in results.latents.items()
+        for at, values in enumerate(latent.T)
+    }
+    table = pd.DataFrame(columns, index=results.adata.obs_names.rename("cell"))
+    table.to_csv(results.folder / "latents.csv")
+
+
+def _write_data(results: Results) -> None:
+    adata = results.adata
+    adata.obsm.update({f"X_{kind}": latent for kind, latent in results.latents.items()})
+    if results.place.free_bytes() < results.place.data_bytes:  # HDF5 may crash on a full disk
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    adata.write_h5ad(results.folder / f"{results.study.name}.h5ad", compression="gzip")
+
+
+def _score(results: Results) -> None:
+    results.scores = score_latents(
+        results.latents["background"],
+        results.latents["salient"],
+        results.condition,
+        labels=results.labels,
+        background_category=results.study.background,
+        n_neighbors=results.n_neighbors,
+        seed=results.seed,
+    )
+    results.scores.to_csv(results.folder / "scores.csv", index=False)
+
+
+def _draw_maps(results: Results) -> None:
+    labels = results.labels
+    add_maps(
+        results.figures,
+        results.latents,
+        {"condition": results.condition} | ({} if labels is None else {"labels": labels}),
+        background=results.study.background,
+        method=results.method,
+        seed=results.seed,
+    )
+
+
+def _draw_curves(results: Results) -> None:
+    add_curves(results.figures, results.model.history)
+
+
+def _draw_scores(results: Results) -> None:
+    add_scores(results.figures, results.scores)
+
+
+def _save_figures(results: Results) -> None:
+    if results.figures.files:
+        results.figures.save(results.folder / "figures")
+
+
+def _write_page(results: Results) -> None:
+    study, figures = results.study, results.figures
+    write_report(
+        results.folder / "index.html",
+        title=study.title,
+        lead=study.lead,
+        background_category=study.background,
+        cell_counts=cell_counts(results.condition, results.labels, study.background),
+        n_genes=results.adata.n_vars,
+        scores=results.scores,
+        latent_figures=figures.latents,
+        training=training_facts(results.model.history, results.seconds),
+        settings=flat_settings(
+            results.settings, seed=results.seed, n_neighbors=results.n_neighbors
+        ),
+        training_figures=figures.training,
+        score_figures=figures.scores,
+        tables=[_response(results.adata, results.condition, study)],
+        label_name=study.label_name,
+        source=study.source,
+        file_list=_file_list(results),
+        loading_code=_loading_code(results),
+        not_made=results.failures,
+    )
+
+
+STAGES = {
+    "model": Stage("The model", _save_model, "model"),
+    "latents": Stage("The latents", _read_latents),
+    "table": Stage("latents.csv", _write_table, "latents.csv", needs=("latents",)),
+    "data": Stage("{name}.h5ad", _write_data, "{name}.h5ad", needs=("latents",)),
+    "scores": Stage("scores.csv", _score, "scores.csv", needs=("latents",)),
+    "maps": Stage("The maps of the latents", _draw_maps, needs=("latents",)),
+    "curves": Stage("The figure of the training", _draw_curves),
+    "dots": Stage("The figure of the scores", _draw_scores, needs=("scores",)),
+    "figures": Stage("A file in figures/", _save_figures),
+    "page": Stage("The page index.html", _write_page, "index.html"),
+}
+
+
+def _response(adata: ad.AnnData, condition: pd.Series, study: Study) -> ReportTable:
+    is_target = condition.astype(str).to_numpy() != study.background
+    chosen = "Genes known to respond" if study.genes else "The genes that differ most"
+    return ReportTable(
+        title="Is there a response at all?",
+        table=response_table(
+            adata, is_target, genes=study.genes, n_top=_RESPONSE_GENES, layer=study.layer
+        ),
+        reading=f"{chosen}, in the data as they are and without any model. If these rows show "
+        "little difference between the two groups of cells, a salient latent that shows much "
+        "should not be believed.",
+    )
+
+
+def _file_list(results: Results) -> dict[str, str]:
+    listed = {
+        "index.html": "this page",
+        f"{results.study.name}.h5ad": "the counts, with both latents in obsm",
+        "latents.csv": "both latents as a table with a row for each cell",
+        "model/": "the fitted model",
+        "scores.csv": "the table of scores",
+        "figures/": "the figures of this page as PNG, and latents.png with all maps in one",
+        "manifest.json": "the list of all files, by which the next run knows what it may replace",
+    }
+    made_later = {"index.html", "manifest.json"}
+    return {
+        name: what
+        for name, what in listed.items()
+        if name in made_later or (results.folder / name).exists()
+    }
+
+
+def _loading_code(results: Results) -> str:
+    if {"model", "data"} & results.failed:
+        return ""
+    file = json.dumps(f"{results.study.name}.h5ad", ensure_ascii=False)
+    return f"""\
+import anndata as ad
+from pyro_contrastive import ContrastiveVI
+
+cells = ad.read_h5ad({file})
+cells.obsm["X_background"]  # background latent [cells, latents]
+cells.obsm["X_salient"]     # salient latent [cells, latents]
+model = ContrastiveVI.load("model", adata=cells)"""
