@@ -266,7 +266,7 @@ def refuse_missing_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
     if reasons:
         msg = (
             f"{'; '.join(reasons)}. Loading a model makes only the library's own parts, so that no "
-            "file can run code. What is yours has to be passed in, made with the arguments it had: "
+            "file can run code. Pass your own parts, made with the arguments they had: "
             f"ContrastiveVI.load(..., {', '.join(wanted)})."
         )
         raise ValueError(msg)

@@ -32,6 +32,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "elbo_kwargs": (dict,),
 }
 """Arguments of ``ContrastiveVI`` that are written down, with their types in JSON."""
+CONDITIONS = ["code", "total"]
+"""What is noted of a cell where ``train`` was told the populations."""
 ELBOS = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
 """Pyro's ELBO classes by their saved names."""
 ENTRIES: dict[str, tuple[type, ...]] = {
@@ -87,9 +89,10 @@ def read_config(path: Path) -> dict[str, Any]:
         )
         raise ValueError(msg)
     _check_entries(path, "", config, ENTRIES, required=True)
-    genes = config["setup"].get("genes")
-    if not isinstance(genes, list) or not all(type(gene) is str for gene in genes):
-        raise incomplete(path, "setup: 'genes' is no list of names")
+    conditions = config["conditions"]
+    if conditions is not None and conditions.get("columns") != CONDITIONS:
+        raise incomplete(path, f"conditions: the columns are not {CONDITIONS}")
+    _check_setup(path, config["setup"])
     _check_entries(path, "settings: ", config["settings"], SETTINGS, required=False)
     if config["elbo"] not in ELBOS:
         raise incomplete(path, f"there is no ELBO {config['elbo']!a}")
@@ -123,6 +126,24 @@ def _check_entries(
         if name in found and type(found[name]) not in types:
             kind = type(found[name]).__name__
             raise incomplete(path, f"{where}{name!r} cannot be a {kind}")
+
+
+def _check_setup(path: Path, setup: Mapping[str, Any]) -> None:
+    """Refuse what is no name, number or list of these; for categories, what is no table of lists."""
+    categories = setup.get("categories")
+    if not isinstance(categories, dict) or not all(map(_are_names, categories.values())):
+        raise incomplete(path, "setup: 'categories' is no table of lists of names")
+    if not _are_names(setup.get("genes")):
+        raise incomplete(path, "setup: 'genes' is no list of names")
+    for name, value in setup.items():
+        values = value if isinstance(value, list) else [value]
+        is_simple = all(type(v) in {NoneType, str, int, float} for v in values)
+        if name != "categories" and not is_simple:
+            raise incomplete(path, f"setup: {name!a} cannot be a {type(value).__name__}")
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(type(name) is str for name in value)
 
 
 def _check_part(path: Path, keyword: str, part: object) -> None:

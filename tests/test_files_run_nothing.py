@@ -95,7 +95,9 @@ FOREIGN = [
 @pytest.mark.parametrize("keyword", ["likelihood", "salient_prior", "penalties"])
 def test_what_is_not_the_librarys_own_is_refused(folder, keyword, name):
     name_part(folder, keyword, name, {"command": "touch /tmp/ran"})
-    with pytest.raises(ValueError, match=r"not a part of pyro_contrastive\. .*pass") as caught:
+    with pytest.raises(
+        ValueError, match=r"not a part of pyro_contrastive\. .*Pass your own"
+    ) as caught:
         ContrastiveVI.load(folder)
     assert str(caught.value).isascii()
     assert str(caught.value).isprintable()
@@ -193,7 +195,11 @@ def reach(config: Any, path: str, value: Any) -> None:
         ("setup", []),
         ("setup/genes", 3),
         ("setup/no_such", 3),
+        ("setup/categories", [1]),
+        ("setup/categories", {"condition": "control"}),
+        ("setup/layer", {"counts": 1}),
         ("conditions", [1]),
+        ("conditions", {"data": [], "index": [], "columns": ["code"]}),
         ("is_trained", "yes"),
         ("trained_on", {}),
     ],
@@ -207,6 +213,20 @@ def test_a_configuration_that_was_not_written_by_save_is_refused(folder, path, v
 def test_a_configuration_nested_too_deep_is_refused(folder):
     (folder / "config.json").write_text("[" * 1_000_000)
     with pytest.raises(ValueError, match=r"config.json is damaged"):
+        ContrastiveVI.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("settings/elbo_kwargs", {"no_such": 1}),
+        ("setup/batch_key", "nowhere"),
+        ("setup/batch_key", ["nowhere"]),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(folder, path, value):
+    change(folder, lambda config: reach(config, path, value))
+    with pytest.raises(ValueError, match=r"No model can be made of the saved settings"):
         ContrastiveVI.load(folder)
 
 

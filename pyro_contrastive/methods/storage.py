@@ -197,10 +197,19 @@ class StorageMethods(ModelBase):
         cls, saved: SavedModel, given: Mapping[str, Any], adata: AnnData | None
     ) -> Self:
         model = cls.__new__(cls)
-        # Starting values, to be replaced: they must not cost random numbers.
-        with seeded(0), as_large_as(saved.weights):
-            parts = saved.make_components(given) | saved.library_moments()
-            model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
+        try:
+            # Starting values, to be replaced: they must not cost random numbers.
+            with seeded(0), as_large_as(saved.weights):
+                parts = saved.make_components(given) | saved.library_moments()
+                model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
+        except (KeyError, TypeError, AttributeError) as error:
+            if any(part is not None for part in given.values()):
+                raise  # which may be about what was given
+            msg = (
+                "No model can be made of the saved settings, which were changed after they were "
+                f"saved ({type(error).__name__}: {error})."
+            )
+            raise ValueError(msg) from error
         saved.load_weights(model.module)
         model._history = saved.history
         model.is_trained = saved.is_trained
