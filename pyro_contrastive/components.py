@@ -14,6 +14,8 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
+from pyro_contrastive.library_parts import LIBRARY_PARTS, PART_KINDS
+
 logger = logging.getLogger(__name__)
 PACKAGE = "pyro_contrastive"
 Spec = dict[str, Any]
@@ -21,49 +23,6 @@ Spec = dict[str, Any]
 
 ``arguments`` is ``None``, and ``reason`` says why, when they cannot be written down.
 """
-LIBRARY_PARTS = {
-    "Likelihood": {
-        "AdditivePoisson",
-        "Bernoulli",
-        "Gaussian",
-        "NegativeBinomial",
-        "Poisson",
-        "ZeroInflatedNegativeBinomial",
-        "ZeroInflatedPoisson",
-    },
-    "Prior": {
-        "EscapingPerturbation",
-        "FixedPrior",
-        "LogNormalLibrary",
-        "MixtureOfGaussians",
-        "NormalizingFlowPrior",
-        "PerConditionNormal",
-        "PrivateSalient",
-        "SparseSalient",
-        "StandardNormal",
-        "VampPrior",
-    },
-    "Penalty": {
-        "HSIC",
-        "LateSalient",
-        "MMD",
-        "NarrowSalient",
-        "SalientClassifier",
-        "ShrinkMeans",
-        "TotalCorrelation",
-        "Wasserstein",
-    },
-}
-"""All that is ever made because a file names it, by kind: public names of this package."""
-PART_KINDS = {
-    "likelihood": "Likelihood",
-    "background_prior": "Prior",
-    "salient_prior": "Prior",
-    "library_prior": "Prior",
-    "dispersion_prior": "Prior",
-    "penalties": "Penalty",
-}
-"""What kind of part a model takes under each keyword."""
 LONGEST_CALL = 300
 """Characters up to which a message shows the arguments of a part."""
 
@@ -275,7 +234,7 @@ def refuse_missing_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
 def component_from_spec(spec: Spec, keyword: str) -> Component:
     """Make the library's own part that a saved model names.
 
-    Nothing is looked up by a name from the file but the entries of :data:`LIBRARY_PARTS`.
+    Nothing is looked up by a name from the file but the entries of ``LIBRARY_PARTS``.
 
     Parameters
     ----------

@@ -14,8 +14,8 @@ from typing import Any
 
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_contrastive.components import PART_KINDS
 from pyro_contrastive.data.files import refuse_link_outside
+from pyro_contrastive.library_parts import PART_KINDS
 
 CONFIG, WEIGHTS, ADATA = "config.json", "model.safetensors", "adata.h5ad"
 FORMAT = 1
@@ -129,7 +129,7 @@ def _check_entries(
 
 
 def _check_setup(path: Path, setup: Mapping[str, Any]) -> None:
-    """Refuse what is no name, number or list of these; for categories, what is no table of lists."""
+    """Refuse what is no name, number or list of these, nor the table of categories."""
     categories = setup.get("categories")
     if not isinstance(categories, dict) or not all(map(_are_names, categories.values())):
         raise incomplete(path, "setup: 'categories' is no table of lists of names")

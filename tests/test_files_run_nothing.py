@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 
 import pyro_contrastive
 from pyro_contrastive import MMD, ContrastiveVI, FixedPrior, saved_config
-from pyro_contrastive.components import LIBRARY_PARTS, PART_KINDS, Component
+from pyro_contrastive.components import Component
 from pyro_contrastive.data.files import read_h5ad, read_zarr
+from pyro_contrastive.library_parts import LIBRARY_PARTS, PART_KINDS
 from pyro_contrastive.priors.base import FIXED
 from pyro_contrastive.testing import SimulationSettings, simulate
 
