@@ -105,10 +105,10 @@ class Body(nn.Module):
         self, n_in: int, n_covariates: int, n_hidden: int, n_layers: int, dropout_rate: float
     ) -> None:
         super().__init__()
-        widths = [n_in] + [n_hidden] * (n_layers - 1) if n_layers else []
         self.n_out = n_hidden if n_layers else n_in + n_covariates
         self.blocks = nn.ModuleList(
-            Block(width, n_covariates, n_hidden, dropout_rate) for width in widths
+            Block(n_hidden if i else n_in, n_covariates, n_hidden, dropout_rate)
+            for i in range(n_layers)
         )
 
     def forward(self, h: Tensor, covariates: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -21,20 +21,29 @@ from pyro_contrastive.components import (
     Spec,
     as_json_value,
     component_from_spec,
-    warn_of_unwritten,
+    refuse_missing_parts,
+    tell_of_own_parts,
 )
+from pyro_contrastive.data.files import read_h5ad
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.dispersion import DispersionPrior
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.priors import LogNormalLibrary
+from pyro_contrastive.saved_config import (
+    ADATA,
+    CONFIG,
+    ELBOS,
+    FORMAT,
+    WEIGHTS,
+    check_files,
+    incomplete,
+    read_config,
+)
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import PREFIX, TrainedCells
 from pyro_contrastive.vae import ContrastiveVAE
 
-CONFIG, WEIGHTS, ADATA = "config.json", "model.safetensors", "adata.h5ad"
-FORMAT = 1
 PACKAGES = ("pyro-contrastive", "torch", "pyro-ppl", "anndata", "numpy")
-ELBOS = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
 Components = dict[str, Spec | list[Spec]]
 
 
@@ -57,12 +66,22 @@ class SavedModel:
         return ELBOS[self.elbo]
 
     def make_components(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the components again, or take those `given` under the same keyword."""
-        made: dict[str, Any] = {}
-        for keyword, spec in self.components.items():
-            if given.get(keyword) is not None:
-                made[keyword] = given[keyword]
-            elif isinstance(spec, list):
+        """Make the components again, or take those `given` under the same keyword.
+
+        Raises
+        ------
+        ValueError
+            If parts of the user's own are not given, or the library's cannot be made.
+        """
+        made = {k: v for k, v in given.items() if v is not None}
+        unused = [k for k in made if k not in self.components]
+        if unused:
+            msg = f"The saved model has no {unused[0]} that could be replaced by what was given."
+            raise ValueError(msg)
+        missing = {k: spec for k, spec in self.components.items() if k not in made}
+        refuse_missing_parts(missing)
+        for keyword, spec in missing.items():
+            if isinstance(spec, list):
                 made[keyword] = [component_from_spec(s, keyword) for s in spec]
             else:
                 made[keyword] = component_from_spec(spec, keyword)
@@ -152,7 +171,7 @@ def write_folder(
         If the settings cannot be written as JSON.
     """
     _check_free(folder, overwrite=overwrite)
-    warn_of_unwritten(saved.components)
+    tell_of_own_parts(saved.components)
     config = {
         "format": FORMAT,
         "versions": {name: version(name) for name in PACKAGES},
@@ -222,8 +241,8 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
     ValueError
         If a file is damaged, or was written by a later version with another format.
     """
-    _check_files(folder, CONFIG, WEIGHTS)
-    config = _read_config(folder / CONFIG)
+    check_files(folder, CONFIG, WEIGHTS)
+    config = read_config(folder / CONFIG)
     try:
         tensors = load_file(folder / WEIGHTS)
         saved = SavedModel(
@@ -240,10 +259,21 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
     except SafetensorError as error:
         msg = f"{folder / WEIGHTS} is damaged: {error}."
         raise ValueError(msg) from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _incomplete(folder / CONFIG, error) from error
-    adata = ad.read_h5ad(folder / ADATA) if (folder / ADATA).is_file() else None
-    return saved, adata
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise incomplete(folder / CONFIG, error) from error
+    return saved, _read_adata(folder)
+
+
+def _read_adata(folder: Path) -> ad.AnnData | None:
+    """Read the data saved with a model, if there are any."""
+    if not os.path.lexists(folder / ADATA):
+        return None
+    check_files(folder, ADATA)
+    try:
+        return read_h5ad(folder / ADATA)
+    except (OSError, KeyError, TypeError, RecursionError) as error:
+        msg = f"{folder / ADATA} is damaged, or not written by AnnData: {error}"
+        raise ValueError(msg) from error
 
 
 def read_setup(folder: Path) -> Setup:
@@ -254,23 +284,12 @@ def read_setup(folder: Path) -> Setup:
     FileNotFoundError, ValueError
         As :func:`read_folder`.
     """
-    _check_files(folder, CONFIG)
-    config = _read_config(folder / CONFIG)
+    check_files(folder, CONFIG)
+    config = read_config(folder / CONFIG)
     try:
         return Setup.from_json(json.dumps(config["setup"]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise _incomplete(folder / CONFIG, error) from error
-
-
-def _check_files(folder: Path, *names: str) -> None:
-    for name in names:
-        if not (folder / name).is_file():
-            msg = f"{folder} is not a saved model: it has no {name}."
-            raise FileNotFoundError(msg)
-
-
-def _incomplete(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged or incomplete ({type(error).__name__}: {error}).")
+        raise incomplete(folder / CONFIG, error) from error
 
 
 def refuse_prefix(prefix: str | None) -> None:
@@ -286,19 +305,3 @@ def refuse_prefix(prefix: str | None) -> None:
             f"prefix={prefix!r}: several models in one folder are not supported; use a folder each."
         )
         raise ValueError(msg)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        found, written_by = config["format"], config["versions"]["pyro-contrastive"]
-    except (ValueError, KeyError, TypeError) as error:
-        msg = f"{path} is damaged: {error}."
-        raise ValueError(msg) from error
-    if found != FORMAT:
-        msg = (
-            f"{path.parent} has format {found} (written by pyro-contrastive {written_by}); this "
-            f"version reads format {FORMAT}."
-        )
-        raise ValueError(msg)
-    return dict(config)

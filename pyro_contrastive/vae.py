@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from numpy.typing import ArrayLike
-from pyro import poutine
 from pyro.infer import Trace_ELBO
-from torch import Tensor, nn
+from torch import nn
 
-from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.dispersion import Posterior, dispersion_factors
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
@@ -30,10 +27,11 @@ from pyro_contrastive.parts import (
 from pyro_contrastive.penalties import Penalty, Wasserstein
 from pyro_contrastive.priors import PriorLike, as_prior
 from pyro_contrastive.reference import ReferenceMethods
-from pyro_contrastive.torch_tools import evaluating, seeded
+from pyro_contrastive.sampling import Sampling
+from pyro_contrastive.seen_cells import SeenCells
 
 
-class ContrastiveVAE(ReferenceMethods, nn.Module):
+class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     """contrastiveVI as a Pyro model/guide pair (Weinberger, Lin & Lee, Nature Methods 2023).
 
     ``vae.model`` and ``vae.guide`` are Pyro modules, ``vae.objective`` is a Pyro ELBO; each takes a
@@ -192,74 +190,9 @@ class ContrastiveVAE(ReferenceMethods, nn.Module):
         self.model.salient_prior.bind(self.guide.s_encoder)
         wasserstein = [Wasserstein(wasserstein_penalty)] if wasserstein_penalty else []
         self.penalties = nn.ModuleList([*wasserstein, *self.given_penalties])  # type: ignore[assignment]  # a sequence of penalties, registered with the module
+        self.seen_cells = SeenCells()
         self.objective = contrastive_elbo(elbo, self.penalties, **(elbo_kwargs or {}))
         claim(parts_of(self.model, self.penalties))
-
-    def sample(
-        self,
-        n_cells: int,
-        condition: int | Tensor = 1,
-        batch: int | Tensor = 0,
-        library: float | Tensor | None = None,
-        *,
-        categorical: Tensor | None = None,
-        continuous: Tensor | None = None,
-        return_latents: bool = False,
-        seed: int | None = None,
-    ) -> Tensor | dict[str, Tensor]:
-        """Draw cells from the learned model: latents from their priors, counts from the likelihood.
-
-        Parameters
-        ----------
-        n_cells
-            How many cells.
-        condition
-            0 for background cells, 1..K for treated ones; one for all, or one per cell.
-        batch
-            Batch code; one for all, or one per cell.
-        library
-            Library size (total counts), natural scale; one for all, or one per cell. Required when
-            the library size is observed; default when it is latent: drawn from its prior.
-        categorical, continuous
-            Further covariates, ``[n_cells, covariates]``, if the model has them.
-        return_latents
-            Return the latents too.
-        seed
-            Seed; default: torch's global state (``pyro.set_rng_seed``).
-
-        Returns
-        -------
-        Counts ``[n_cells, genes]``; with `return_latents` a dict with ``x``, ``z``, ``s``,
-        ``library`` (natural scale), and ``scale`` and ``rate`` if the likelihood has them.
-
-        Raises
-        ------
-        ValueError
-            If the library size is observed and none is given.
-        """
-        device = next(self.parameters()).device
-
-        def per_cell(value: float | Tensor, dtype: torch.dtype | None = None) -> Tensor:
-            return torch.as_tensor(value, dtype=dtype, device=device).expand(n_cells)
-
-        cells = CellBatch(
-            condition=per_cell(condition),
-            batch=per_cell(batch),
-            categorical=categorical,
-            continuous=continuous,
-            library=None if library is None else per_cell(library, torch.float32).unsqueeze(-1),
-        )
-        model = self.model
-        if library is not None and not self.use_observed_lib_size:
-            model = poutine.condition(model, {"library": cells.library})
-        with evaluating(self), seeded(seed):
-            sites = poutine.trace(model).get_trace(cells).nodes
-        if not return_latents:
-            return sites["x"]["value"]
-        names = [n for n in ("x", "z", "s", "library", "scale", "rate") if n in sites]
-        drawn = {name: sites[name]["value"] for name in names}
-        drawn["s"] = self.model.used_salient(drawn["s"], cells)
-        return drawn
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -194,3 +194,15 @@ def test_10x_files_without_scanpy(
     monkeypatch.setattr(inputs, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=rf"a {kind} \.h5 file, which scanpy reads: pip install"):
         read_counts(tmp_path / "x.h5")
+
+
+def test_a_file_that_refers_to_another_one_is_refused_unread(tmp_path):
+    path, other = tmp_path / "in.h5ad", tmp_path / "other.h5ad"
+    small_cells().write_h5ad(path)
+    small_cells().write_h5ad(other)
+    with h5py.File(path, "r+") as file:
+        del file["X"]
+        file["X"] = h5py.ExternalLink(str(other), "/X")
+    with pytest.raises(ValueError, match="'X' is an external link") as error:
+        read_counts(path)
+    assert "damaged" not in str(error.value)

@@ -310,3 +310,14 @@ def count_rows(
         log_prob[i] = others + 0 * by_library[i]
         for j in range(n_genes):
             rho[i, j] = slope[j] - rho[i, j] * by_library[i]
+
+
+def compile_all() -> None:
+    """Compile the functions for the types they are called with: evaluate a cell of one gene."""
+
+    def ones(*shape: int) -> Any:
+        return np.ones(shape, f4)
+
+    t = ones(1)
+    cell = ones(1, 1), ones(1, 1), ones(1, 0), ones(1)
+    count_rows(*cell, t, *tables(t), f4(0), ones(1, 1), ones(1), ones(1))

@@ -14,12 +14,24 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from pyro_contrastive._density.code_cache import forgiving
+
 f4, i4, i8 = np.float32, np.int32, np.int64
 # Division by zero gives infinity, as in NumPy, where Python would stop: a branch in every loop.
 inlined = njit(error_model="numpy", nogil=True)
-compiled = njit(error_model="numpy", nogil=True, cache=True)
-# May sum in any order, so that sums use vector instructions too.
-reordered = njit(error_model="numpy", nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+_compiled = njit(error_model="numpy", nogil=True, cache=True)
+_reordered = njit(error_model="numpy", nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+
+
+def compiled(function: Any) -> Any:
+    """Compile a function, and keep the code."""
+    return forgiving(_compiled(function))
+
+
+def reordered(function: Any) -> Any:
+    """Compile a function that may sum in any order, so that sums use vector instructions too."""
+    return forgiving(_reordered(function))
+
 
 N_LANES = 16
 _LOG2_E = f4(1 / math.log(2))

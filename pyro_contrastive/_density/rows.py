@@ -6,6 +6,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -40,17 +41,29 @@ class Slopes(NamedTuple):
 
 @cache
 def kernel() -> ModuleType | None:
-    """Import the compiled code; ``None`` where that is not to be had, which is logged once.
+    """Import and compile the code; ``None`` where that is not possible, which is logged once.
 
-    numba takes a second to import, and some to compile what is called for the first time; it keeps
-    the result beside the code, or where the user's caches are.
+    numba takes a second to import, and some to compile the code for the first time; it keeps the
+    result beside the source, or where the user's caches are. Only failures of numba are taken for
+    the lack of compiled code: it is run here on numbers that it can evaluate.
     """
     try:
+        errors = import_module("numba").core.errors
+    except Exception as error:  # numba is missing, or does not go with what is installed
+        _tell(error)
+        return None
+    try:
         from pyro_contrastive._density import kernel as compiled  # noqa: PLC0415  # needs numba, slow to import
-    except (ImportError, RuntimeError) as error:  # RuntimeError: there is no place to keep it
-        logger.info("Training without compiled code, which is slower: %s.", error)
+
+        compiled.compile_all()
+    except (errors.NumbaError, RuntimeError, OSError) as error:  # RuntimeError: no place to keep it
+        _tell(error)
         return None
     return compiled
+
+
+def _tell(error: Exception) -> None:
+    logger.info("Training without compiled code, which is slower: %s.", error)
 
 
 def rows_pay(value: Tensor, scale: Tensor, library: Tensor, t: Tensor) -> bool:

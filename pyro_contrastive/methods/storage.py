@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
+from pyro_contrastive.building import as_large_as
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.interop.scvi_files import read_scvi
 from pyro_contrastive.likelihoods import Likelihood
@@ -136,7 +137,9 @@ class StorageMethods(ModelBase):
         prefix
             Must be ``None``: a model has a folder of its own.
         likelihood, background_prior, salient_prior, library_prior, dispersion_prior, penalties
-            Components of your own, when they cannot be imported by name.
+            Components of your own, made with the arguments they had, instead of what the folder
+            names. A folder can only name the library's own components, and loading it runs no code
+            that its files name; so components of your own must be given.
 
         Raises
         ------
@@ -194,14 +197,25 @@ class StorageMethods(ModelBase):
         cls, saved: SavedModel, given: Mapping[str, Any], adata: AnnData | None
     ) -> Self:
         model = cls.__new__(cls)
-        parts = saved.make_components(given) | saved.library_moments()
-        with seeded(0):  # starting values, to be replaced: they must not cost random numbers
-            model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
+        try:
+            # Starting values, to be replaced: they must not cost random numbers.
+            with seeded(0), as_large_as(saved.weights):
+                parts = saved.make_components(given) | saved.library_moments()
+                model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
+        except (KeyError, TypeError, AttributeError) as error:
+            if any(part is not None for part in given.values()):
+                raise  # which may be about what was given
+            msg = (
+                "No model can be made of the saved settings, which were changed after they were "
+                f"saved ({type(error).__name__}: {error})."
+            )
+            raise ValueError(msg) from error
         saved.load_weights(model.module)
         model._history = saved.history
         model.is_trained = saved.is_trained
         if saved.conditions is not None:
-            model._conditions = pd.DataFrame(**saved.conditions)
+            table = {name: saved.conditions.get(name) for name in ("data", "index", "columns")}
+            model._conditions = pd.DataFrame(**table)
         model.adata = adata
         trained = saved.trained_cells
         if trained is not None and (adata is None or trained.are_of(adata.obs_names)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
@@ -96,11 +94,11 @@ class TotalCorrelation(Penalty):
         self.n_hidden = n_hidden
         self.n_layers = n_layers
         self.gain = gain
-        widths = [n_background_latent + n_salient_latent, *[n_hidden] * n_layers]
+        n_latent = n_background_latent + n_salient_latent
         hidden = [
             layer
-            for n_in, n_out in pairwise(widths)
-            for layer in (nn.Linear(n_in, n_out), nn.LeakyReLU(LEAK))
+            for i in range(n_layers)
+            for layer in (nn.Linear(n_hidden if i else n_latent, n_hidden), nn.LeakyReLU(LEAK))
         ]
         self.discriminator = nn.Sequential(*hidden, nn.Linear(n_hidden, 1))
 

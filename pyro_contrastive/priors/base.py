@@ -65,6 +65,35 @@ class Prior(Component):
         """
 
 
+_UNIVARIATE = (
+    "AsymmetricLaplace",
+    "Cauchy",
+    "Chi2",
+    "Exponential",
+    "FisherSnedecor",
+    "Gamma",
+    "Gumbel",
+    "HalfCauchy",
+    "HalfNormal",
+    "InverseGamma",
+    "Laplace",
+    "LogNormal",
+    "Logistic",
+    "NanMaskedNormal",
+    "Normal",
+    "SkewLogistic",
+    "SoftAsymmetricLaplace",
+    "SoftLaplace",
+    "Stable",
+    "StableWithLogProb",
+    "StudentT",
+    "VonMises",
+    "Weibull",
+)
+FIXED: dict[str, Any] = {name: getattr(dist, name) for name in _UNIVARIATE if hasattr(dist, name)}
+"""Pyro's distributions on the line or its positive half, by name: all that a file can have made."""
+
+
 class FixedPrior(Prior):
     """Any fixed univariate distribution, the same and independent for every latent dimension.
 
@@ -91,18 +120,20 @@ class FixedPrior(Prior):
             distribution = distribution.base_dist
         self.n_latent = n_latent
         self.distribution_name = type(distribution).__name__
-        self._make: Any = getattr(dist, self.distribution_name, None)
+        self._make: Any = _of_pyro(type(distribution))
         names: list[str] = list(distribution.arg_constraints)
         values = {n: distribution.__dict__.get(n, getattr(distribution, n, None)) for n in names}
         parameters = {n: v for n, v in values.items() if isinstance(v, Tensor)}
-        if self._make is None or not parameters or distribution.event_shape:
+        is_univariate = self._make is not None and parameters and not distribution.event_shape
+        if is_univariate:
+            self.support = half_line_or_line(distribution)
+        if not is_univariate or self.distribution_name not in FIXED:
             msg = (
                 f"{self.distribution_name} cannot be used as it is: a fixed prior is a univariate "
                 "torch or pyro distribution given by tensors, such as dist.Laplace(0., 1.). "
                 "For anything else subclass pyro_contrastive.Prior."
             )
             raise TypeError(msg)
-        self.support = half_line_or_line(distribution)
         if distribution.batch_shape not in {(), (1,), (n_latent,)}:
             msg = (
                 f"The prior has shape {list(distribution.batch_shape)}, the latent variable "
@@ -135,10 +166,29 @@ class FixedPrior(Prior):
 
     @classmethod
     def from_arguments(cls, arguments: dict[str, Any]) -> Self:
-        """Make the prior again from its written form."""
+        """Make the prior again from its written form.
+
+        Raises
+        ------
+        ValueError
+            If it names none of the distributions that a fixed prior can have.
+        """
+        name = arguments["distribution"]
+        if name not in FIXED:
+            msg = f"{name!a} is not one of the distributions of a fixed prior: {', '.join(FIXED)}"
+            raise ValueError(msg)
         parameters = {n: torch.tensor(v) for n, v in arguments["parameters"].items()}
-        made = getattr(dist, arguments["distribution"])(**parameters)
-        return cls(made, arguments["n_latent"])
+        return cls(FIXED[name](**parameters), arguments["n_latent"])
+
+
+def _of_pyro(cls: type) -> Any:
+    """Return Pyro's form of a distribution of Pyro or torch; ``None`` if it is another class.
+
+    A class of one's own may have the name of one of theirs.
+    """
+    name = cls.__name__
+    known = {getattr(dist, name, None), getattr(torch.distributions, name, None)}
+    return getattr(dist, name, None) if cls in known else None
 
 
 PriorLike = Prior | torch.distributions.Distribution

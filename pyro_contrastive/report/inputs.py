@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import anndata as ad
 import pandas as pd
 
+from pyro_contrastive.data.files import check_hdf5, check_zarr
 from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.advice import listed, where_to_look
 from pyro_contrastive.report.failures import in_words
@@ -51,6 +53,7 @@ def read_counts(path: str | Path) -> ad.AnnData:
             f'adata = scanpy.read_10x_h5("{file}"), add the column, and save: '
             'adata.write_h5ad("counts.h5ad")'
         )
+    _check_self_contained(file, kind)
     try:
         return _READERS[kind](file)
     except MemoryError as error:
@@ -60,6 +63,21 @@ def read_counts(path: str | Path) -> ad.AnnData:
             f"{file} cannot be read as {_article(kind)}; it is damaged, or of a version that the "
             f"installed packages do not know ({in_words(error)})"
         ) from error
+
+
+def _check_self_contained(file: Path, kind: Kind) -> None:
+    """Refuse data that refer to other files, or ask for code to be run, before they are read.
+
+    Raises
+    ------
+    ValueError
+        If they do; names the element.
+    """
+    if kind is Kind.zarr:
+        check_zarr(file)
+        return
+    with suppress(OSError):  # of a damaged file: the reader says so
+        check_hdf5(file)
 
 
 def _read_h5ad(file: Path) -> ad.AnnData:

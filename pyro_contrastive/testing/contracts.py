@@ -165,13 +165,14 @@ def _tensors_in(value: object) -> Iterator[Tensor]:
 def check_written_down(component: C) -> C:
     """Require that the component can be made again from its JSON; return that one.
 
-    Its class need not be importable: one that is not has to be passed in when a model is loaded.
+    A model that is loaded makes the library's own parts from it; of others it tells what they
+    were made with, when it asks for them.
     """
     spec = component.spec()
     how = (
         "Keep every argument of __init__ as an attribute of the same name (self.alpha = alpha), "
         "or override `arguments` and `from_arguments`. With saving=False this is not checked: the "
-        "model can be saved all the same, but the object must be passed in when it is loaded."
+        "model can be saved all the same, but not what the object was made with."
     )
     if spec["arguments"] is None:
         fail(component, f"its arguments cannot be saved: {spec['reason']}.", how)

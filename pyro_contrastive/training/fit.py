@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import near
+from pyro_contrastive.seen_cells import evenly
 from pyro_contrastive.torch_tools import own_params, reused_memory, running_momentum
 from pyro_contrastive.training.checks import check_programs, no_nan_warnings
 from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
@@ -269,10 +270,11 @@ def fit(
     start = time.perf_counter()
     sizes = {"max_epochs": max_epochs, "batch_size": batch_size}
     run = Run(vae, data, split, plan, **sizes, fabric=fabric, rng=rng)
+    train = np.concatenate([split.train.background, split.train.target])
     if plan.start_from_data:
-        train = np.concatenate([split.train.background, split.train.target])
         vae.model.likelihood.start_from(data.gene_moments(train))
     run.check(early_stopping, check_val_every_n_epoch or max_epochs)
+    vae.seen_cells.note(data.cells(evenly(train), dense=False))
     stopped = interrupted = False
     n_before = history.n_epochs
     watch = LossWatch(plan.lr)

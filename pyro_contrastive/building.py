@@ -1,0 +1,73 @@
+"""A bound on what is made from a file: a few bytes can ask for more memory than there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FREE_NUMBERS = 2**29
+"""Numbers that are always allowed: two gigabytes of single precision."""
+FREE_CALLS = 10_000
+PER_TENSOR = 100
+"""Calls of torch that are allowed for each tensor that was saved; a layer takes some ten."""
+
+
+class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
+    """Refuse to make much more inside than was saved.
+
+    Every tensor of a model that training changes is among its weights, so a model that was not
+    tampered with takes a small multiple of them. It is checked before the memory is asked for.
+
+    Parameters
+    ----------
+    weights
+        What was saved.
+
+    Raises
+    ------
+    ValueError
+        Inside, before the tensor that is too much is made.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._n_saved = sum(weight.numel() for weight in weights.values())
+        self._most = FREE_NUMBERS + 10 * self._n_saved
+        self._numbers_left = self._most
+        self._calls_left = FREE_CALLS + PER_TENSOR * len(weights)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call torch's function, if what it makes is not too much."""
+        kwargs = kwargs or {}
+        self._numbers_left -= _size_asked_for(args, kwargs)
+        self._calls_left -= 1
+        if min(self._numbers_left, self._calls_left) < 0 or _size_together(args) > self._most:
+            msg = (
+                f"The configuration asks for a model that is far larger than the {self._n_saved} "
+                "numbers that were saved as its weights: a file was changed after it was saved."
+            )
+            raise ValueError(msg)
+        return func(*args, **kwargs)
+
+
+def _size_asked_for(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Count the numbers of the tensor that a call such as ``torch.zeros(3, 4)`` makes."""
+    if "steps" in kwargs:  # torch.linspace
+        return int(kwargs["steps"])
+    size = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
+    whole = [n for n in size if type(n) is int] if isinstance(size, (tuple, list)) else []
+    return math.prod(whole) if len(whole) == len(size) and whole else 0
+
+
+def _size_together(args: tuple[Any, ...]) -> int:
+    """Count the numbers of what a call makes of two tensors, a row and a column, say."""
+    shapes = [a.shape for a in args[:2] if isinstance(a, Tensor)]
+    try:
+        return math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    except RuntimeError:  # a product of matrices, say
+        return 0

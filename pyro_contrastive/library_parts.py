@@ -1,0 +1,47 @@
+"""The names of the parts of a model that the library makes when a file names them."""
+
+from __future__ import annotations
+
+LIBRARY_PARTS = {
+    "Likelihood": {
+        "AdditivePoisson",
+        "Bernoulli",
+        "Gaussian",
+        "NegativeBinomial",
+        "Poisson",
+        "ZeroInflatedNegativeBinomial",
+        "ZeroInflatedPoisson",
+    },
+    "Prior": {
+        "EscapingPerturbation",
+        "FixedPrior",
+        "LogNormalLibrary",
+        "MixtureOfGaussians",
+        "NormalizingFlowPrior",
+        "PerConditionNormal",
+        "PrivateSalient",
+        "SparseSalient",
+        "StandardNormal",
+        "VampPrior",
+    },
+    "Penalty": {
+        "HSIC",
+        "LateSalient",
+        "MMD",
+        "NarrowSalient",
+        "SalientClassifier",
+        "ShrinkMeans",
+        "TotalCorrelation",
+        "Wasserstein",
+    },
+}
+"""All that is ever made because a file names it, by kind: public names of this package."""
+PART_KINDS = {
+    "likelihood": "Likelihood",
+    "background_prior": "Prior",
+    "salient_prior": "Prior",
+    "library_prior": "Prior",
+    "dispersion_prior": "Prior",
+    "penalties": "Penalty",
+}
+"""What kind of part a model takes under each keyword."""
