@@ -102,6 +102,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     Examples
     --------
     >>> import torch
+    >>> from pyro_contrastive import CellBatch
     >>> vae = ContrastiveVAE(n_input=5, n_hidden=8, n_background_latent=2, n_salient_latent=2)
     >>> counts = torch.randint(0, 9, (6, 5)).float()
     >>> batch = CellBatch(condition=torch.tensor([0, 0, 0, 1, 1, 1]), x=counts)

@@ -146,7 +146,11 @@ KINDS = {"Likelihood": "likelihood", "Prior": "salient_prior", "Penalty": "penal
 
 @pytest.mark.parametrize(
     ("keyword", "name"),
-    [(KINDS[k], n) for k, o in itertools.permutations(LIBRARY_PARTS, 2) for n in LIBRARY_PARTS[o]],
+    [
+        (KINDS[k], n)
+        for k, o in itertools.permutations(LIBRARY_PARTS, 2)
+        for n in sorted(LIBRARY_PARTS[o])
+    ],
 )
 def test_a_part_of_the_wrong_kind_is_refused(folder, keyword, name):
     name_part(folder, keyword, f"pyro_contrastive:{name}")

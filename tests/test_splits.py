@@ -31,9 +31,9 @@ def batches_seen(monkeypatch):
     model: list[ContrastiveVI] = []
     original = CellData.cells
 
-    def cells(self: CellData, indices: np.ndarray, *arguments: Any) -> CellBatch:
+    def cells(self: CellData, indices: np.ndarray, *arguments: Any, **options: Any) -> CellBatch:
         seen[model[0].module.training].append(indices)
-        return original(self, indices, *arguments)
+        return original(self, indices, *arguments, **options)
 
     monkeypatch.setattr(CellData, "cells", cells)
 
