@@ -101,6 +101,7 @@ def test_version() -> None:
     assert result.output.strip() == pyro_contrastive.__version__
 
 
+@pytest.mark.slow
 def test_the_shell_itself_imports_none_of_the_report() -> None:
     code = (
         "import sys, pyro_contrastive.cli;"
@@ -259,6 +260,7 @@ def test_warnings_are_one_line_each(counts: Path, tmp_path: Path) -> None:
     assert ".py" not in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "preset", "schedule"),
     [
@@ -337,6 +339,7 @@ LIKELIHOODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_likelihoods_by_name(
     name: str, counts: Path, tmp_path: Path, calls: dict[str, Any]

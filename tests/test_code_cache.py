@@ -96,6 +96,7 @@ def make_unreadable(path: Path) -> None:
 DAMAGES = [Path.touch, truncate, put_garbage, put_other_pickle, make_unreadable]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [*DAMAGES, put_own_version])
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
 def test_damaged_files_cost_the_cache_only(load, tmp_path, caplog, damage, ending):
@@ -151,6 +152,7 @@ def test_a_folder_that_vanishes_is_made_again_or_done_without(load, tmp_path, ca
     assert len(told(caplog)) == 1
 
 
+@pytest.mark.slow
 def test_errors_of_the_code_itself_are_not_hidden(load, tmp_path, caplog):
     for path in (None, *files(tmp_path, "nbi")):
         if path is not None:

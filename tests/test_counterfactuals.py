@@ -175,6 +175,7 @@ def test_populations_told_to_train_are_donors_too(asked):
     assert len(asked[-1].indices) == 27
 
 
+@pytest.mark.slow
 def test_a_treatment_does_to_others_what_it_did_to_those_that_were_given_it():
     adata = two_drugs()
     model = ContrastiveVI(

@@ -322,6 +322,7 @@ class TreatedOnly(ExactGuide):
         return moments | {"s": (mean, variance)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [True, False])
 def test_a_salient_latent_that_works(groups: bool) -> None:
     table = linear_model(groups).diagnose(n_permutations=3, n_khat_cells=10)

@@ -158,6 +158,7 @@ def compare(model: ContrastiveVI, seed: int | None = 0, **cells: object) -> pd.D
         return differential_expression(model.module, data, pairs, adata.var_names, settings)
 
 
+@pytest.mark.slow
 def test_known_response_is_found(fitted, simulated):
     adata, truth = simulated
     before = adata.copy()
@@ -174,12 +175,14 @@ def test_known_response_is_found(fitted, simulated):
     assert set(adata.layers) == set(before.layers)
 
 
+@pytest.mark.slow
 def test_controls_do_not_differ_from_controls(fitted, simulated):
     half = np.arange(200) % 4 < 2
     table = compare(fitted, idx1=np.flatnonzero(half), idx2=np.flatnonzero(~half))
     assert table["is_de_fdr_0.05"].sum() <= 1
 
 
+@pytest.mark.slow
 def test_seed_makes_it_reproducible_and_leaves_the_global_state_alone(fitted):
     cells = {"groupby": "condition", "group1": "treated"}
     state = torch.get_rng_state()

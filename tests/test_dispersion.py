@@ -81,6 +81,7 @@ def test_the_prior_counts_once_per_data_set(kind) -> None:
     assert found == pytest.approx(expected * 2 / 500, rel=1e-4 if kind == "map" else 2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["variational", "map"])
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch"])
 def test_a_narrow_prior_decides(kind, dispersion) -> None:
@@ -104,6 +105,7 @@ def test_a_narrow_prior_decides(kind, dispersion) -> None:
     assert torch.equal(drawn, median) == (kind == "map")
 
 
+@pytest.mark.slow
 def test_without_information_the_posterior_is_the_prior() -> None:
     # Cells without counts say nothing of theta when their mean is next to nothing too.
     pyro.set_rng_seed(0)

@@ -281,6 +281,7 @@ def test_fold_changes_of_a_gaussian_are_differences_of_its_means(cells):
     assert effect[barely].abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zinb", "nb", "poisson", "zip", "bernoulli", "gaussian"])
 def test_the_shell_fits_every_likelihood(name, cells, tmp_path):
     from typer.testing import CliRunner

@@ -329,6 +329,7 @@ def fit(prior, batch, penalties=(), steps=300) -> None:
         svi.step(batch)
 
 
+@pytest.mark.slow
 def test_a_mixture_finds_two_clusters() -> None:
     truth = torch.tensor([[-2.0, 1.0], [2.0, 0.0]])
     cluster = (torch.arange(200) < 60).long()
@@ -341,6 +342,7 @@ def test_a_mixture_finds_two_clusters() -> None:
     assert torch.allclose(prior.log_scales.exp(), torch.full((2, 2), 0.1**0.5), atol=0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 25.0])
 def test_means_per_condition_are_found_and_shrunk_as_the_closed_form_says(weight) -> None:
     condition = torch.tensor([0] * 100 + [1] * 75 + [2] * 25)

@@ -205,6 +205,7 @@ def test_bounds_are_ordered_and_per_cell(adata) -> None:
     )
 
 
+@pytest.mark.slow
 def test_elbo_per_cell_adds_up_to_the_history(adata) -> None:
     model = make(adata)
     everything = {"train_size": 0.5, "validation_size": 0.5, "shuffle_set_split": False}

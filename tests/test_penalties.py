@@ -442,6 +442,7 @@ def fit_discriminator(rho: float, n_latent: int, n_steps: int) -> float:
     return float(penalty(*latents_of(many, z=z, s=s), many))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.0, 0.8])
 def test_total_correlation_of_correlated_normals(rho) -> None:
     truth = -0.5 * math.log(1 - rho**2)  # 0 and 0.511

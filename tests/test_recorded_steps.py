@@ -167,6 +167,7 @@ PLAIN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 QUICK = {"default", "latent library", "flow", "penalties", "adversary"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Gaussian is not a distribution of counts")
 @pytest.mark.parametrize(
     "make",
@@ -195,6 +196,7 @@ def test_what_cannot_be_recorded_is_trained_in_plain_steps(make, why, played, ca
     assert_same(model, trained(False, make))
 
 
+@pytest.mark.slow
 def test_real_counts_with_compiled_code_are_trained_to_the_last_digit(played, caplog) -> None:
     adata = load_kang()[::8].copy()
     models = []

@@ -253,6 +253,7 @@ def test_a_folder_without_a_manifest_is_known_by_what_it_holds(out: Path) -> Non
     assert (out / "model" / "model.safetensors").read_text() == "2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(14))
 def test_if_files_cannot_be_moved_the_former_run_is_as_it_was(
     at: int, out: Path, monkeypatch: pytest.MonkeyPatch

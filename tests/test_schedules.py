@@ -172,6 +172,7 @@ def test_one_cycle_drives_an_optimiser_of_the_user(rates) -> None:
     assert rates[0] == pytest.approx(1e-4 / 25)
 
 
+@pytest.mark.slow
 def test_the_fast_schedule_gets_further_in_as_many_steps() -> None:
     found = {}
     for schedule in SCHEDULES:

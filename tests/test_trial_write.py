@@ -130,6 +130,7 @@ def test_too_little_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_space_is_about_what_the_results_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, looks_every: int | None, **fails: A
     return model, str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("looks_every", [2, 3, 16])
 @pytest.mark.parametrize("for_ever", [True, False])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
