@@ -13,6 +13,7 @@ from torch.autograd.function import Function
 from torch.nn.functional import embedding_bag
 
 from pyro_contrastive._operators import define
+from pyro_contrastive.torch_tools import tensor_of
 
 PAYS_BELOW = 0.25
 """Share of non-zero counts up to which the sparse product is the faster one."""
@@ -42,9 +43,9 @@ class Compressed:
     ) -> Self:
         """Copy a SciPy matrix; indices keep the type they have there, 32 bits mostly."""
         return cls(
-            torch.as_tensor(matrix.indices, device=device),
-            torch.as_tensor(matrix.indptr, device=device),
-            torch.as_tensor(matrix.data, device=device, dtype=dtype),
+            tensor_of(matrix.indices).to(device),
+            tensor_of(matrix.indptr).to(device),
+            tensor_of(matrix.data).to(device, dtype),
         )
 
     def rows(self) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -35,6 +36,15 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """Return a tensor on the memory of a NumPy array, or on a copy of it if it is read-only.
+
+    Arrays out of pandas 3 and memory-mapped files are; torch would warn of what a user who writes
+    to the tensor could do, which nobody does here.
+    """
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def numpy_rng() -> np.random.Generator:

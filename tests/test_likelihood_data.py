@@ -24,6 +24,7 @@ from pyro_contrastive import (
 )
 from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.testing import SimulationSettings, simulate
+from pyro_contrastive.torch_tools import tensor_of
 
 KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
 SMALL: dict[str, Any] = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
@@ -262,3 +263,18 @@ def test_populations_told_to_train_are_known_again_whatever_the_order_of_the_sum
     np.testing.assert_array_equal(with_s[:10], without[:10])
     assert (with_s[10:] != without[10:]).any(axis=1).all()
     assert np.isfinite(with_s).all()
+
+
+def test_read_only_data_are_taken_and_not_written_to(adata):
+    """As those of a data frame in pandas 3, or of a memory-mapped file."""
+    logs = np.log1p(adata.X.toarray())
+    logs.flags.writeable = False
+    adata.X = logs
+    register_quietly(adata)
+    model = ContrastiveVI(adata, likelihood=Gaussian(), **SMALL)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    assert np.isfinite(model.get_latent_representation()).all()
+    # torch would warn, once in a process only: hence its cause is looked for.
+    assert not np.shares_memory(tensor_of(logs).numpy(), logs)
+    writable = logs.copy()
+    assert np.shares_memory(tensor_of(writable).numpy(), writable)

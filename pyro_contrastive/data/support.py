@@ -29,6 +29,7 @@ from pyro_contrastive.data.fractions import (
 )
 from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.torch_tools import tensor_of
 
 Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
 """Says what to do about data outside a support, given the AnnData and the layer they are in."""
@@ -108,7 +109,7 @@ def check_support(
     values = stored_values(counts)
     if support is COUNTS and _are_counts(values):
         return
-    bad = ~support.check(torch.from_numpy(values)).numpy()
+    bad = ~support.check(tensor_of(values)).numpy()
     n_cells, n_genes = counts.shape
     n_zeros = n_cells * n_genes - values.size
     if n_zeros and not bool(support.check(torch.zeros(()))):
