@@ -1,6 +1,7 @@
 # make demo   the main job on the bundled data, from nothing; leaves demo_output/index.html
 # make test   lint, types and all tests, from nothing
 # make newest   the fast tests on the newest Python found, with the newest versions of everything
+# make package   wheel and sdist in dist/, checked, and the wheel tried in an environment of its own
 # make notebooks   run the notebooks and save them with their outputs, in place
 # make lowest   the fast tests with the oldest versions that pyproject.toml allows
 # make bench  side by side with scvi-tools: speed, memory, held-out ELBO (some 15 minutes)
@@ -11,8 +12,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 VENV_LOWEST := .venv-lowest
+VENV_PACKAGE := .venv-package
 
-.PHONY: demo test fast newest lowest notebooks bench clean
+.PHONY: demo test fast newest package lowest notebooks bench clean
 
 # Each stamp is newer than what it was installed from, so that a second run starts at once.
 $(VENV)/python.stamp:
@@ -43,6 +45,17 @@ fast: $(VENV)/dev.stamp
 newest:
 	.ci/newest
 
+package:
+	rm -rf dist
+	$(PYTHON) -m venv --clear $(VENV_PACKAGE)
+	$(VENV_PACKAGE)/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	$(VENV_PACKAGE)/bin/python -m build --outdir dist .
+	$(VENV_PACKAGE)/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear $(VENV_PACKAGE)
+	$(VENV_PACKAGE)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt dist/*.whl
+	cd $(VENV_PACKAGE) && bin/pyro-contrastive demo --out demo --max-epochs 5
+
 # Their own deprecation warnings, of versions that came later, are no errors here.
 lowest:
 	$(PYTHON) -m venv --clear $(VENV_LOWEST)
@@ -57,4 +70,4 @@ bench: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py --write
 
 clean:
-	rm -rf $(VENV) $(VENV_LOWEST) .venv-newest demo_output
+	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_PACKAGE) .venv-newest dist demo_output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 
@@ -28,6 +29,10 @@ def test_importing_leaves_what_is_heavy_for_when_it_is_used() -> None:
     loaded = subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
     assert "pyro_contrastive.model" in loaded
     assert not [name for name in HEAVY if name in loaded]
+
+
+def test_its_types_are_for_users_too() -> None:
+    assert resources.files("pyro_contrastive").joinpath("py.typed").is_file()
 
 
 @pytest.mark.parametrize("name", ["ContrastiveVI", "presets", "ZeroInflatedNegativeBinomial"])
