@@ -271,7 +271,7 @@ def _check_conditions(
         return
     key = setup.condition_key
     if key in obs:
-        values = sorted(set(obs[key].iloc[needed][unknown].astype(str)))
+        values = sorted({str(value) for value in obs[key].iloc[needed][unknown]})
         found = f"adata.obs[{key!r}] holds {values} there"
         hint = suggestion(values[0], setup.conditions)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.failures import in_words
 
 __all__ = ["made_quietly", "what_is_wrong", "zeros"]
@@ -109,8 +110,8 @@ def _elements(adata: ad.AnnData, rows: np.ndarray) -> Iterator[_Element]:
         for key, value in getattr(adata, name).items():
             yield _of_mapping(name, key, value, {"obs": cells, "var": genes})
     some = pd.DataFrame(index=adata.obs_names[rows])
-    for key, value in adata.layers.items():
-        yield _of_mapping("layers", key, value[rows], {"obs": some, "var": genes})
+    for key in layer_names(adata):
+        yield _of_mapping("layers", key, adata.layers[key][rows], {"obs": some, "var": genes})
     yield from _of_uns(adata.uns, ())
     if adata.X is not None:
         yield _of_counts("X", lambda: made_quietly(adata.X[rows], obs=some, var=genes))
@@ -137,7 +138,7 @@ def _of_frame(name: str, frame: pd.DataFrame, place: Place) -> Iterator[_Element
         def as_text(column: pd.DataFrame = column) -> ad.AnnData:
             return place(column.astype(str))
 
-        rename = f"adata.{name}.rename(columns={{{key!r}: {_NEW_NAME!r}}}, inplace=True)"
+        rename = f"adata.{name}[{_NEW_NAME!r}] = adata.{name}.pop({key!r})"
         mends = ((rename, renamed), (f"{here} = {here}.astype(str)", as_text))
         yield _Element(f"{name}[{key!r}]", make, mends, f"del {here}")
     if not frame.columns.is_unique:

@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.culprits import made_quietly, what_is_wrong, zeros
 from pyro_contrastive.report.failures import is_full_disk
 from pyro_contrastive.report.folder import ResultsFolder
@@ -115,6 +116,7 @@ def _write_and_read(data: ad.AnnData, path: Path) -> int:
 def _names(data: ad.AnnData) -> dict[str, Any]:
     names: dict[str, Any] = {"obs": list(data.obs), "var": list(data.var)}
     names |= {part: sorted(getattr(data, part)) for part in _MAPPINGS}
+    names["layers"] = sorted(layer_names(data))
     names["uns"] = _keys(data.uns)
     if data.raw is not None:
         names |= {"raw.var": list(data.raw.var), "raw.varm": sorted(data.raw.varm)}
@@ -128,18 +130,18 @@ def _keys(value: Any) -> Any:
     return {key: _keys(inner) for key, inner in value.items() if inner is not None}
 
 
-_MAPPINGS = ("layers", "obsm", "varm", "obsp", "varp")
+_MAPPINGS = ("obsm", "varm", "obsp", "varp")
 
 
 def _without_counts(adata: ad.AnnData) -> ad.AnnData:
     """Everything of some data, with zeros for counts and latents."""
-    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp")}
+    parts = {name: dict(getattr(adata, name)) for name in _MAPPINGS}
     parts["obsm"] |= {f"X_{kind}": np.zeros((adata.n_obs, 1)) for kind in LATENTS}
     data = made_quietly(
         obs=adata.obs.copy(),
         var=adata.var.copy(),
         uns=dict(adata.uns),
-        layers=dict.fromkeys(adata.layers, zeros(*adata.shape)),
+        layers=dict.fromkeys(layer_names(adata), zeros(*adata.shape)),
         **parts,
     )
     if adata.raw is not None:
@@ -156,7 +158,7 @@ def _without_counts(adata: ad.AnnData) -> ad.AnnData:
 def _counts_alone(adata: ad.AnnData, rows: np.ndarray) -> ad.AnnData:
     """X, layers and raw of some cells, with names and nothing else."""
     obs = pd.DataFrame(index=adata.obs_names[rows])
-    layers = {name: values[rows] for name, values in adata.layers.items()}
+    layers = {name: adata.layers[name][rows] for name in layer_names(adata)}
     x = None if adata.X is None else adata.X[rows]
     data = made_quietly(x, obs=obs, var=pd.DataFrame(index=adata.var_names), layers=layers)
     if adata.raw is not None:
