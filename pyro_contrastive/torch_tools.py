@@ -126,26 +126,3 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, mode in was_training:
             m.training = mode
-
-
-@contextmanager
-def running_momentum(module: nn.Module, momentum: float | None) -> Iterator[None]:
-    """Give batch normalisations another momentum inside; ``None``: leave them as they are.
-
-    Parameters
-    ----------
-    module
-        All batch normalisations in it.
-    momentum
-        Share that each mini-batch has in the running mean and variance.
-    """
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d)]
-    before = [norm.momentum for norm in norms]
-    if momentum is not None:
-        for norm in norms:
-            norm.momentum = momentum
-    try:
-        yield
-    finally:
-        for norm, value in zip(norms, before, strict=True):
-            norm.momentum = value

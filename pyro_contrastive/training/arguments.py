@@ -108,3 +108,36 @@ def _instead(name: str, known: list[str]) -> str:
         return f'it belongs to the plan, plan_kwargs={{"{name}": ...}}'
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
+
+
+def refuse_never_looking(max_epochs: int, warmup_epochs: int, *, is_warming_up: bool) -> None:
+    """Refuse early stopping that would look at no epoch of a run; say what is in its way.
+
+    Parameters
+    ----------
+    max_epochs
+        Length of the run.
+    warmup_epochs
+        ``early_stopping_warmup_epochs``, if that leaves it nothing to look at; else 0.
+    is_warming_up
+        Whether the KL warm-up lasts until the last epoch; if neither, the learning rate rises.
+
+    Raises
+    ------
+    ValueError
+        Always.
+    """
+    if warmup_epochs:
+        msg = (
+            f"early_stopping_warmup_epochs={warmup_epochs} leaves early stopping none of the "
+            f"{max_epochs} epochs to look at."
+        )
+        raise ValueError(msg)
+    what, how = "rise of the learning rate", "cycle_rise"
+    if is_warming_up:
+        what, how = "KL warm-up", "n_epochs_kl_warmup, n_steps_kl_warmup"
+    msg = (
+        f"Early stopping looks at epochs after the {what}, which does not end before the last of "
+        f"{max_epochs} epochs: it would never look. Shorten it (plan_kwargs: {how})."
+    )
+    raise ValueError(msg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from itertools import islice
 
 import numpy as np
 import pyro
@@ -15,7 +16,9 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import near
 from pyro_contrastive.seen_cells import evenly
-from pyro_contrastive.torch_tools import own_params, reused_memory, running_momentum
+from pyro_contrastive.torch_tools import own_params, reused_memory
+from pyro_contrastive.training.arguments import refuse_never_looking
+from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.checks import check_programs, no_nan_warnings
 from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
 from pyro_contrastive.training.history import EarlyStopping, FitResult, History
@@ -84,17 +87,18 @@ class Run:
         n_steps = max_epochs * self.batches.steps_per_epoch
         self.cycle = plan.make_cycle(optimizer, n_steps)
         self.step = 0
+        self._refreshed_at = 0
         self.global_sites: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
 
     def check(self, early_stopping: EarlyStopping | None, check_every: int) -> None:
-        """Find out before training what would only show in its midst.
+        """Fail before training rather than during it.
 
         Raises
         ------
         ValueError
-            If early stopping watches a quantity that training does not record, or would never
-            look, because the KL warm-up does not end before the last check.
+            If early stopping watches a quantity that training does not record, or would never look
+            because the KL warm-up or the rise of the learning rate lasts until the last check.
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
         check_programs(self.vae, self.cells(first))
@@ -109,26 +113,10 @@ class Run:
         if early_stopping is not None:
             early_stopping.check(recorded)
             last = self.max_epochs // check_every * check_every - 1
-            if last < early_stopping.warmup_epochs:
-                msg = (
-                    f"early_stopping_warmup_epochs={early_stopping.warmup_epochs} leaves early "
-                    f"stopping none of the {self.max_epochs} epochs to look at."
-                )
-                raise ValueError(msg)
-            if self.max_epochs > 1 and not self.has_full_weight(last):
-                msg = (
-                    "Early stopping looks at epochs after the KL warm-up, which does not end before"
-                    f" the last of {self.max_epochs} epochs: it would never look. Shorten the "
-                    "warm-up (plan_kwargs: n_epochs_kl_warmup, n_steps_kl_warmup)."
-                )
-                raise ValueError(msg)
-            if self.max_epochs > 1 and self.is_rising(last):
-                msg = (
-                    "Early stopping looks at epochs after the rise of the learning rate, which does"
-                    f" not end before the last of {self.max_epochs} epochs: it would never look. "
-                    "Shorten the rise (plan_kwargs: cycle_rise) or train longer."
-                )
-                raise ValueError(msg)
+            too_long = early_stopping.warmup_epochs if last < early_stopping.warmup_epochs else 0
+            if too_long or (self.max_epochs > 1 and not self.may_stop(early_stopping, last)):
+                is_warming_up = not self.has_full_weight(last)
+                refuse_never_looking(self.max_epochs, too_long, is_warming_up=is_warming_up)
         metric = self.plan.lr_scheduler_metric
         if self.scheduler is not None and metric not in recorded:
             msg = f"lr_scheduler_metric={metric!r} is not recorded; there are {sorted(recorded)}."
@@ -196,10 +184,20 @@ class Run:
             self.cycle.step()
         return {"loss": found.loss} | found.terms
 
+    def refresh_batch_norm(self) -> None:
+        """Bring batch normalisation up to the weights there are now, if that is asked for."""
+        if not self.plan.precise_batch_norm or self._refreshed_at == self.step:
+            return
+        # Always the same cells, and no random numbers of the run.
+        batches = PairedBatches(self.split.train, self.batch_size, np.random.default_rng(0))
+        refresh_statistics(self.vae, map(self.cells, islice(batches.epoch(), N_BATCHES)))
+        self._refreshed_at = self.step
+
     def validate(self) -> dict[str, float]:
         """Evaluate the held-out cells, if there are any of both populations."""
         if not self.can_validate:
             return {}
+        self.refresh_batch_norm()
         held_out = self.split.validation
         means = evaluate(self.vae, self.data, held_out, self.batch_size, self.fabric.device)
         return {"validation_loss": loss_of(self.vae, means)} | self.named(means, "validation")
@@ -285,7 +283,6 @@ def fit(
             no_nan_warnings(),
             reused_memory(),
             own_params(),
-            running_momentum(vae, plan.batch_norm_momentum),
         ):
             for epoch in range(max_epochs):
                 is_check = (epoch + 1) % (check_val_every_n_epoch or max_epochs + 1) == 0
@@ -304,6 +301,9 @@ def fit(
         run.updates.look()  # so that what is kept is finite
         n_done = history.n_epochs - n_before
         logger.warning("Interrupted after %d epochs; what was learned is kept.", n_done)
+        run.refresh_batch_norm()
+    else:
+        run.refresh_batch_norm()
     finally:
         if early_stopping is not None:
             early_stopping.restore_best(vae)

@@ -49,13 +49,13 @@ class TrainingPlan:
         quarter of the steps of the run, so that the weight reaches its maximum well before the end.
     min_kl_weight, max_kl_weight
         KL weight before the first step and after the warm-up.
-    batch_norm_momentum
-        Share that each mini-batch has in the running means and variances of batch normalisation,
-        which are used wherever the model is evaluated: held-out losses, latents, expression.
-        Default 0.01, as in scvi-tools: an average over the last 100 steps or so. In the fast
-        schedule 0.2, because the weights move too fast there for such a long memory, the more so
-        the deeper the counts: with statistics of the weights of 100 steps ago a held-out loss can
-        be thousands of times too large. The weights themselves do not depend on it.
+    precise_batch_norm
+        Compute means and variances of batch normalisation afresh, from some training mini-batches,
+        whenever the held-out cells are evaluated and at the end of the run: see
+        :func:`~pyro_contrastive.training.batch_norm.refresh_statistics`. Default: as in scvi-tools
+        they are running averages over the last 100 steps or so, which the weights of the fast
+        schedule outrun, the more so the deeper the counts: a held-out loss may then be thousands of
+        times too large. The weights themselves do not depend on it.
     start_from_data
         Let the likelihood's parameters start at what is typical of each gene in the training cells,
         instead of at random: see :meth:`Likelihood.start_from`. In the first training of a model.
@@ -89,7 +89,7 @@ class TrainingPlan:
     lr_threshold: float = 0.0
     lr_scheduler_metric: str = "elbo_validation"
     lr_min: float = 0.0
-    batch_norm_momentum: float | None = None
+    precise_batch_norm: bool = False
     start_from_data: bool = False
     record_steps: bool = True
 
@@ -103,12 +103,6 @@ class TrainingPlan:
             raise ValueError(msg)
         if not 0 < self.cycle_rise < 1:
             msg = f"cycle_rise must be above 0 and below 1, not {self.cycle_rise}."
-            raise ValueError(msg)
-        if self.batch_norm_momentum is not None and not 0 < self.batch_norm_momentum <= 1:
-            msg = (
-                "batch_norm_momentum must be above 0 and at most 1, not "
-                f"{self.batch_norm_momentum}."
-            )
             raise ValueError(msg)
         if self.optimizer not in {"Adam", "AdamW", "Custom"}:
             msg = f"optimizer must be 'Adam', 'AdamW' or 'Custom', not {self.optimizer!r}."
@@ -212,7 +206,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "one_cycle": True,
         "cycle_rise": 0.1,
         "n_epochs_kl_warmup": 1,
-        "batch_norm_momentum": 0.2,
+        "precise_batch_norm": True,
         "start_from_data": True,
     },
 }
