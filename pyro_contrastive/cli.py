@@ -54,7 +54,7 @@ class LikelihoodName(StrEnum):
 
 OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="Epochs at most.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 OverwriteOption = Annotated[
     bool,
     typer.Option(

@@ -20,6 +20,7 @@ class Sampling(nn.Module):
     model: ContrastiveModel
     seen_cells: SeenCells
     use_observed_lib_size: bool
+    n_batch: int
 
     def sample(
         self,
@@ -73,6 +74,10 @@ class Sampling(nn.Module):
             saw.
         """
         device = next(self.parameters()).device
+        seen = self.seen_cells.condition
+        _check_whole(n_cells, "n_cells", lowest=1)
+        _check_whole(condition, "condition", below=None if seen is None else int(seen.max()) + 1)
+        _check_whole(batch, "batch", below=max(self.n_batch, 1))
 
         def per_cell(value: float | Tensor | None, dtype: torch.dtype | None = None) -> Any:
             if value is None:
@@ -125,3 +130,19 @@ class Sampling(nn.Module):
             )
             raise ValueError(msg)
         return CellBatch(library=library, **found)  # type: ignore[arg-type]  # condition is there
+
+
+def _check_whole(value: object, name: str, *, lowest: int = 0, below: int | None = None) -> None:
+    """Refuse numbers that are not whole, or out of range; ``None`` is not given."""
+    if value is None:
+        return
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):  # text, for example
+        given = torch.tensor(0.5)
+    is_whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if is_whole and (given >= lowest).all() and (below is None or (given < below).all()):
+        return
+    most = "" if below is None else f" and at most {below - 1}"
+    msg = f"{name} must be a whole number of at least {lowest}{most}, not {value!r}."
+    raise ValueError(msg)

@@ -24,9 +24,10 @@ from pyro_contrastive.components import (
     refuse_missing_parts,
     tell_of_own_parts,
 )
-from pyro_contrastive.data.files import read_h5ad
+from pyro_contrastive.data.files import read_h5ad, write_h5ad
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.dispersion import DispersionPrior
+from pyro_contrastive.litter import is_litter
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.priors import LogNormalLibrary
 from pyro_contrastive.saved_config import (
@@ -198,7 +199,7 @@ def write_folder(
         (new / WEIGHTS).write_bytes(save(weights))
         if adata is not None:
             options = {"compression": "gzip"} | dict(anndata_write_kwargs or {})
-            adata.write_h5ad(new / ADATA, **options)
+            write_h5ad(adata, new / ADATA, **options)
         _move(new, folder, old=Path(temporary) / "old")
 
 
@@ -209,7 +210,7 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         msg = f"{folder} is there already; save(..., overwrite=True) replaces it."
         raise FileExistsError(msg)
     names = {f.name for f in folder.iterdir()} if folder.is_dir() else {folder.name}
-    others = sorted(names - {CONFIG, WEIGHTS, ADATA})
+    others = sorted(n for n in names - {CONFIG, WEIGHTS, ADATA} if not is_litter(n))
     if others:
         msg = (
             f"{folder} holds more than a saved model ({', '.join(others[:3])}), which overwriting "
@@ -271,7 +272,7 @@ def _read_adata(folder: Path) -> ad.AnnData | None:
     check_files(folder, ADATA)
     try:
         return read_h5ad(folder / ADATA)
-    except (OSError, KeyError, TypeError, RecursionError) as error:
+    except Exception as error:  # whatever is in a damaged file may be raised
         msg = f"{folder / ADATA} is damaged, or not written by AnnData: {error}"
         raise ValueError(msg) from error
 

@@ -30,6 +30,8 @@ class SeenCells(nn.Module):
     models that were saved by earlier versions.
     """
 
+    condition: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         for name in FIELDS:

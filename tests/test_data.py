@@ -497,3 +497,13 @@ def test_cells_of_unknown_condition_are_taken_for_target(adata):
     ContrastiveVI.setup_anndata(adata)
     batch = Setup.of(adata).extract(adata).cells(np.arange(3))
     assert batch.condition.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("where", ["indices", "indptr"])
+@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix])
+def test_a_damaged_sparse_matrix_is_refused_before_compiled_code_follows_it(kind, where):
+    adata = simulate(SimulationSettings(n_background=20, n_target=20, n_genes=10), seed=0)
+    adata.X = kind(adata.X)
+    getattr(adata.X, where)[3] = 2 * 10**9
+    with pytest.raises(ValueError, match=r"adata\.X is a damaged sparse matrix"):
+        ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")

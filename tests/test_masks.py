@@ -75,7 +75,7 @@ def test_names_that_repeat() -> None:
         (MASK.reindex(["a", "b", "c", "x"]), "missing in 1 cells"),
         (MASK.to_frame("mask"), r"indices is a DataFrame; give one column of it.*\['mask'\]"),
         (sp.csr_matrix(np.array(VALUES)[:, None]), r"sparse matrix of shape \(4, 1\).*ravel"),
-        (["a", "d"], r"list of integers.*obs_names\.get_indexer"),
+        (["a", "d"], r"list of integers.*obs_names\.isin"),
         (pd.Series([0.0, 3.0]), "list of integers"),
     ],
 )

@@ -140,23 +140,29 @@ def test_populations_given_to_train_are_remembered(adata, tmp_path) -> None:
     model.train(
         np.arange(12), np.arange(12, 24), max_epochs=1, enable_progress_bar=False, train_size=0.8
     )
-    both = model.get_normalized_expression(seed=0)
+    with pytest.warns(UserWarning, match="2 of these cells were neither background nor target"):
+        both = model.get_normalized_expression(seed=0)
     same = np.isclose(both["background"], both["salient"], atol=1e-7).all(1)
     assert same.tolist() == [True] * 12 + [False] * 14
     turned = adata[::-1].copy()
-    again = model.get_normalized_expression(turned)
+    with pytest.warns(UserWarning, match="They are taken for target cells"):
+        again = model.get_normalized_expression(turned)
     same = np.isclose(again["background"], again["salient"], atol=1e-7).all(1)
     assert same.tolist() == [False] * 14 + [True] * 12
     model.save(tmp_path / "model")
     loaded = ContrastiveVI.load(tmp_path / "model", adata)
-    pd.testing.assert_frame_equal(loaded.get_salient_normalized_expression(seed=0), both["salient"])
+    with pytest.warns(UserWarning, match="They are taken for target cells"):
+        salient = loaded.get_salient_normalized_expression(seed=0)
+    pd.testing.assert_frame_equal(salient, both["salient"])
+    known = np.arange(24)
+    loaded.get_salient_normalized_expression(indices=known)  # of which there is nothing to warn of
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"gene_list": ["gene1", "nope"]}, r"1 are not genes.*nope"),
-        ({"library_size": "observed"}, "library_size must be a number or 'latent'"),
+        ({"library_size": "observed"}, "library_size must be a positive number or 'latent'"),
         ({"n_samples": 0}, "n_samples must be at least 1"),
         ({"indices": [99]}, "99"),
     ],
@@ -576,7 +582,10 @@ def test_other_cells_of_the_same_name_are_not_taken_for_those_trained_on(adata) 
     model.train(np.arange(12), np.arange(12, 26), max_epochs=1, enable_progress_bar=False)
     other = adata[::-1].copy()
     other.obs_names = adata.obs_names
-    both = model.get_normalized_expression(other, seed=0)
+    with pytest.warns(UserWarning, match="26 of these cells were neither"):
+        both = model.get_normalized_expression(other, seed=0)
+    with pytest.raises(ValueError, match="26 of these cells were neither background nor target"):
+        model.differential_expression(other, idx1=np.arange(12), seed=0)
     unequal = ~np.isclose(both["background"], both["salient"], atol=1e-7).all(1)
     assert unequal.all()  # not known: decoded with s, as in scvi-tools
 

@@ -580,3 +580,19 @@ def test_nobody_reading_the_output_costs_nothing(
     monkeypatch.setattr(pipeline, "print_summary", fail_with(UnicodeError()))
     assert shell(out).exit_code == 0
     assert names(out) == ALL
+
+
+def test_figures_that_no_run_has_drawn_are_not_replaced(tmp_path):
+    (tmp_path / "figures").mkdir()
+    mine = tmp_path / "figures" / "scores.png"
+    mine.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="figures"):
+        ResultsFolder(tmp_path, "in_latents", overwrite=True)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_results_do_not_go_into_the_store_that_is_read(tmp_path):
+    (tmp_path / "store.zarr").mkdir()
+    for out in (tmp_path / "store.zarr", tmp_path / "store.zarr" / "new"):
+        with pytest.raises(FileExistsError, match="is in the data"):
+            ResultsFolder(out, "x", overwrite=True, source=tmp_path / "store.zarr")

@@ -196,3 +196,24 @@ def test_a_part_of_many_cells_is_remembered():
     assert len(some) == len(set(some.tolist())) == MOST_CELLS
     assert (some[0], some[-1]) == (0, 99_999)
     assert (some < 30_000).mean() == pytest.approx(0.3, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n_cells": 0}, "n_cells must be a whole number of at least 1, not 0"),
+        ({"n_cells": 5.0}, "n_cells must be a whole number"),
+        ({"condition": 7}, "condition must be a whole number of at least 0 and at most 1, not 7"),
+        ({"condition": 0.5}, "condition must be a whole number"),
+        ({"condition": "treated"}, "condition must be a whole number"),
+        ({"condition": -1}, "condition must be a whole number"),
+        ({"batch": 5}, "batch must be a whole number of at least 0 and at most 0, not 5"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(given, message):
+    adata = simulate(SimulationSettings(n_background=20, n_target=20, n_genes=10), seed=0)
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    model = ContrastiveVI(adata, n_hidden=8)
+    model.train(max_epochs=1, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=message):
+        model.module.sample(**given)

@@ -11,6 +11,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -546,3 +547,24 @@ class Unusual(Forgetful):
 
 def test_the_object_of_a_constructor_may_have_any_name():
     assert Unusual(3.0).spec()["arguments"] == {"percent": 3.0}
+
+
+def test_litter_in_its_folder_hinders_no_model_from_being_saved_again(tmp_path):
+    adata = simulate(SimulationSettings(n_background=20, n_target=20, n_genes=10), seed=0)
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    model = ContrastiveVI(adata, n_hidden=8)
+    model.save(tmp_path / "model")
+    (tmp_path / "model" / ".DS_Store").touch()
+    model.save(tmp_path / "model", overwrite=True)
+    (tmp_path / "model" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        model.save(tmp_path / "model", overwrite=True)
+
+
+def test_strings_of_pandas_3_are_written_and_read(tmp_path):
+    adata = simulate(SimulationSettings(n_background=20, n_target=20, n_genes=10), seed=0)
+    adata.obs["note"] = pd.array(["a", None] * 20, dtype="string")
+    ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+    ContrastiveVI(adata, n_hidden=8).save(tmp_path / "model", save_anndata=True)
+    loaded = ContrastiveVI.load(tmp_path / "model").adata
+    assert loaded.obs["note"].isna().tolist() == [False, True] * 20

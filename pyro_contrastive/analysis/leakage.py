@@ -74,7 +74,11 @@ def probe(
     """
     values = np.asarray(latent, dtype=float)
     labels = in_order(labels, names_of(latent), "labels")
-    given = np.asarray(pd.Series(np.asarray(labels, dtype=object)).astype(str))
+    series = pd.Series(np.asarray(labels, dtype=object))
+    if series.isna().any():
+        msg = f"labels are missing for {int(series.isna().sum())} cells: leave these cells out."
+        raise ValueError(msg)
+    given = np.asarray(series.astype(str))
     if values.ndim != 2 or len(values) != len(given):  # noqa: PLR2004  # a matrix
         msg = f"latent has shape {list(values.shape)}, and there are {len(given)} labels."
         raise ValueError(msg)

@@ -122,6 +122,7 @@ def score_latents(
     """
     z, s = latent_matrix(background, "background"), latent_matrix(salient, "salient")
     names = names_of(background, salient, condition)
+    _check_same_order(background, salient)
     condition = in_order(condition, names, "condition")
     labels = in_order(labels, names, "labels")
     target = target_codes(condition, background_category, len(z))
@@ -148,6 +149,16 @@ def score_latents(
             for latent, of, measure, value in rows
         ]
     )
+
+
+def _check_same_order(background: object, salient: object) -> None:
+    """Refuse two latents whose data frames name their cells in different orders."""
+    frames = [given for given in (background, salient) if isinstance(given, pd.DataFrame)]
+    if len(frames) == 2 and not frames[0].index.equals(frames[1].index):  # noqa: PLR2004
+        raise ValueError(
+            "background and salient are data frames with different indices: bring their cells into "
+            "the same order, salient.loc[background.index]"
+        )
 
 
 def score_labels(

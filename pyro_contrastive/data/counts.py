@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -43,6 +43,7 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
         raise ValueError(msg)
     counts: Matrix
     if sp.issparse(matrix):
+        _check_sparse(matrix, where)
         counts = sp.csr_matrix(matrix, dtype=np.float32)
         if (counts.data == 0).any() or not counts.has_canonical_format:
             counts = counts.copy()  # the values may be the AnnData's own
@@ -58,6 +59,33 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
         )
         raise ValueError(msg)
     return counts
+
+
+def _check_sparse(matrix: Any, where: str) -> None:
+    """Refuse a sparse matrix whose indices lead outside it: compiled code would follow them.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged.
+    """
+    if matrix.format not in {"csr", "csc"}:
+        return
+    ends, n_inner = matrix.indptr, matrix.shape[1 if matrix.format == "csr" else 0]
+    is_whole = (
+        len(ends) == matrix.shape[0 if matrix.format == "csr" else 1] + 1
+        and ends[0] == 0
+        and ends[-1] <= min(len(matrix.indices), len(matrix.data))
+        and bool((np.diff(ends) >= 0).all())
+    )
+    used = matrix.indices[: ends[-1]]
+    if is_whole and (not used.size or (used.min() >= 0 and used.max() < n_inner)):
+        return
+    msg = (
+        f"{where} is a damaged sparse matrix: its indices do not fit its shape "
+        f"{tuple(matrix.shape)}. Read the data again from where they come from."
+    )
+    raise ValueError(msg)
 
 
 def place(layer: str | None) -> str:

@@ -11,7 +11,19 @@ from pyro_contrastive.data.spelling import spelling
 _COLUMNS = ("featuretype", "modality", "modalities", "assaytype", "librarytype")
 """Names of columns of ``var``, or parts of them, that say what kind of feature each is."""
 _GENES = {"geneexpression", "gene", "genes", "expression", "gex", "transcript", "transcriptome"}
-_BIOTYPES = {"proteincoding", "tec", "ribozyme", "artifact"}
+_BIOTYPES = {
+    *(
+        "proteincoding",
+        "noncoding",
+        "tec",
+        "ribozyme",
+        "artifact",
+        "antisense",
+        "processedtranscript",
+    ),
+    *("senseintronic", "senseoverlapping", "retainedintron", "nonsensemediateddecay"),
+    *("transposableelement", "nonstopdecay", "nuclear", "mitochondrial", "macrolncrna"),
+}
 _BIOTYPE_ENDS = ("rna", "pseudogene", "gene")
 _GUIDES = ("guide", "crispr", "sgrna", "grna")
 _NO_GENES = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,28 @@ def read_h5ad(path: str | os.PathLike[str]) -> ad.AnnData:
     """
     check_hdf5(path)
     return ad.read_h5ad(path)
+
+
+def write_h5ad(adata: ad.AnnData, path: str | os.PathLike[str], **options: Any) -> None:
+    """Write an ``.h5ad`` file, columns of strings with missing values included.
+
+    anndata 0.12 reads such columns, as anndata 0.13 writes all strings of pandas 3, but does not
+    write them again unless it is allowed to.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    path
+        The file.
+    **options
+        For ``AnnData.write_h5ad``.
+    """
+    allowed = nullcontext()
+    if getattr(ad.settings, "allow_write_nullable_strings", None) is False:
+        allowed = ad.settings.override(allow_write_nullable_strings=True)
+    with allowed:
+        adata.write_h5ad(path, **options)
 
 
 def read_zarr(path: str | os.PathLike[str]) -> ad.AnnData:

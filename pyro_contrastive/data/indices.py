@@ -58,6 +58,12 @@ def as_indices(indices: Any, cells: pd.Index | int, name: str = "indices") -> In
             f"{array.dtype} and shape {array.shape}."
         )
         raise ValueError(msg + _advice(array))
+    if len(array) == n_cells > 2 and np.isin(array, (0, 1)).all():  # noqa: PLR2004
+        msg = (
+            f"{name} holds one 0 or 1 for each cell, which would be the positions of the first two "
+            f"cells. For a mask give truth values: {name}.astype(bool)."
+        )
+        raise ValueError(msg)
     if array.min() < -n_cells or array.max() >= n_cells:
         msg = f"{name} holds {array.min()} to {array.max()}; there are {n_cells} cells."
         raise ValueError(msg)
@@ -167,7 +173,14 @@ def _as_array(indices: Any, name: str) -> NDArray[Any]:
             f"each cell: {name}.toarray().ravel()."
         )
         raise ValueError(msg)
-    array = np.asarray(indices)
+    if isinstance(indices, np.ma.MaskedArray) and np.ma.is_masked(indices):
+        msg = f"{name} is a masked array with masked entries; leave them out: {name}.compressed()."
+        raise ValueError(msg)
+    try:
+        array = np.asarray(indices)
+    except ValueError as error:  # lists of several lengths
+        msg = f"{name} must be one list of integers (positions) or a boolean mask: {error}."
+        raise ValueError(msg) from error
     if array.dtype != object or not array.size:
         return array
     # pandas' nullable types and categories arrive as objects.
@@ -198,7 +211,7 @@ def _refuse_labelled(values: Any, name: str) -> None:
 
 def _advice(array: NDArray[Any]) -> str:
     if array.dtype.kind in "UO" and array.size and isinstance(array.flat[0], str):
-        return " For names of cells: adata.obs_names.get_indexer(names)."
+        return " For names of cells give a mask: adata.obs_names.isin(names)."
     return ""
 
 

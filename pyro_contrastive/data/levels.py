@@ -52,6 +52,8 @@ def position_of(value: object, levels: Sequence[object]) -> int | None:
     if several(value):
         return None
     value = value[()] if isinstance(value, np.ndarray) else value
+    if value is pd.NA:
+        return None
     for position, level in enumerate(levels):
         if type(level) is type(value) and level == value:
             return position

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from pyro_contrastive.data.columns import (
 from pyro_contrastive.data.counts import check_anndata, check_in_memory, read_counts, row_sums
 from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
 from pyro_contrastive.data.features import warn_of_other_features
-from pyro_contrastive.data.levels import suggestion
+from pyro_contrastive.data.levels import position_of, suggestion
 from pyro_contrastive.data.spelling import warn_of_spellings
 from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
 
@@ -199,7 +200,8 @@ class Setup:
         if self.condition_key not in adata.obs:
             return np.full(adata.n_obs, -1)
         values = column(adata.obs, self.condition_key)
-        codes = pd.Index(self.conditions).get_indexer(values.astype(str)).astype(np.int64)
+        found = values.astype(str).to_numpy(dtype=object)
+        codes = _codes_of(found, values, self.conditions)
         return np.where(values.isna(), -1, codes)
 
     def with_genes(self, adata: AnnData) -> AnnData:
@@ -268,7 +270,7 @@ class Setup:
     def _codes(self, adata: AnnData, key: str) -> NDArray[np.int64]:
         known = self.categories[key]
         values = texts(adata.obs, key)
-        codes = pd.Index(known).get_indexer(values).astype(np.int64)
+        codes = _codes_of(values, column(adata.obs, key), known)
         if (codes < 0).any():
             unknown = sorted(set(values[codes < 0].tolist()))
             msg = (
@@ -277,3 +279,24 @@ class Setup:
             )
             raise ValueError(msg)
         return codes
+
+
+def _codes_of(texts: NDArray[Any], values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
+    """Return the position of each value among the known levels; -1 where it is none of them.
+
+    By its text; else, unless it is text itself, by what it means: the same numbers may be integers
+    in one file and not in another, and the text of a date depends on the others in its column.
+
+    Parameters
+    ----------
+    texts, values
+        Of each cell.
+    known
+        Levels as text.
+    """
+    codes = pd.Index(known).get_indexer(texts).astype(np.int64)
+    others = (codes < 0) & values.notna().to_numpy()
+    if others.any():
+        meant = {v: None if isinstance(v, str) else position_of(v, known) for v in values[others]}
+        codes[others] = [-1 if meant[v] is None else meant[v] for v in values[others]]
+    return codes

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 _MINUS = "-\N{MINUS SIGN}"
 _OTHER_MARKS = _MINUS + "."
 _MARKS = {"Zs", "Zl", "Zp", "Cc", "Cf", "Pc", "Pd"}
@@ -29,7 +30,8 @@ def spelling(text: str) -> str:
     for _ in range(2):  # the one may make work for the other
         text = unicodedata.normalize("NFKC", text).casefold()
     if _NUMBER.fullmatch(text.strip()):
-        return repr(float(text))  # 1, 1.0 and 01
+        # 1, 1.0 and 01 are the same; but not two long integers that a float cannot tell apart.
+        return str(int(text)) if _INTEGER.fullmatch(text.strip()) else _number(text)
     runs = [(marks, "".join(run)) for marks, run in groupby(text, _is_mark)]
     kept = ""
     for position, (marks, run) in enumerate(runs):
@@ -42,11 +44,18 @@ def _kept_of_marks(run: str, before: str, after: str) -> str:
     """Return what counts of the marks between two parts of a text."""
     if not after:
         return "-" if run in _MINUS else ""
+    if run[0] in _MINUS and run[1:].isspace():
+        return "-"  # CD4- T
     if not after[0].isdecimal():
         return ""
     if run[-1] in _OTHER_MARKS and (run[-2:-1].isspace() or not before):
         return "." if run[-1] == "." else "-"
     return " " if before[-1:].isdecimal() else ""
+
+
+def _number(text: str) -> str:
+    number = float(text)
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def _is_mark(character: str) -> bool:

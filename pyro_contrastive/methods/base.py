@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -125,6 +126,7 @@ class ModelBase:
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:
             return self.setup.with_genes(adata).copy()
+        _check_filled(missing, self.genes, adata)
         layer = self.setup.layer
         adata = adata[:, adata.var_names.isin(self.setup.genes)]
         counts = csr_matrix(adata.X if layer is None else adata.layers[layer])
@@ -191,6 +193,8 @@ class ModelBase:
             return data
         if self.setup.condition_key is not None:
             _check_conditions(chosen.obs, codes, needed, self.setup)
+        else:
+            _warn_of_unknown(codes[needed])
         return data.with_codes(np.where(codes < 0, BACKGROUND + 1, codes))
 
     def _tell_untrained(self) -> None:
@@ -260,6 +264,41 @@ class ModelBase:
             f"{suggestion(condition, names)}"
         )
         raise ValueError(msg)
+
+
+def _check_filled(missing: list[str], genes: list[str], adata: AnnData) -> None:
+    """Refuse to fill in all genes, and warn where it is most of them.
+
+    Raises
+    ------
+    ValueError
+        If no gene is there.
+    """
+    found = f"gene names there are such as {list(adata.var_names[:3])}, here {genes[:3]}"
+    if len(missing) == len(genes):
+        msg = f"This AnnData has none of the model's {len(genes)} genes: {found}."
+        raise ValueError(msg)
+    if 2 * len(missing) > len(genes):
+        warnings.warn(
+            f"{len(missing)} of the model's {len(genes)} genes are missing and filled with zeros, "
+            f"which the model takes for observed: {found}. Do not rely on the latents.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_unknown(codes: NDArray[np.int64]) -> None:
+    """Warn of cells that `train` was not told of, where it matters whether a cell was treated."""
+    n_unknown = int((codes < 0).sum())
+    if n_unknown:
+        warnings.warn(
+            f"{n_unknown} of these cells were neither background nor target when the model was "
+            "trained (cells are known by name and total count). They are taken for target cells, "
+            "with a salient latent, as in scvi-tools; background cells among them would be decoded "
+            "wrongly. Set the data up with condition_key= and background= to have it told by cell.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _check_conditions(

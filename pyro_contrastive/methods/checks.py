@@ -212,6 +212,7 @@ class CheckMethods(PredictiveHelpers):
     ) -> NDArray[np.int64] | None:
         if genes is None:
             return None
+        genes = list(genes)  # a set or a generator too
         known = {gene: position for position, gene in enumerate(names)}
         unknown = [gene for gene in genes if gene not in known]
         if unknown:

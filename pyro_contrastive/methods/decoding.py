@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,13 +41,14 @@ class DecodingHelpers(ModelBase):
             msg = f"gene_list must be a list of genes: [{gene_list!r}]."
             raise TypeError(msg)
         if gene_list is not None:
+            gene_list = list(gene_list)  # a set or a generator too
             unknown = [gene for gene in gene_list if gene not in set(self.setup.genes)]
             if unknown:
                 msg = f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
                 raise ValueError(msg)
             genes = np.flatnonzero(np.isin(self.setup.genes, gene_list))
-        if isinstance(library_size, str) and library_size != "latent":
-            msg = f"library_size must be a number or 'latent', not {library_size!r}."
+        if library_size != "latent" and not _is_positive(library_size):
+            msg = f"library_size must be a positive number or 'latent', not {library_size!r}."
             raise ValueError(msg)
         likelihood = self.module.model.likelihood
         if library_size != 1.0 and not likelihood.uses_library:
@@ -106,6 +108,9 @@ class DecodingHelpers(ModelBase):
                     raise ValueError(msg)
                 categorical[self.setup.categorical_covariate_keys.index(key)] = code
             elif key in self.setup.continuous_covariate_keys:
+                if not _is_finite(value):
+                    msg = f"transform_covariates: {key!r} must be a finite number, not {value!r}."
+                    raise ValueError(msg)
                 continuous[self.setup.continuous_covariate_keys.index(key)] = float(value)
             else:
                 keys = (
@@ -115,3 +120,12 @@ class DecodingHelpers(ModelBase):
                 msg = f"transform_covariates: {key!r} is not a covariate of this model: {keys}."
                 raise ValueError(msg)
         return replace(decoding, categorical=categorical, continuous=continuous)
+
+
+def _is_finite(value: object) -> bool:
+    """Tell whether it is a single number, neither missing nor infinite."""
+    return isinstance(value, Real) and bool(np.isfinite(float(value)))
+
+
+def _is_positive(value: object) -> bool:
+    return _is_finite(value) and float(value) > 0  # type: ignore[arg-type]  # it is a number

@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.progress import progress
-from pyro_contrastive.data.columns import check_key
+from pyro_contrastive.data.columns import check_key, texts
 from pyro_contrastive.methods.latent_checks import LatentCheckMethods
 from pyro_contrastive.methods.trust import TrustMethods
 
@@ -171,7 +171,7 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         batch = self.setup.batch_key
         if batch is not None and batch not in keys:
             keys.append(batch)
-        shared = {key: adata.obs[key].astype(str).to_numpy()[cells] for key in keys}
+        shared = {key: texts(adata.obs.iloc[cells], key) for key in keys}
         return shared, {} if batch is None else {batch: shared[batch]}
 
     def _elbo_by_epoch(self) -> pd.Series:

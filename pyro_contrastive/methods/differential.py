@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.differential import differential_expression
 from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
@@ -138,9 +139,9 @@ class DifferentialMethods(ModelBase):
         )
         needed = NO_CELLS
         if target_idx is None:
-            self._check_conditions_known(obs.index)
             named = [cells for pair in pairs for cells in (pair.cells1, pair.cells2)]
             needed = np.unique(np.concatenate(named))
+            self._check_conditions_known(adata, needed)
         data = self._data(adata, needed)
         if data.condition is None and target_idx is None and not self.is_trained:
             data = _all_as_targets(data)
@@ -157,10 +158,13 @@ class DifferentialMethods(ModelBase):
                 batch_size=batch_size,
             )
 
-    def _check_conditions_known(self, names: pd.Index) -> None:
-        if self._conditions is None:
+    def _check_conditions_known(self, adata: AnnData | None, cells: NDArray[np.int64]) -> None:
+        """Refuse cells of which `train` was not told whether they are target cells."""
+        if self.setup.condition_key is not None or self._conditions is None:
             return
-        n_unknown = int((~names.isin(self._conditions.index)).sum())
+        chosen = self._adata(adata)
+        codes = self._condition_codes(chosen, self._extract(chosen))
+        n_unknown = 0 if codes is None else int((codes[cells] < 0).sum())
         if n_unknown:
             msg = (
                 f"{n_unknown} of these cells were neither background nor target when the model was "

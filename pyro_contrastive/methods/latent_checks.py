@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.analysis import latent_usage as usage
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.columns import one_or_several
+from pyro_contrastive.data.columns import one_or_several, texts
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.torch_tools import seeded
 
@@ -106,7 +106,7 @@ class LatentCheckMethods(LatentMethods):
             probes.append((latent, "condition", values, is_target))
             there = np.ones_like(is_target) if latent == "background" else is_target
             for key in keys:
-                labels = chosen.obs[key].astype(str).to_numpy()[cells]
+                labels = texts(chosen.obs.iloc[cells], key)
                 probes.append((latent, key, values[there], labels[there]))
         rows = [
             {

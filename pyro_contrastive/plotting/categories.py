@@ -43,6 +43,7 @@ def drawn_categories(
     """
     given = pd.Series(labels)
     if not isinstance(given.dtype, pd.CategoricalDtype):
+        given = given.astype(object)  # whose values may be replaced by text, whatever they are
         given = given.where(given.isna(), given.astype(str)).astype("category")
     used = given.cat.remove_unused_categories()
     names = [str(name) for name in used.cat.categories]

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
+from pyro_contrastive.litter import is_litter
 from pyro_contrastive.report.former_run import (
     MANIFEST,
     files_below,
     former_entries,
-    is_litter,
     manifest_of,
 )
 
@@ -154,6 +154,8 @@ class ResultsFolder:
             )
 
     def _check(self, source: Path | None) -> None:
+        if source is not None and source.is_dir() and self.path.is_relative_to(_resolved(source)):
+            raise FileExistsError(f"{self.given} is in the data {source}; name another folder")
         if not self.path.exists():
             if self.given.is_symlink():
                 raise NotADirectoryError(f"{self.given} is a link that leads nowhere")
@@ -181,8 +183,6 @@ class ResultsFolder:
                     f"{source} is of the former run that overwriting {self.given} would delete; "
                     "name another folder"
                 )
-        if source is not None and source.is_dir() and self.path.is_relative_to(_resolved(source)):
-            raise FileExistsError(f"{self.given} is in the data {source}; name another folder")
 
     def _check_movable(self, name: str) -> None:
         path = self.path / name

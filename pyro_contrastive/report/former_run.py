@@ -6,38 +6,16 @@ import html
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from pyro_contrastive import __version__
+from pyro_contrastive.litter import is_litter
 
-__all__ = ["MANIFEST", "files_below", "former_entries", "is_litter", "manifest_of"]
+__all__ = ["MANIFEST", "files_below", "former_entries", "manifest_of"]
 
 MANIFEST = "manifest.json"
 _WRITTEN_BY = "pyro-contrastive"
 
-# What file systems, file browsers and Jupyter leave in folders without being asked.
-_LITTER = (
-    ".ds_store",
-    "._*",
-    ".localized",
-    ".apdisk",
-    ".fseventsd",
-    ".spotlight-v100",
-    ".trash*",
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "$recycle.bin",
-    "system volume information",
-    ".directory",
-    "@eadir",
-    ".nfs*",
-    ".fuse_hidden*",
-    ".snapshot",
-    "lost+found",
-    ".ipynb_checkpoints",
-)
 _MODEL_FILES = ("config.json", "model.safetensors", "adata.h5ad")
 _FIGURE_FILES = (
     "latents.png",
@@ -45,11 +23,6 @@ _FIGURE_FILES = (
     "training.png",
     "scores.png",
 )
-
-
-def is_litter(name: str) -> bool:
-    """Tell whether a file or folder of this name was left by the system rather than by a person."""
-    return any(fnmatchcase(name.lower(), pattern) for pattern in _LITTER)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -131,7 +104,8 @@ def _recognised(folder: Path) -> set[str]:
         found.add("scores.csv")
     if '"pyro-contrastive"' in _text(folder / "model" / "config.json"):
         found |= {f"model/{name}" for name in _MODEL_FILES}
-    if any((folder / "figures" / name).is_file() for name in _FIGURE_FILES):
+    # Figures have nothing in them to be known by; only those of a folder that has a run's page.
+    if "index.html" in found:
         found |= {f"figures/{name}" for name in _FIGURE_FILES}
     return found
 

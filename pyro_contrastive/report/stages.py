@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.separation import score_latents
+from pyro_contrastive.data.files import write_h5ad
 from pyro_contrastive.report.failures import KeptElsewhere, in_words
 from pyro_contrastive.report.figures import FigureSet, Method, add_curves, add_maps, add_scores
 from pyro_contrastive.report.folder import ResultsFolder, interrupts_wait
@@ -131,7 +132,7 @@ def _write_data(results: Results) -> None:
     adata.obsm.update({f"X_{kind}": latent for kind, latent in results.latents.items()})
     if results.place.free_bytes() < results.place.data_bytes:  # HDF5 may crash on a full disk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    adata.write_h5ad(results.folder / f"{results.study.name}.h5ad", compression="gzip")
+    write_h5ad(adata, results.folder / f"{results.study.name}.h5ad", compression="gzip")
 
 
 def _score(results: Results) -> None:

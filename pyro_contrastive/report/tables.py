@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from pyro_contrastive.data.counts import not_counts
+from pyro_contrastive.data.counts import not_counts, read_counts
 
 __all__ = ["cell_counts", "response_table"]
 
@@ -84,8 +84,8 @@ def response_table(
     ValueError
         If a gene is not in the data.
     """
-    stored = adata.X if layer is None else adata.layers[layer]
-    counts = sparse.csr_matrix(stored)  # [cells, genes]
+    # As the model reads them: SciPy has no half precision, nor foreign byte orders.
+    counts = sparse.csr_matrix(read_counts(adata, layer))  # [cells, genes]
     are_counts = not not_counts(counts).any()
     if genes is None:
         difference = _difference(_logs(counts) if are_counts else counts, is_target)

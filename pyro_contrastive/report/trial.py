@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from pyro_contrastive.data.files import write_h5ad
 from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.culprits import made_quietly, what_is_wrong, zeros
 from pyro_contrastive.report.failures import is_full_disk
@@ -104,7 +105,7 @@ def _write_and_read(data: ad.AnnData, path: Path) -> int:
     path.unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come again when the results are written
-        data.write_h5ad(path, compression="gzip")
+        write_h5ad(data, path, compression="gzip")
         read = ad.read_h5ad(path)
     found = _names(read)
     for part, names in _names(data).items():

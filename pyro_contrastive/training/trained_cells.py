@@ -18,6 +18,7 @@ from pyro_contrastive.training.splits import Indices, Split
 PARTS = ("train", "validation", "test")
 PREFIX = "cells."
 """Before the names of the parts, among the tensors of a saved model."""
+TOTALS = f"{PREFIX}totals"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrainedCells:
     digest
         Of the names of all cells of the data set, in their order.
     names, totals
-        Those names, and the total count of each cell, ``[cells]``; ``None`` after loading. They
+        Those names (``None`` after loading), and the total count of each cell, ``[cells]``. They
         tell where the cells are when the data set has lost some, or has them in another order.
         The total tells a cell from another that was given its name.
     """
@@ -105,7 +106,10 @@ class TrainedCells:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return the indices under the names they are saved with."""
-        return {f"{PREFIX}{part}": torch.from_numpy(getattr(self, part)) for part in PARTS}
+        tensors = {f"{PREFIX}{part}": torch.from_numpy(getattr(self, part)) for part in PARTS}
+        if self.totals is not None:
+            tensors[TOTALS] = torch.from_numpy(self.totals)
+        return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], digest: str | None) -> Self | None:
@@ -114,7 +118,8 @@ class TrainedCells:
         if digest is None or not all(name in tensors for name in names):
             return None
         train, validation, test = (tensors[name].numpy() for name in names)
-        return cls(train, validation, test, digest)
+        totals = tensors[TOTALS].numpy() if TOTALS in tensors else None  # of earlier versions
+        return cls(train, validation, test, digest, totals=totals)
 
 
 def same_totals(before: NDArray[np.float64], now: NDArray[np.float64]) -> NDArray[np.bool_]:

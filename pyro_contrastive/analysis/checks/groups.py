@@ -55,7 +55,7 @@ class CellGroups:
                     f"A column of groups cannot be called {ALL!r}: that is the group of all cells."
                 )
                 raise ValueError(msg)
-            text = column.where(column.isna(), column.astype(str)).astype("category")
+            text = column.astype(object).where(column.isna(), column.astype(str)).astype("category")
             codes.append(text.cat.codes.to_numpy(dtype=np.int64))
             levels.append([str(level) for level in text.cat.categories])
             self.names += [(key, level) for level in levels[-1]]

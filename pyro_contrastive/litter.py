@@ -1,0 +1,33 @@
+"""Files that turn up in folders without anybody having put them there."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+# What file systems, file browsers and Jupyter leave in folders without being asked.
+_LITTER = (
+    ".ds_store",
+    "._*",
+    ".localized",
+    ".apdisk",
+    ".fseventsd",
+    ".spotlight-v100",
+    ".trash*",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    ".directory",
+    "@eadir",
+    ".nfs*",
+    ".fuse_hidden*",
+    ".snapshot",
+    "lost+found",
+    ".ipynb_checkpoints",
+)
+
+
+def is_litter(name: str) -> bool:
+    """Tell whether a file or folder of this name was left by the system rather than by a person."""
+    return any(fnmatchcase(name.lower(), pattern) for pattern in _LITTER)
