@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -22,6 +21,11 @@ from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.data.levels import listed, position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support
+from pyro_contrastive.methods.query_checks import (
+    check_conditions,
+    check_filled,
+    warn_of_unknown,
+)
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
 from pyro_contrastive.vae import ContrastiveVAE
@@ -126,7 +130,7 @@ class ModelBase:
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:
             return self.setup.with_genes(adata).copy()
-        _check_filled(missing, self.genes, adata)
+        check_filled(missing, self.genes, adata)
         layer = self.setup.layer
         adata = adata[:, adata.var_names.isin(self.setup.genes)]
         counts = csr_matrix(adata.X if layer is None else adata.layers[layer])
@@ -192,9 +196,9 @@ class ModelBase:
         if codes is None:
             return data
         if self.setup.condition_key is not None:
-            _check_conditions(chosen.obs, codes, needed, self.setup)
+            check_conditions(chosen.obs, codes, needed, self.setup)
         else:
-            _warn_of_unknown(codes[needed])
+            warn_of_unknown(codes[needed])
         return data.with_codes(np.where(codes < 0, BACKGROUND + 1, codes))
 
     def _tell_untrained(self) -> None:
@@ -264,61 +268,3 @@ class ModelBase:
             f"{suggestion(condition, names)}"
         )
         raise ValueError(msg)
-
-
-def _check_filled(missing: list[str], genes: list[str], adata: AnnData) -> None:
-    """Refuse to fill in all genes, and warn where it is most of them.
-
-    Raises
-    ------
-    ValueError
-        If no gene is there.
-    """
-    found = f"gene names there are such as {list(adata.var_names[:3])}, here {genes[:3]}"
-    if len(missing) == len(genes):
-        msg = f"This AnnData has none of the model's {len(genes)} genes: {found}."
-        raise ValueError(msg)
-    if 2 * len(missing) > len(genes):
-        warnings.warn(
-            f"{len(missing)} of the model's {len(genes)} genes are missing and filled with zeros, "
-            f"which the model takes for observed: {found}. Do not rely on the latents.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _warn_of_unknown(codes: NDArray[np.int64]) -> None:
-    """Warn of cells that `train` was not told of, where it matters whether a cell was treated."""
-    n_unknown = int((codes < 0).sum())
-    if n_unknown:
-        warnings.warn(
-            f"{n_unknown} of these cells were neither background nor target when the model was "
-            "trained (cells are known by name and total count). They are taken for target cells, "
-            "with a salient latent, as in scvi-tools; background cells among them would be decoded "
-            "wrongly. Set the data up with condition_key= and background= to have it told by cell.",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _check_conditions(
-    obs: pd.DataFrame, codes: NDArray[np.int64], needed: NDArray[np.int64] | slice, setup: Setup
-) -> None:
-    """Refuse cells of no registered condition, where it matters whether a cell was treated."""
-    unknown = codes[needed] < 0
-    if not unknown.any():
-        return
-    key = setup.condition_key
-    if key in obs:
-        values = sorted({str(value) for value in obs[key].iloc[needed][unknown]})
-        found = f"adata.obs[{key!r}] holds {values} there"
-        hint = suggestion(values[0], setup.conditions)
-    else:
-        hint = ""
-        found = f"adata.obs has no column {key!r}"
-    msg = (
-        f"{int(unknown.sum())} of these cells have no condition the model was set up with: {found}."
-        f" Known are {list(setup.conditions)}.{hint} It decides whether a cell is decoded with its "
-        "salient latent; latents and library sizes can be had without."
-    )
-    raise ValueError(msg)
