@@ -148,12 +148,28 @@ def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["x.zarr", "x.h5ad"])
 def test_a_zarr_store_is_read_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("zarr")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of zarr's formats
         small_cells().write_zarr(tmp_path / name)
         data = read_counts(tmp_path / name)
     np.testing.assert_array_equal(data.X, small_cells().X)
     assert data.obs["arm"].astype(str).tolist() == small_cells().obs["arm"].tolist()
+
+
+def test_a_zarr_store_without_the_package_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "x.zarr"
+    store.mkdir()
+    (store / ".zgroup").write_text('{"zarr_format": 2}')
+    (store / ".zattrs").write_text('{"encoding-type": "anndata"}')
+    for part in ("obs", "var"):
+        (store / part).mkdir()
+        (store / part / ".zgroup").write_text('{"zarr_format": 2}')
+    monkeypatch.setattr(inputs, "find_spec", lambda name: None if name == "zarr" else True)
+    with pytest.raises(ValueError, match="pip install zarr"):
+        read_counts(store)
 
 
 def tenx(path: Path) -> np.ndarray:

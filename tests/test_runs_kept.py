@@ -479,7 +479,9 @@ def test_a_read_only_folder_of_the_former_run_is_refused(
     assert shell(out).exit_code == 0
     access = os.access
     monkeypatch.setattr(
-        folder_module.os, "access", lambda path, mode: path.name != "model" and access(path, mode)
+        folder_module.os,
+        "access",
+        lambda path, mode, **options: Path(path).name != "model" and access(path, mode, **options),
     )
     assert_mistake(shell(out, "--overwrite"), f"{out / 'model'}", "read-only")
 

@@ -53,6 +53,8 @@ def read_counts(path: str | Path) -> ad.AnnData:
             f'adata = scanpy.read_10x_h5("{file}"), add the column, and save: '
             'adata.write_h5ad("counts.h5ad")'
         )
+    if kind is Kind.zarr and find_spec("zarr") is None:  # an extra of anndata 0.11
+        raise ValueError(f"{file} is a zarr store, which the zarr package reads: pip install zarr")
     _check_self_contained(file, kind)
     try:
         return _READERS[kind](file)
