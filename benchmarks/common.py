@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_contrastive import ContrastiveVI
-from pyro_contrastive.family import Sizes, preset_arguments
+from pyro_contrastive.presets import Sizes, preset_arguments
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 REFERENCE = "scvi-tools"

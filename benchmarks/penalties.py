@@ -20,7 +20,7 @@ from common import show
 from torch import Tensor
 
 from pyro_contrastive import HSIC, MMD, CellBatch
-from pyro_contrastive.torch_tools import reused_memory
+from pyro_contrastive._tools.torch_tools import reused_memory
 
 
 def distances(x: Tensor) -> Tensor:

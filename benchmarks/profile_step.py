@@ -22,7 +22,7 @@ import torch
 from common import arguments_of_data, clock, show, simulated, start
 from step import our_run, our_steps
 
-from pyro_contrastive.torch_tools import own_params, reused_memory
+from pyro_contrastive._tools.torch_tools import own_params, reused_memory
 from pyro_contrastive.training.fit import Run
 from pyro_contrastive.training.steps import RECORDED_AFTER
 

@@ -19,7 +19,7 @@ import pandas as pd
 from common import show, simulated, start
 from step import our_run, our_steps
 
-from pyro_contrastive.torch_tools import reused_memory
+from pyro_contrastive._tools.torch_tools import reused_memory
 from pyro_contrastive.training.steps import RECORDED_AFTER
 
 USUAL = {"cells": 2_000, "genes": 2_000, "density": 0.1, "latents": 10, "batch_size": 128}

@@ -40,7 +40,7 @@ from sklearn.model_selection import cross_val_predict
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.separation import score_labels, score_latents
-from pyro_contrastive.family import Sizes, preset_arguments
+from pyro_contrastive.presets import Sizes, preset_arguments
 
 AFFECTED = 0.1
 """Share of genes that the simulated treatment changes in every treated cell."""

@@ -27,10 +27,10 @@ from anndata import AnnData
 from common import REFERENCE, arguments_of_data, clock, show, simulated, start
 
 from pyro_contrastive import ContrastiveVI
+from pyro_contrastive._tools.torch_tools import own_params, reused_memory
 from pyro_contrastive.data.setup import Setup
-from pyro_contrastive.torch_tools import own_params, reused_memory
-from pyro_contrastive.training.checks import no_nan_warnings
 from pyro_contrastive.training.devices import one_device
+from pyro_contrastive.training.finite import no_nan_warnings
 from pyro_contrastive.training.fit import Run
 from pyro_contrastive.training.plan import TrainingPlan
 from pyro_contrastive.training.splits import Population, Split

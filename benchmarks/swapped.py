@@ -24,7 +24,7 @@ from common import Configuration, fit_ours, parser, show, start
 from schedules import scores
 
 from pyro_contrastive import LateSalient
-from pyro_contrastive.family import Sizes, preset_arguments
+from pyro_contrastive.presets import Sizes, preset_arguments
 
 SWAPPED = 0.5
 

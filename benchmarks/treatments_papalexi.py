@@ -43,7 +43,7 @@ from pyro_contrastive import (
     Prior,
     ShrinkMeans,
 )
-from pyro_contrastive.family import Sizes, preset_arguments
+from pyro_contrastive.presets import Sizes, preset_arguments
 
 CONTROL, GENE, BATCH = "non-targeting", "target_gene", "bio_rep"
 N_SALIENT = 10

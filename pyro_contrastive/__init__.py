@@ -1,10 +1,9 @@
 """Contrastive analysis of single-cell RNA-seq counts, as a Pyro program."""
 
-from pyro_contrastive._settings import settings
-from pyro_contrastive.analysis.checks import PosteriorPredictiveCheck
+from pyro_contrastive._tools.settings import settings
+from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
-from pyro_contrastive.family import presets
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import (
     AdditivePoisson,
@@ -29,6 +28,7 @@ from pyro_contrastive.penalties import (
     TotalCorrelation,
     Wasserstein,
 )
+from pyro_contrastive.presets import presets
 from pyro_contrastive.priors import (
     EscapingPerturbation,
     FixedPrior,

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyro_contrastive.sparse_rows import SparseRows
+from pyro_contrastive.observed.sparse_rows import SparseRows
 
 BACKGROUND = 0
 """The condition code of background (control) cells; treatments are 1, 2, ..., K."""

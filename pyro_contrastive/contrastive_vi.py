@@ -8,12 +8,11 @@ from typing import Any, Self
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
+from pyro_contrastive.components.parts import likelihood_given, penalties_given
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
-from pyro_contrastive.dispersion import Posterior
-from pyro_contrastive.family import Sizes, check_conditions, preset_arguments
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.methods.checks import CheckMethods
+from pyro_contrastive.likelihoods.dispersion import Posterior
 from pyro_contrastive.methods.counterfactual import CounterfactualMethods
 from pyro_contrastive.methods.description import DescriptionMethods
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
@@ -21,11 +20,12 @@ from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.export import ExportMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.likelihood import LikelihoodMethods
+from pyro_contrastive.methods.ppc import CheckMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
-from pyro_contrastive.parts import likelihood_given, penalties_given
 from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.presets import Sizes, check_conditions, preset_arguments
 from pyro_contrastive.priors import PriorLike
 
 

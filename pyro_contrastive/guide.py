@@ -10,12 +10,12 @@ import torch
 from pyro.distributions import Distribution
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.pyro_names import NamedPyroModule
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.dispersion import DispersionPosterior
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
+from pyro_contrastive.likelihoods.dispersion import DispersionPosterior
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.networks import Covariates, Encoder
-from pyro_contrastive.pyro_names import NamedPyroModule
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of a latent, each ``[cells, latents]``; of the log for a positive one."""

@@ -11,11 +11,11 @@ import torch
 from pyro.distributions import Distribution
 from torch import Tensor
 
+from pyro_contrastive._tools.pyro_names import NamedPyroModule
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
 from pyro_contrastive.networks import Body, Covariates
 from pyro_contrastive.priors import Prior
-from pyro_contrastive.pyro_names import NamedPyroModule
 
 CELLS = "cells"
 """Name of the one plate, shared by model and guide."""

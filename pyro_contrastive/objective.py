@@ -18,12 +18,12 @@ from pyro.infer.elbo import ELBOModule
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.pyro_names import unique_name
+from pyro_contrastive._tools.torch_tools import tensors_for_items
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.model import without_expression
 from pyro_contrastive.penalties import Penalty
-from pyro_contrastive.pyro_names import unique_name
 from pyro_contrastive.sites import SalientOfTargets, WeightedSites, is_local, site_losses
-from pyro_contrastive.torch_tools import tensors_for_items
 
 Weighting = Literal["population", "proportional"]
 

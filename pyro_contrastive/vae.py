@@ -9,13 +9,7 @@ from numpy.typing import ArrayLike
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from pyro_contrastive.dispersion import Posterior, dispersion_factors
-from pyro_contrastive.guide import ContrastiveGuide
-from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.model import ContrastiveModel
-from pyro_contrastive.networks import Covariates
-from pyro_contrastive.objective import contrastive_elbo
-from pyro_contrastive.parts import (
+from pyro_contrastive.components.parts import (
     claim,
     library_prior_given,
     likelihood_given,
@@ -24,11 +18,17 @@ from pyro_contrastive.parts import (
     positive_sites,
     typical_log_library,
 )
+from pyro_contrastive.components.seen_cells import SeenCells
+from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.interop.module.methods import ReferenceMethods
+from pyro_contrastive.interop.module.sampling import Sampling
+from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.likelihoods.dispersion import Posterior, dispersion_factors
+from pyro_contrastive.model import ContrastiveModel
+from pyro_contrastive.networks import Covariates
+from pyro_contrastive.objective import contrastive_elbo
 from pyro_contrastive.penalties import Penalty, Wasserstein
 from pyro_contrastive.priors import PriorLike, as_prior
-from pyro_contrastive.reference import ReferenceMethods
-from pyro_contrastive.sampling import Sampling
-from pyro_contrastive.seen_cells import SeenCells
 
 
 class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):

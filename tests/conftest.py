@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_contrastive._density import nonzero
+from pyro_contrastive.density import nonzero
 
 
 @pytest.fixture(autouse=True)

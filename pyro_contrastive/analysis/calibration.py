@@ -15,15 +15,15 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.local_posterior import fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts, shared_values
 from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.groups import trace_of
 from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.interop.module.populations import trace_of
 from pyro_contrastive.model import SALIENT
-from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["Calibration", "Method", "calibrate", "rank_histogram"]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.torch_tools import numpy_rng
 from pyro_contrastive.analysis import differential_statistics as statistics
 from pyro_contrastive.analysis.differential_settings import BatchCodes, DifferentialSettings
 from pyro_contrastive.analysis.differential_statistics import Draws, Vector
@@ -17,7 +18,6 @@ from pyro_contrastive.analysis.groups_of_cells import GroupPair
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import Matrix
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.torch_tools import numpy_rng
 from pyro_contrastive.vae import ContrastiveVAE
 
 # The change is reported with a smaller pseudocount than it is tested with, as in scvi-tools: the

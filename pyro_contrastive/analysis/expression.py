@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.runs import (
     chunks,
     device_of,
@@ -21,7 +22,6 @@ from pyro_contrastive.analysis.runs import (
 )
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 Array = NDArray[np.float32]

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.model import SALIENT
-from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["SIGNAL", "latent_usage", "salient_log_likelihood"]

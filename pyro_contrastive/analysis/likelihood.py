@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.sites import SalientOfTargets, is_local, site_losses
-from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 Array = NDArray[np.float64]

@@ -8,11 +8,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.likelihood import losses_of
 from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
-from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["LocalFit", "LocalGuide", "fit_local"]

@@ -12,11 +12,11 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import Moments
 from pyro_contrastive.model import SALIENT
 from pyro_contrastive.sites import SalientOfTargets, is_local
-from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["NutsDraws", "NutsSettings", "sample_nuts", "shared_values"]

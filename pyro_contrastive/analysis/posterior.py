@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.runs import chunks, draw_posterior
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
 SITES = {"salient": "s", "background": "z"}

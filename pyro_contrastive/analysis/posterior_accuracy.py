@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.likelihood import all_log_weights
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
@@ -22,7 +23,6 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.guide import Moments
 from pyro_contrastive.model import SALIENT
-from pyro_contrastive.torch_tools import evaluating
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["PosteriorAccuracy", "posterior_accuracy"]

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from pyro.poutine import Trace
 
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.expression import (
     Decoding,
     Donors,
@@ -21,7 +22,6 @@ from pyro_contrastive.analysis.expression import (
 from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model, shared_sites
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
 Array = NDArray[np.float32]

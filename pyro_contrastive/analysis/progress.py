@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from pyro_contrastive._settings import settings
+from pyro_contrastive._tools.settings import settings
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import NearestNeighbors
 
-from pyro_contrastive.analysis.readings import READINGS
+from pyro_contrastive.analysis.diagnosis.readings import READINGS
 from pyro_contrastive.analysis.score_inputs import (
     Codes,
     Latent,

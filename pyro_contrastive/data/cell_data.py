@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from pyro_contrastive._density.nonzero import remember_nonzero
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.counts import Matrix, row_sums
-from pyro_contrastive.moments import GeneMoments
-from pyro_contrastive.sparse_rows import SparseRows
+from pyro_contrastive.density.nonzero import remember_nonzero
+from pyro_contrastive.likelihoods.moments import GeneMoments
+from pyro_contrastive.observed.sparse_rows import SparseRows
 
 AT_A_TIME = 10_000
 """Cells whose counts are copied at a time."""

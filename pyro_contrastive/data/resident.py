@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from pyro_contrastive._density.nonzero import remember_nonzero
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
-from pyro_contrastive.sparse_rows import PAYS_BELOW, Compressed, SparseRows
+from pyro_contrastive.density.nonzero import remember_nonzero
+from pyro_contrastive.observed.sparse_rows import PAYS_BELOW, Compressed, SparseRows
 
 logger = logging.getLogger(__name__)
 SHARE = 0.5

@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from torch.distributions import constraints
 
+from pyro_contrastive._tools.torch_tools import tensor_of
 from pyro_contrastive.data.counts import (
     Matrix,
     first_of,
@@ -29,7 +30,6 @@ from pyro_contrastive.data.fractions import (
 )
 from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.torch_tools import tensor_of
 
 Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
 """Says what to do about data outside a support, given the AnnData and the layer they are in."""

@@ -15,8 +15,8 @@ from pyro_contrastive.interop.scvi import rename_scvi_weights
 from pyro_contrastive.interop.scvi_archive import plain, read_archive
 from pyro_contrastive.likelihoods import ZeroInflatedNegativeBinomial
 from pyro_contrastive.priors import StandardNormal
-from pyro_contrastive.saved_config import CONFIG
-from pyro_contrastive.saving import Components, SavedModel
+from pyro_contrastive.saving.saved_config import CONFIG
+from pyro_contrastive.saving.saved_model import Components, SavedModel
 from pyro_contrastive.training.history import History
 
 MODEL_NAME = "ContrastiveVI"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.heads import SCALE
+from pyro_contrastive.density.heads import SCALE
 from pyro_contrastive.likelihoods.poisson import Poisson
 
 

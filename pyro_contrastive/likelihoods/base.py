@@ -13,9 +13,9 @@ from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.components import Component
-from pyro_contrastive.heads import SCALE, Heads
-from pyro_contrastive.moments import GeneMoments
+from pyro_contrastive.components.component import Component
+from pyro_contrastive.density.heads import SCALE, Heads
+from pyro_contrastive.likelihoods.moments import GeneMoments
 
 DROPOUT = "dropout"
 """Name of the head with the logits of a structural zero."""

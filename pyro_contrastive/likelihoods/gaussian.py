@@ -10,7 +10,7 @@ from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
 from pyro_contrastive.likelihoods.base import Likelihood
-from pyro_contrastive.moments import GeneMoments
+from pyro_contrastive.likelihoods.moments import GeneMoments
 
 MEAN = "mean"
 SMALLEST_SCALE = 0.01

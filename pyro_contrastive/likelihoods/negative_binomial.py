@@ -11,14 +11,14 @@ from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.distributions import NegativeBinomial as NegativeBinomialDistribution
-from pyro_contrastive.distributions import (
+from pyro_contrastive.density.decoded import decoded_counts
+from pyro_contrastive.density.distributions import NegativeBinomial as NegativeBinomialDistribution
+from pyro_contrastive.density.distributions import (
     ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomialDistribution,
 )
-from pyro_contrastive.heads import SCALE
+from pyro_contrastive.density.heads import SCALE
 from pyro_contrastive.likelihoods.base import DROPOUT, Likelihood
-from pyro_contrastive.likelihoods.decoded import decoded_counts
-from pyro_contrastive.moments import GeneMoments
+from pyro_contrastive.likelihoods.moments import GeneMoments
 
 INVERSE_DISPERSION = "inverse_dispersion"
 """Name of the inverse dispersion, among the heads and as a site where it has a prior."""

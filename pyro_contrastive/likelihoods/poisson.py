@@ -11,9 +11,9 @@ import torch
 from pyro.distributions import Distribution, constraints
 from torch import Size, Tensor
 
-from pyro_contrastive._density.poisson import poisson_log_density
-from pyro_contrastive.distributions import CountDistribution
-from pyro_contrastive.heads import SCALE
+from pyro_contrastive.density.distributions import CountDistribution
+from pyro_contrastive.density.heads import SCALE
+from pyro_contrastive.density.poisson import poisson_log_density
 from pyro_contrastive.likelihoods.base import DROPOUT, Likelihood
 
 __all__ = ["Bernoulli", "Poisson", "ZeroInflatedPoisson"]

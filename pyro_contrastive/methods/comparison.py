@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.comparison import CellEstimates, Comparison, compare, estimate
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
@@ -22,7 +23,6 @@ from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import ModelBase
-from pyro_contrastive.torch_tools import seeded
 
 __all__ = ["compare_models"]
 

@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis import expression
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND, CellBatch
@@ -20,7 +21,6 @@ from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.methods.base import NO_CELLS, Batches, Level
 from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expression, LibrarySize
-from pyro_contrastive.torch_tools import evaluating, seeded
 
 SalientSource = Literal["aggregate_posterior", "prior"]
 PSEUDOCOUNT = 1e-5

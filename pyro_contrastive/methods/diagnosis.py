@@ -90,7 +90,7 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
               uniform.
 
             The thresholds of the verdicts are rules of thumb; they stand, with reasons, in
-            ``pyro_contrastive/analysis/facts.py`` and ``findings.py`` beside it.
+            ``pyro_contrastive/analysis/diagnosis/facts.py`` and ``findings.py`` beside it.
 
         Raises
         ------
@@ -111,15 +111,15 @@ class DiagnosisMethods(TrustMethods, LatentCheckMethods):
         'bad'
         """
         # scikit-learn takes a second to import.
-        from pyro_contrastive.analysis import diagnosis, findings  # noqa: PLC0415
+        from pyro_contrastive.analysis.diagnosis import diagnose, findings  # noqa: PLC0415
 
         _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
         chosen, data, among = self._some_cells(adata, indices)
         codes = self._conditions_of(data)
-        cells = diagnosis.balanced_sample(codes, among, n_cells, seed)
+        cells = diagnose.balanced_sample(codes, among, n_cells, seed)
         shared, batch = self._shared_labels(chosen, cells, labels_key)
         with progress("Diagnosis", 4 * len(cells), silent=silent):
-            facts = diagnosis.measure(
+            facts = diagnose.measure(
                 self.module,
                 data,
                 cells,

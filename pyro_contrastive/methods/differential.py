@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.differential import differential_expression
 from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
 from pyro_contrastive.analysis.groups_of_cells import Selection, group_pairs, with_targets
@@ -19,7 +20,6 @@ from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.methods.base import NO_CELLS, Batches, Level, ModelBase
-from pyro_contrastive.torch_tools import seeded
 
 
 class DifferentialMethods(ModelBase):

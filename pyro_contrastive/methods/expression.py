@@ -9,12 +9,12 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
 from pyro_contrastive.analysis import expression
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import Batches
 from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expression, LibrarySize
-from pyro_contrastive.torch_tools import numpy_rng, seeded
 
 
 class ExpressionMethods(DecodingHelpers):

@@ -10,12 +10,12 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import latent_usage as usage
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.columns import one_or_several, texts
 from pyro_contrastive.methods.latents import LatentMethods
-from pyro_contrastive.torch_tools import seeded
 
 
 class LatentCheckMethods(LatentMethods):

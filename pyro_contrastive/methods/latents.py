@@ -9,12 +9,12 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.latent_usage import latent_usage
 from pyro_contrastive.analysis.posterior import SITES, latent_representation, library_size
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.columns import check_key, texts
 from pyro_contrastive.methods.base import ModelBase
-from pyro_contrastive.torch_tools import seeded
 
 RepresentationKind = Literal["salient", "background"]
 

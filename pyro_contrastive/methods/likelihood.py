@@ -6,10 +6,10 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import likelihood
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.methods.base import ModelBase
-from pyro_contrastive.torch_tools import seeded
 
 PerCell = float | NDArray[np.float64]
 

@@ -12,14 +12,14 @@ import pandas as pd
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
-from pyro_contrastive.building import as_large_as
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.interop.scvi_files import read_scvi
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors import PriorLike
-from pyro_contrastive.saving import (
+from pyro_contrastive.saving.saved_model import (
     SavedModel,
     components_of,
     elbo_name,
@@ -27,7 +27,7 @@ from pyro_contrastive.saving import (
     refuse_prefix,
     write_folder,
 )
-from pyro_contrastive.torch_tools import seeded
+from pyro_contrastive.saving.size_limit import as_large_as
 from pyro_contrastive.training.devices import torch_device
 from pyro_contrastive.training.history import History
 from pyro_contrastive.vae import ContrastiveVAE

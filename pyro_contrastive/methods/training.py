@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import as_indices, populations
-from pyro_contrastive.heads import bfloat16_products
+from pyro_contrastive.density.heads import bfloat16_products
 from pyro_contrastive.methods.base import NO_CELLS, ModelBase
-from pyro_contrastive.torch_tools import numpy_rng, seeded
 from pyro_contrastive.training.arguments import check_looks, check_whole, refuse_unknown
 from pyro_contrastive.training.history import EarlyStopping, FitResult
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs

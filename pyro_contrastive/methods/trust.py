@@ -7,6 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import posterior_accuracy as accuracy
 from pyro_contrastive.analysis.calibration import Calibration, Method, calibrate
 from pyro_contrastive.analysis.comparison import estimate
@@ -17,7 +18,6 @@ from pyro_contrastive.analysis.pareto import check_draws, k_threshold
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.methods.base import ModelBase
-from pyro_contrastive.torch_tools import seeded
 
 
 class TrustMethods(ModelBase):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from pyro_contrastive._operators import define
+from pyro_contrastive._tools.operators import define
 
 MIN_CELLS = 3  # two cells are always perfectly dependent
 

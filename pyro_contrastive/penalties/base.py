@@ -8,7 +8,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.components import Component
+from pyro_contrastive.components.component import Component
 
 
 class Penalty(Component):

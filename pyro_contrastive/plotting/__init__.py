@@ -3,9 +3,6 @@
 Those that need several panels return an array of Axes.
 """
 
-from pyro_contrastive.plotting.check_curves import plot_coverage, plot_pit, plot_trend
-from pyro_contrastive.plotting.check_overall import plot_groups, plot_misfit
-from pyro_contrastive.plotting.checks import plot_correlations, plot_effects, plot_statistic
 from pyro_contrastive.plotting.diagnostics import (
     plot_comparison,
     plot_pareto_k,
@@ -14,6 +11,9 @@ from pyro_contrastive.plotting.diagnostics import (
 )
 from pyro_contrastive.plotting.latent_checks import plot_latent_usage, plot_leakage
 from pyro_contrastive.plotting.latents import plot_embedding, plot_history
+from pyro_contrastive.plotting.ppc import plot_correlations, plot_effects, plot_statistic
+from pyro_contrastive.plotting.ppc_curves import plot_coverage, plot_pit, plot_trend
+from pyro_contrastive.plotting.ppc_overall import plot_groups, plot_misfit
 from pyro_contrastive.plotting.scores import plot_scores
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.components import Component, check_component
+from pyro_contrastive.components.component import Component, check_component
 
 
 class Prior(Component):

@@ -18,11 +18,11 @@ from pyro.poutine import Trace
 from scipy.sparse import csr_matrix, issparse, spmatrix
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.networks import Block
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors.base import Prior
-from pyro_contrastive.torch_tools import evaluating
 
 
 def check_at_least(minimum: int, owner: str, **sizes: int) -> None:

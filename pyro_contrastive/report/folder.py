@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from uuid import uuid4
 
-from pyro_contrastive.litter import is_litter
+from pyro_contrastive._tools.litter import is_litter
 from pyro_contrastive.report.former_run import (
     MANIFEST,
     files_below,

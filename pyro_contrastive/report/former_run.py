@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from pyro_contrastive import __version__
-from pyro_contrastive.litter import is_litter
+from pyro_contrastive._tools.litter import is_litter
 
 __all__ = ["MANIFEST", "files_below", "former_entries", "manifest_of"]
 

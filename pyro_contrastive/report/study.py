@@ -10,8 +10,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_contrastive.components import Component
-from pyro_contrastive.family import PRESETS, Sizes, preset_arguments
+from pyro_contrastive.components.component import Component
 from pyro_contrastive.likelihoods import (
     Bernoulli,
     Gaussian,
@@ -21,6 +20,7 @@ from pyro_contrastive.likelihoods import (
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
 )
+from pyro_contrastive.presets import PRESETS, Sizes, preset_arguments
 
 __all__ = [
     "LATENTS",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.components import Component
+from pyro_contrastive.components.component import Component
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_CELLS = 8

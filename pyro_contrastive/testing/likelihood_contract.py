@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import own_params, seeded
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.heads import SCALE
+from pyro_contrastive.density.heads import SCALE
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.testing import contracts
 from pyro_contrastive.testing.contracts import N_CELLS, fail
 from pyro_contrastive.testing.distribution_contract import check_density, check_draws, check_shapes
-from pyro_contrastive.torch_tools import own_params, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_PARTICLES = 3

@@ -9,11 +9,11 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.torch_tools import own_params, seeded
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.testing import contracts
 from pyro_contrastive.testing.contracts import fail
-from pyro_contrastive.torch_tools import own_params, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_RUNS = 64

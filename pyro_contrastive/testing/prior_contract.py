@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import own_params, seeded
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.priors import Prior
 from pyro_contrastive.testing import contracts
 from pyro_contrastive.testing.contracts import N_CELLS, Site, fail
 from pyro_contrastive.testing.distribution_contract import check_density, check_draws, check_shapes
-from pyro_contrastive.torch_tools import own_params, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
 KEYWORD = {"z": "background_prior", "s": "salient_prior", "library": "library_prior"}

@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from torch import nn
 
+from pyro_contrastive._tools.torch_tools import own_params, seeded
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.torch_tools import own_params, seeded
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_BATCHES = 8

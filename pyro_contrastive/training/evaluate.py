@@ -8,11 +8,11 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import ResidentCells
 from pyro_contrastive.sites import is_local, site_losses
-from pyro_contrastive.torch_tools import evaluating, seeded
 from pyro_contrastive.training.splits import Population, evaluation_batches
 from pyro_contrastive.vae import ContrastiveVAE
 

@@ -12,15 +12,15 @@ import pyro
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.torch_tools import own_params, reused_memory
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.components.seen_cells import evenly
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import near
-from pyro_contrastive.seen_cells import evenly
-from pyro_contrastive.torch_tools import own_params, reused_memory
 from pyro_contrastive.training.arguments import refuse_never_looking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
-from pyro_contrastive.training.checks import check_programs, no_nan_warnings
 from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
+from pyro_contrastive.training.finite import check_programs, no_nan_warnings
 from pyro_contrastive.training.history import EarlyStopping, FitResult, History
 from pyro_contrastive.training.loss_watch import LossWatch
 from pyro_contrastive.training.plan import TrainingPlan

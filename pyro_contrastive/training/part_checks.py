@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.components import PACKAGE, Component
+from pyro_contrastive.components.component import PACKAGE, Component
+from pyro_contrastive.components.parts import Part, parts_of
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.parts import Part, parts_of
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.vae import ContrastiveVAE
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pyro_contrastive._settings import settings
+from pyro_contrastive._tools.settings import settings
 
 
 class EpochBar:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.training.checks import (
+from pyro_contrastive.training.finite import (
     NonFiniteLossError,
     explain_gradient,
     explain_non_finite,

@@ -1,0 +1,1 @@
+"""Small tools around torch, Pyro and file systems."""

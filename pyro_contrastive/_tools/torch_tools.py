@@ -1,0 +1,128 @@
+"""Small contexts around torch: seeded randomness, evaluation mode."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyro_contrastive._tools.pyro_names import unregistered
+
+# From glibc's malloc.h; the largest threshold it adapts to by itself is 32 MiB.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST, _ADAPTED = 2**31 - 1, 32 * 2**20
+_reusing: ContextVar[bool] = ContextVar("reusing", default=False)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw torch's random numbers from `seed` inside, and leave the global state as it was.
+
+    With ``None`` nothing happens: the global state (``pyro.set_rng_seed``) is used and advanced.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """Return a tensor on the memory of a NumPy array, or on a copy of it if it is read-only.
+
+    Arrays out of pandas 3 and memory-mapped files are; torch would warn of what a user who writes
+    to the tensor could do, which nobody does here.
+    """
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
+
+
+def numpy_rng() -> np.random.Generator:
+    """Make a NumPy generator that follows from torch's global random state (and advances it)."""
+    return np.random.default_rng(int(torch.randint(2**62, ()).item()))
+
+
+@contextmanager
+def own_params() -> Iterator[None]:
+    """Keep what runs inside out of Pyro's global parameter store.
+
+    Whatever is registered there is kept alive, a model and its GPU memory too, until the process
+    ends.
+    """
+    with pyro.get_param_store().scope(), unregistered():
+        yield
+
+
+class tensors_for_items(TorchFunctionMode):  # noqa: N801  # a context manager, like the others
+    """Let ``tensor.item()`` return a tensor inside, without gradient.
+
+    Pyro's ELBOs add up such numbers. For each of them a GPU would be waited for, and what they say
+    would not be a function of tensors, which a recorded step has to be.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call torch's function, or keep its result where it is."""
+        if func is Tensor.item:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Keep freed memory in the process inside, to be used again by the next step.
+
+    A step allocates some hundred megabytes in pieces of a few. The C library hands such pieces
+    back to the system when they are freed, and the system fills them with zeros, page by page, when
+    they are asked for again: a quarter of the time of a step. Only glibc is told (on Linux). Inside
+    it keeps all it frees; after, its limits are the largest that it would set by itself. Within
+    another such context this one does nothing.
+    """
+    mallopt, trim = _glibc()
+    if mallopt is None or trim is None or _reusing.get():
+        yield
+        return
+    token = _reusing.set(True)
+    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _LARGEST)
+    try:
+        yield
+    finally:
+        _reusing.reset(token)
+        mallopt(_MMAP_THRESHOLD, _ADAPTED)
+        mallopt(_TRIM_THRESHOLD, 2 * _ADAPTED)
+        trim(0)
+
+
+def _glibc() -> tuple[Any, Any]:
+    """Return glibc's functions for its limits and for giving memory back, or None."""
+    if not sys.platform.startswith("linux"):
+        return None, None
+    library = ctypes.CDLL(None)
+    return getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Without gradients, dropout or updates of batch-norm statistics; restores the mode after.
+
+    Memory is reused inside, as by :func:`reused_memory`.
+    """
+    was_training = [(m, m.training) for module in modules for m in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad(), own_params(), reused_memory():
+            yield
+    finally:
+        for m, mode in was_training:
+            m.training = mode

@@ -1,0 +1,1 @@
+"""What commonly goes wrong with a fit, measured and put into words."""

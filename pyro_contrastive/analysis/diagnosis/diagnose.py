@@ -1,0 +1,195 @@
+"""Measuring what a diagnosis is made of, on a sample of the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
+from pyro_contrastive.analysis.comparison import estimate
+from pyro_contrastive.analysis.diagnosis.facts import Facts, Structure
+from pyro_contrastive.analysis.latent_usage import latent_usage, salient_log_likelihood
+from pyro_contrastive.analysis.leakage import FEWEST_PER_CLASS, leakage_row
+from pyro_contrastive.analysis.likelihood import log_weights_of_cells
+from pyro_contrastive.analysis.posterior import latent_representation
+from pyro_contrastive.analysis.runs import chunks
+from pyro_contrastive.cells import BACKGROUND
+from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.vae import ContrastiveVAE
+
+__all__ = ["balanced_sample", "measure", "salient_structure"]
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+N_DRAWS = 400
+"""Draws per cell for k: the fit of its tail has 60 of them."""
+N_COMPONENTS = 20
+MOST_GROUPS = 5
+REFERENCES = 5
+
+
+def balanced_sample(condition: NDArray[np.int64], among: Indices, n: int, seed: int) -> Indices:
+    """Choose up to `n` cells, half of them background cells; sorted.
+
+    Raises
+    ------
+    ValueError
+        If either population has fewer than ten: there is nothing to diagnose.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for name, cells in (
+        ("background", among[condition[among] == BACKGROUND]),
+        ("target", among[condition[among] != BACKGROUND]),
+    ):
+        if len(cells) < FEWEST_PER_CLASS:
+            msg = (
+                f"There are {len(cells)} {name} cells; a diagnosis needs {FEWEST_PER_CLASS} of "
+                "each population at least."
+            )
+            raise ValueError(msg)
+        parts.append(rng.choice(cells, min(len(cells), n // 2), replace=False))
+    return np.sort(np.concatenate(parts))
+
+
+def measure(
+    vae: ContrastiveVAE,
+    data: CellData,
+    cells: Indices,
+    *,
+    shared: Mapping[str, NDArray[Any]],
+    batch: Mapping[str, NDArray[Any]],
+    elbo: pd.Series,
+    n_k_cells: int,
+    n_permutations: int,
+    seed: int,
+) -> Facts:
+    """Measure everything that :mod:`~pyro_contrastive.analysis.diagnosis.findings` reads.
+
+    Parameters
+    ----------
+    vae, data, cells
+        The model, the data, and a sample of the cells with both populations.
+    shared
+        Labels that both conditions share, of these cells, by name; batches among them.
+    batch
+        Those of them that z should not hold either.
+    elbo
+        Negative ELBO by epoch.
+    n_k_cells
+        On how many of the cells k is computed.
+    n_permutations
+        Shuffles of each probe.
+    seed
+        Of everything.
+    """
+    assert data.condition is not None
+    codes = data.condition[cells]
+    is_target = codes != BACKGROUND
+    targets = cells[is_target]
+    with seeded(seed):
+        usage = latent_usage(vae, data, cells)
+        nats = float(salient_log_likelihood(vae, data, targets).mean())
+        z, s = (_draws(vae, data, cells, kind) for kind in ("background", "salient"))
+        some = np.random.default_rng(seed).permutation(cells)[:n_k_cells]
+        weights = log_weights_of_cells(vae, data, some, N_DRAWS)
+    k = estimate(weights)
+
+    def probed(latent: Array, labels: NDArray[Any]) -> dict[str, float | str]:
+        return leakage_row(latent, labels, n_permutations=n_permutations, seed=seed)
+
+    means = latent_representation(
+        vae, data, targets, "salient", give_mean=True, batch_size=None
+    ).astype(float)
+    used = usage.query("latent == 'salient' and used")["dimension"].to_numpy()
+    return Facts(
+        usage=usage,
+        salient_nats=nats,
+        condition_in_x=probed(_as_encoders_see(vae, data, cells, seed), is_target),
+        condition_in_z=probed(z, is_target),
+        condition_in_s=probed(s, is_target),
+        structure=salient_structure(means[:, used], seed) if len(used) else None,
+        k=k.k,
+        n_draws=N_DRAWS,
+        gap=float((k.iw - weights.mean(axis=1)).mean()),
+        shared_in_s={n: probed(s[is_target], v[is_target]) for n, v in _several(shared, is_target)},
+        batch_in_z={n: probed(z, v) for n, v in _several(batch, np.ones_like(is_target))},
+        treatments_in_s=_treatments(s[is_target], codes[is_target], probed),
+        elbo=elbo,
+        # A penalty that may be on either latent is meant on z, where the advice is about it.
+        penalties={
+            type(penalty).__name__: penalty.weight
+            for penalty in vae.penalties
+            if penalty.weight and getattr(penalty, "site", "z") == "z"
+        },
+    )
+
+
+def _treatments(s: Array, codes: NDArray[np.int64], probed: Any) -> dict[str, float | str] | None:
+    sizes = np.bincount(codes)
+    return probed(s, codes) if (sizes >= FEWEST_PER_CLASS).sum() > 1 else None
+
+
+def _several(
+    labels: Mapping[str, NDArray[Any]], among: NDArray[np.bool_]
+) -> list[tuple[str, NDArray[Any]]]:
+    """Labels of which these cells have two at least, in sufficient numbers."""
+    return [
+        (name, values)
+        for name, values in labels.items()
+        if (pd.Series(values[among]).value_counts() >= FEWEST_PER_CLASS).sum() > 1
+    ]
+
+
+def _draws(vae: ContrastiveVAE, data: CellData, cells: Indices, kind: str) -> Array:
+    drawn = latent_representation(vae, data, cells, kind, give_mean=False, batch_size=None)
+    return drawn.astype(float)
+
+
+def _as_encoders_see(vae: ContrastiveVAE, data: CellData, cells: Indices, seed: int) -> Array:
+    """Principal components of the encoders' input, ``[cells, components]``."""
+    see: Any = torch.log1p
+    if isinstance(vae.guide, ContrastiveGuide):
+        see = vae.guide.encoder_input
+    with evaluating(vae):
+        parts = [see(batch.x).cpu().numpy() for batch in chunks(vae, data, cells, None)]
+    x = np.concatenate(parts).astype(float)
+    n = min(N_COMPONENTS, *x.shape)
+    return np.asarray(PCA(n, random_state=seed).fit_transform(x))
+
+
+def salient_structure(means: Array, seed: int) -> Structure:
+    """Look for groups of cells that a single cloud of the same shape would not have.
+
+    Parameters
+    ----------
+    means
+        Posterior means of the dimensions in use, ``[cells, latents]``.
+    seed
+        Of k-means and of the reference.
+    """
+    rng = np.random.default_rng(seed)
+    best, n_groups = _best_silhouette(means, seed)
+    covariance = np.atleast_2d(np.cov(means, rowvar=False))
+    clouds = rng.multivariate_normal(means.mean(0), covariance, (REFERENCES, len(means)))
+    reference = [_best_silhouette(cloud, seed)[0] for cloud in clouds]
+    return Structure(best - float(np.mean(reference)), n_groups)
+
+
+def _best_silhouette(values: Array, seed: int) -> tuple[float, int]:
+    scores = {}
+    for n_groups in range(2, min(MOST_GROUPS, len(values) - 1) + 1):
+        groups = KMeans(n_groups, n_init=3, random_state=seed).fit_predict(values)
+        scores[n_groups] = float(silhouette_score(values, groups))
+    n_best = max(scores, key=lambda n: scores[n])
+    return scores[n_best], n_best

@@ -1,0 +1,306 @@
+"""The diagnostics in plain words: a verdict, what the value means, and what to try.
+
+Every threshold is a rule of thumb, set where the words would change, and justified where it stands.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from pyro_contrastive.analysis.calibration import Calibration
+from pyro_contrastive.analysis.diagnosis.facts import (
+    NATS_USED,
+    SEPARATED,
+    SEPARATED_WELL,
+    TOLD,
+    TOLD_WELL,
+    TOO_MUCH_IN_S,
+    Facts,
+    Finding,
+    Probe,
+    Verdict,
+    grade,
+    raise_or_add,
+    told,
+)
+from pyro_contrastive.analysis.diagnosis.salient_finding import salient_map
+from pyro_contrastive.analysis.pareto import k_threshold
+from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
+
+__all__ = ["UNTRAINED", "accuracy_findings", "calibration_finding", "findings"]
+
+EXPECTED_IN_S = 0.3
+"""Excess of a probe up to which treated cells are called not arranged by a label they share."""
+LOOSE, VERY_LOOSE = 0.25, 1.0
+"""Nats between ELBO and log p(x) per latent dimension: at 0.25 a normal posterior has its scale
+wrong by a factor of 1.7, or its mean by 0.7 standard deviations; at 1 by 3.4, or 1.4."""
+STILL_FALLING, WORSE = 0.01, 0.03
+"""Share of the whole fall of the negative ELBO that the last tenth of the epochs still added, and
+by which it has risen again since its minimum."""
+
+MANY_QUANTITIES = 0.5
+"""Share of quantities with ranks that are not uniform above which the calibration is bad: most."""
+
+UNTRAINED = Finding(
+    "training",
+    0.0,
+    "bad",
+    "The model has not been trained by train(): unless you trained its module yourself, everything "
+    "here is of random weights.",
+    "train()",
+)
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """Put everything that was measured in words; the salient latent comes first."""
+    rows = [
+        salient_map(facts),
+        _salient_use(facts),
+        _dimensions(facts, "salient"),
+        _dimensions(facts, "background"),
+        _condition_in_z(facts),
+        _condition_in_s(facts),
+    ]
+    rows += [_shared_in_s(name, found, facts) for name, found in facts.shared_in_s.items()]
+    rows += [_batch_in_z(name, found) for name, found in facts.batch_in_z.items()]
+    if facts.treatments_in_s is not None:
+        rows.append(_treatments(facts.treatments_in_s))
+    rows += [_pareto(facts), _gap(facts)]
+    return rows + _training(facts)
+
+
+def _score(found: Probe) -> str:
+    return (
+        f"a {found['probe']} probe gets {found['balanced_accuracy']:.0%} right (balanced), where "
+        f"chance is {found['chance']:.0%}; AUC {found['auc']:.2f}, mixing {found['mixing']:.2f}"
+    )
+
+
+def _salient_use(facts: Facts) -> Finding:
+    nats = facts.salient_nats
+    if nats >= 3 * NATS_USED:
+        reading = f"Without s a treated cell would lose {nats:.1f} nats: the decoder relies on it."
+        return Finding("use of the salient latent", nats, "good", reading)
+    reading = (
+        f"Without s a treated cell would lose {nats:.1f} nats only: the decoder hardly uses it."
+    )
+    verdict: Verdict = "look" if nats >= NATS_USED else "bad"
+    return Finding("use of the salient latent", nats, verdict, reading, "see the salient map")
+
+
+def _dimensions(facts: Facts, latent: str) -> Finding:
+    own = facts.usage.query("latent == @latent")
+    used, total = int(own["used"].sum()), len(own)
+    name = f"unused {latent} dimensions"
+    size = f"n_{latent}_latent"
+    if used == 0:
+        reading = f"None of {total} dimensions says anything of a cell: the latent has collapsed."
+        return Finding(
+            name, total, "bad", reading, "more epochs; a slower KL warm-up (n_epochs_kl_warmup)"
+        )
+    reading = f"{used} of {total} dimensions are used."
+    if used == total:
+        advice = f"a larger {size}, to see whether more are needed"
+        return Finding(name, 0, "good", f"{reading} None is to spare.", advice)
+    if used * 2 < total:
+        return Finding(name, total - used, "look", reading, f"{size}={used + 1} would be enough")
+    return Finding(name, total - used, "good", f"{reading} The others do no harm.")
+
+
+def _condition_in_z(facts: Facts) -> Finding:
+    found = facts.condition_in_z
+    excess = float(found["excess"])
+    verdict = grade(excess, TOLD, TOLD_WELL) if told(found) else "good"
+    words = {
+        "good": "Little of the condition is left in z",
+        "look": "Some of the condition is left in z",
+        "bad": "The condition shows in z, where it should not",
+    }
+    advice = ""
+    if verdict != "good":
+        advice = (
+            f"{raise_or_add(facts, 'MMD', 'penalties=[MMD(30.0)]')}, or "
+            'from_preset(adata, "separated")'
+        )
+    reading = f"{words[verdict]}: {_score(found)}."
+    return Finding("condition in z", excess, verdict, reading, advice)
+
+
+def _condition_in_s(facts: Facts) -> Finding:
+    found = facts.condition_in_s
+    excess = float(found["excess"])
+    verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED)
+    words = {
+        "good": "s tells treated from background cells",
+        "look": "s tells treated from background cells in part",
+        "bad": "s hardly tells treated from background cells",
+    }
+    advice = "" if verdict == "good" else "see the salient map"
+    reading = f"{words[verdict]}: {_score(found)}."
+    return Finding("condition in s", excess, verdict, reading, advice)
+
+
+def _shared_in_s(name: str, found: Probe, facts: Facts) -> Finding:
+    excess = float(found["excess"])
+    verdict = grade(excess, EXPECTED_IN_S, TOO_MUCH_IN_S)
+    words = {
+        "good": f"Treated cells are not arranged by {name} in s",
+        "look": f"Treated cells are partly arranged by {name} in s: leakage, or a response that "
+        "differs between them",
+        "bad": f"Treated cells are arranged by {name} in s, although both conditions share it",
+    }
+    advice = ""
+    if verdict != "good":
+        advice = (
+            f"{raise_or_add(facts, 'HSIC', 'penalties=[HSIC(30.0)]')}; fewer salient dimensions; "
+            f"ask get_treatment_effect whether the response differs by {name}"
+        )
+    return Finding(f"{name} in s", excess, verdict, f"{words[verdict]}: {_score(found)}.", advice)
+
+
+def _batch_in_z(name: str, found: Probe) -> Finding:
+    excess = float(found["excess"])
+    verdict = grade(excess, TOLD, TOLD_WELL) if told(found) else "good"
+    words = {
+        "good": "Batches mix in z",
+        "look": "Batches differ somewhat in z",
+        "bad": "Batches are apart in z, although encoders and decoder are told of them",
+    }
+    advice = "" if verdict == "good" else "more epochs; look whether batches differ in cell types"
+    return Finding(f"{name} in z", excess, verdict, f"{words[verdict]}: {_score(found)}.", advice)
+
+
+def _treatments(found: Probe) -> Finding:
+    excess = float(found["excess"])
+    verdict: Verdict = "good" if told(found) else "look"
+    words = "Treatments are told apart in s" if told(found) else "Treatments look alike in s"
+    advice = (
+        "" if told(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
+    )
+    return Finding("treatments in s", excess, verdict, f"{words}: {_score(found)}.", advice)
+
+
+def _pareto(facts: Facts) -> Finding:
+    """Grade the median k: above the threshold the draws are too few, above 1 no number suffices."""
+    median, threshold = float(np.median(facts.k)), k_threshold(facts.n_draws)
+    share = float((facts.k > threshold).mean())
+    verdict = grade(median, threshold, 1.0)
+    meaning = {
+        "good": "the guide is near enough to the posterior to be corrected by importance sampling",
+        "look": "means may be right, tails and correlations are not",
+        "bad": "the guide is too narrow or misplaced to be corrected by importance sampling",
+    }
+    advice = {
+        "good": "",
+        "look": "posterior_accuracy() shows what is off; more epochs",
+        "bad": "posterior_accuracy() shows what is off; more epochs, wider encoders (n_hidden), "
+        "smaller weights of penalties; another likelihood (a Poisson makes posteriors too sharp)",
+    }
+    reading = (
+        f"Pareto k of the guide: median {median:.2f}, above {threshold:.2f} in {share:.0%} of "
+        f"{len(facts.k)} cells: {meaning[verdict]}."
+    )
+    return Finding("pareto k", median, verdict, reading, advice[verdict])
+
+
+def _gap(facts: Facts) -> Finding:
+    per_dimension = facts.gap / len(facts.usage)
+    verdict = grade(per_dimension, LOOSE, VERY_LOOSE)
+    reading = (
+        f"The ELBO lies at least {facts.gap:.1f} nats per cell below log p(x), {per_dimension:.2f} "
+        "per latent dimension."
+    )
+    if verdict != "good":
+        reading += " It understates models whose posterior is hard to fit."
+    advice = "" if verdict == "good" else "compare models by compare_models(), not by their ELBO"
+    return Finding("looseness of the ELBO", facts.gap, verdict, reading, advice)
+
+
+def _training(facts: Facts) -> list[Finding]:
+    by_epoch = pd.Series(facts.elbo, dtype=float)
+    by_epoch = by_epoch[np.isfinite(by_epoch)]
+    elbo = by_epoch.to_numpy()
+    fewest = 5
+    if len(elbo) < fewest:
+        return []
+    fall = max(float(elbo[0] - elbo.min()), 1e-9)
+    tenth = max(1, len(elbo) // 10)
+    late = float(elbo[-2 * tenth : -tenth].mean() - elbo[-tenth:].mean()) / fall
+    risen = float(elbo[-1] - elbo.min()) / fall
+    if risen > WORSE:
+        reading = (
+            f"The negative ELBO has risen by {risen:.0%} of its fall since its best, at epoch "
+            f"{by_epoch.idxmin()} (counted from 0 to {by_epoch.index[-1]}): the model overfits, "
+            "unless early stopping put the weights of then back."
+        )
+        return [Finding("training", risen, "bad", reading, "early_stopping=True; fewer epochs")]
+    verdict: Verdict = "good" if late <= STILL_FALLING else "look"
+    words = "has settled" if verdict == "good" else "is still falling"
+    reading = (
+        f"The negative ELBO {words}: the last tenth of training brought {late:.1%} of its fall."
+    )
+    return [Finding("training", late, verdict, reading, "" if verdict == "good" else "more epochs")]
+
+
+def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
+    """Put the comparison of the encoder with NUTS (or the local guide) in words.
+
+    A mean that is off by less than 0.3 posterior standard deviations is within what is reported of
+    it; one that is off by more than 1 misplaces most of the posterior. A standard deviation within
+    a quarter of the right one is as good as most samplers' own; at half or twice it intervals say
+    something else.
+    """
+    rows = []
+    for (guide, site), row in found.summary().iterrows():
+        if guide != "encoder":
+            continue
+        reference = "NUTS" if row["reference"] == "nuts" else "the fitted posterior"
+        error, ratio = float(row["mean_error"]), float(row["sd_ratio"])
+        verdict = grade(error, 0.3, 1.0)
+        reading = f"Means of {site} are {error:.2f} posterior standard deviations off {reference}."
+        advice = "" if verdict == "good" else "more epochs; wider encoders (n_hidden, n_layers)"
+        rows.append(Finding(f"error of {site}", error, verdict, reading, advice))
+        side = "narrower" if ratio < 1 else "wider"
+        verdict = grade(max(ratio, 1 / ratio), 1.25, 2.0)
+        reading = f"The posterior of {site} is {side} than that of {reference}: {ratio:.2f} times."
+        advice = (
+            "" if verdict == "good" else "widen intervals accordingly; less weight on penalties"
+        )
+        rows.append(Finding(f"width of {site}", ratio, verdict, reading, advice))
+    gap = float(found.cells["amortisation_gap"].mean())
+    verdict = grade(
+        gap, 1.0, 5.0
+    )  # nats: beside differences between models, which are of this size
+    reading = (
+        f"A posterior fitted to each cell has an ELBO {gap:.1f} nats higher than the encoder's."
+    )
+    advice = (
+        "" if verdict == "good" else "more epochs; wider encoders; local_steps= to compare models"
+    )
+    return [*rows, Finding("amortisation gap", gap, verdict, reading, advice)]
+
+
+def calibration_finding(found: Calibration) -> Finding:
+    """Put simulation-based calibration in words."""
+    every = found.table
+    table = every[every["uniform"].notna()]
+    if table.empty:
+        reading = f"Not tested: {len(found.ranks)} simulated cells are too few."
+        return Finding("calibration", float("nan"), "look", reading, "more n_simulations")
+    failed = table[~table["uniform"]]
+    share = len(failed) / len(table)
+    if failed.empty:
+        reading = f"Ranks of all {len(table)} quantities are uniform: no bias, no wrong width."
+        return Finding("calibration", 0, "good", reading)
+    worst = failed["p_value"].idxmin()
+    reading = (
+        f"Ranks of {len(failed)} of {len(table)} quantities are not uniform on cells simulated "
+        f"from the model; worst {worst}: {failed.loc[worst, 'reading']}"
+    )
+    verdict: Verdict = "look" if share <= MANY_QUANTITIES else "bad"
+    advice = (
+        "plot_ranks() shows how; check real cells with posterior_accuracy(), for simulated cells "
+        "may differ from all that the encoder was trained on"
+    )
+    return Finding("calibration", len(failed), verdict, reading, advice)

@@ -1,0 +1,7 @@
+"""Posterior predictive checks: data beside replicates of them, statistic by statistic."""
+
+from pyro_contrastive.analysis.ppc.check import PosteriorPredictiveCheck
+from pyro_contrastive.analysis.ppc.custom import Statistic
+from pyro_contrastive.analysis.ppc.run import check_against_replicates
+
+__all__ = ["PosteriorPredictiveCheck", "Statistic", "check_against_replicates"]

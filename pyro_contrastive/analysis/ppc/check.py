@@ -1,0 +1,186 @@
+"""What a check found, as tidy tables, and several of them beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from pyro_contrastive.analysis.ppc.statistics import EFFECTS
+from pyro_contrastive.analysis.ppc.tables import ALL, COMPARED, join
+
+READINGS = ("lower in the data", "agrees", "higher in the data")
+UNDEFINED = "not defined"
+SUMMARY_COLUMNS = (
+    *("model", "unit", "statistic", "group_by", "group", "n_units", "share_outside"),
+    *COMPARED,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class PosteriorPredictiveCheck:
+    """What a check found: one tidy table for each kind of statistic.
+
+    Every table has the columns ``model``, ``statistic``, ``group_by`` and ``group`` (which cells;
+    "all" for all of them), ``observed`` (the statistic of the data), ``replicate_mean``, ``lower``
+    and ``upper`` (of the replicates, equal-tailed), ``z`` (distance of the data from the mean of
+    the replicates in their standard deviations) and ``p_value``.
+
+    ``p_value`` is the posterior predictive p-value, the probability that a replicate has a larger
+    value than the data (ties counted half). Near 0: the data have more than the model makes; near
+    1: less; both are a misfit. It is no test in the usual sense: the model has seen the data, so
+    under a model that is right it is nearer to 1/2 than a uniform number would be (Meng, Annals of
+    Statistics 1994; Gelman, Meng & Stern, Statistica Sinica 1996). What it finds is there; what it
+    does not find may still be. Statistics that the model is free to fit, such as the mean of a
+    gene, say little; the others are the ones to look at.
+
+    Attributes
+    ----------
+    overall
+        Each statistic averaged over genes, cells or pairs (column ``unit``), and
+        ``share_outside``: the share of these whose value lies outside of its own interval.
+    genes, cells
+        Statistics of each gene (in each group of cells) and of each cell.
+    trends
+        Variance and zero fraction against the mean: average over the genes of a ``bin``, around
+        ``bin_mean``; geometric for the variance of counts.
+    correlations
+        Pearson correlation of pairs of genes, of log(1 + counts).
+    effects
+        log2 fold change of each gene between a treatment (``group``) and the background, of pooled
+        counts per 10,000, plus 1; differences of means for data that are no counts.
+    calibration
+        Coverage: the share of entries within the central interval of their replicates, by
+        ``level``, counted by randomised ranks, so that it is exact for counts too. Beside it not
+        replicates but what it is for a model that is right, with its standard error over cells.
+    pit
+        Histogram of the randomised ranks (probability integral transform) on 0 to 1, flat for a
+        model that is right: high ends mean that the model is too narrow, a high middle that it is
+        too wide, a slope that it is off to one side.
+    custom
+        The user's own statistics.
+    interval
+        Probability between ``lower`` and ``upper``.
+    n_samples
+        Replicates of the data.
+    data
+        A fingerprint of the data, by which checks of the same data are told.
+    """
+
+    overall: pd.DataFrame
+    genes: pd.DataFrame
+    cells: pd.DataFrame
+    trends: pd.DataFrame
+    correlations: pd.DataFrame
+    effects: pd.DataFrame
+    calibration: pd.DataFrame
+    pit: pd.DataFrame
+    custom: pd.DataFrame
+    interval: float
+    n_samples: int
+    data: str
+
+    def __repr__(self) -> str:
+        tables = {f.name: getattr(self, f.name) for f in fields(self)}
+        sizes = {n: len(t) for n, t in tables.items() if isinstance(t, pd.DataFrame) and len(t)}
+        rows = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+        return (
+            f"PosteriorPredictiveCheck of {self.n_samples} replicates; summary() says what stands "
+            f"out\ntables (rows): {rows}"
+        )
+
+    def summary(self, group_by: str = ALL) -> pd.DataFrame:
+        """Return what stands out, a row for each statistic (and model, and group of cells).
+
+        Parameters
+        ----------
+        group_by
+            Which groups of cells; default all cells.
+
+        Returns
+        -------
+        `overall`, `calibration` and the user's own single numbers, with a column
+        ``reading``: ``"higher in the data"`` or ``"lower in the data"`` where the data lie outside
+        of the interval of the replicates, else ``"agrees"``; ``"not defined"`` where there is no
+        value to compare.
+
+        Raises
+        ------
+        ValueError
+            If there are no such groups; the error lists those there are.
+        """
+        of_own = self.custom
+        if len(of_own):
+            of_own = of_own[of_own["unit"] == "data"]
+        tables = [t for t in (self.overall, self.calibration, of_own) if len(t)]
+        known = list(dict.fromkeys(g for t in tables for g in t["group_by"].astype(str)))
+        if group_by not in known:
+            msg = f"group_by={group_by!r} is not one of the groups of this check: {known}."
+            raise ValueError(msg)
+        columns = [name for name in SUMMARY_COLUMNS if any(name in t for t in tables)]
+        chosen = [_chosen(table, group_by).reindex(columns=columns) for table in tables]
+        table = join([part.astype(_as_text(part)) for part in chosen if len(part)])
+        side = 1 + (table["observed"] > table["upper"]) - 1 * (table["observed"] < table["lower"])
+        readings = np.asarray(READINGS, dtype=object)[side.to_numpy(dtype=int)]
+        defined = table["observed"].notna() & table["replicate_mean"].notna()
+        return table.assign(reading=np.where(defined, readings, UNDEFINED))
+
+    @classmethod
+    def compare(cls, checks: Mapping[str, Self]) -> Self:
+        """Join the checks of several models, told apart by the column ``model``.
+
+        Parameters
+        ----------
+        checks
+            By name of the model; made with the same interval.
+
+        Raises
+        ------
+        ValueError
+            If there are none, their intervals differ, or they were not made on the same data.
+        """
+        if not checks:
+            msg = "There are no checks to compare."
+            raise ValueError(msg)
+        first = next(iter(checks.values()))
+        for name, check in checks.items():
+            if check.interval != first.interval:
+                msg = (
+                    f"The check of {name!r} has interval={check.interval}, the first one "
+                    f"{first.interval}: make them alike."
+                )
+                raise ValueError(msg)
+            if check.data != first.data:
+                msg = (
+                    f"The check of {name!r} was made on other data than the first one: the values "
+                    "observed differ. Use the same cells and genes for all models."
+                )
+                raise ValueError(msg)
+        joined: dict[str, Any] = {}
+        for f in fields(cls):
+            values = [getattr(check, f.name) for check in checks.values()]
+            if isinstance(values[0], pd.DataFrame):
+                named = [v.assign(model=m) for m, v in zip(checks, values, strict=True) if len(v)]
+                table = pd.concat(named, ignore_index=True) if named else values[0]
+                if len(table):
+                    table["model"] = pd.Categorical(table["model"], list(checks))
+                joined[f.name] = table
+            else:
+                joined[f.name] = min(values)
+        return cls(**joined)
+
+
+def _chosen(table: pd.DataFrame, group_by: str) -> pd.DataFrame:
+    chosen = table["group_by"] == group_by
+    if group_by == ALL:  # an effect is of the whole data, and named after the treatment
+        chosen |= table["statistic"].isin(EFFECTS)
+    return table[chosen]
+
+
+def _as_text(table: pd.DataFrame) -> dict[str, type]:
+    """Categories of several tables differ; what has them is joined as text."""
+    texts = ("model", "unit", "statistic", "group_by", "group")
+    return {name: str for name in texts if name in table}

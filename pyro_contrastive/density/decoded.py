@@ -1,0 +1,143 @@
+"""Counts of a cell whose mean and dropout come straight from the decoder's last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import Distribution, TorchDistribution, constraints
+from torch import Size, Tensor
+
+from pyro_contrastive.density.fused import decoded_log_density
+from pyro_contrastive.density.heads import SCALE, Heads, Layer
+
+
+class DecodedCounts(TorchDistribution):
+    """A (zero-inflated) negative binomial over genes that knows the layer its parameters are from.
+
+    The same distribution as the one `make` returns, which it is for every purpose but one:
+    :meth:`log_prob` evaluates layer, softmax and density as one function, in half the time. The
+    heads are not evaluated unless something else asks for them.
+
+    Parameters
+    ----------
+    make
+        Returns the distribution, event shape ``[genes]``.
+    library
+        Library size on the natural scale, ``[cells, 1]``.
+    hidden
+        The decoder's last hidden layer, ``[cells, n_hidden]``.
+    inverse_dispersion
+        Broadcastable to ``[cells, genes]``.
+    scale, dropout
+        Weight and bias of the layers before the softmax, and of the logits of a structural zero.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support: ClassVar = constraints.independent(constraints.nonnegative_integer, 1)
+    has_rsample: ClassVar = False
+
+    def __init__(
+        self,
+        make: Callable[[], Distribution],
+        *,
+        library: Tensor,
+        hidden: Tensor,
+        inverse_dispersion: Tensor,
+        scale: Layer,
+        dropout: Layer | None,
+    ) -> None:
+        self._make = make
+        self._arguments = (hidden, library, inverse_dispersion, scale, dropout)
+        super().__init__(hidden.shape[:1], scale[0].shape[:1], validate_args=False)
+
+    @cached_property
+    def whole(self) -> Any:
+        """The distribution of which this one is a quick form."""
+        return self._make()
+
+    @property
+    def base_dist(self) -> Any:
+        """The same, gene by gene: a batch shape ``[cells, genes]``."""
+        return self.whole.base_dist
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected counts, ``[cells, genes]``."""
+        mean: Tensor = self.whole.mean
+        return mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances of the counts, ``[cells, genes]``."""
+        variance: Tensor = self.whole.variance
+        return variance
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
+        """Return the same distribution with a larger batch shape."""
+        return self if Size(batch_shape) == self.batch_shape else self.whole.expand(batch_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Natural log-probability (nats) of the counts of each cell.
+
+        Parameters
+        ----------
+        value
+            Counts, ``[..., cells, genes]``.
+        """
+        log_prob: Tensor
+        if value.shape == self.batch_shape + self.event_shape:
+            log_prob = decoded_log_density(value, *self._arguments)
+        else:
+            log_prob = self.whole.log_prob(value)
+        return log_prob
+
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        """Draw counts, ``[*sample_shape, cells, genes]``, without gradient."""
+        counts: Tensor = self.whole.sample(Size(sample_shape))
+        return counts
+
+
+def decoded_counts(
+    make: Callable[[], Distribution],
+    heads: Mapping[str, Tensor],
+    library: Tensor,
+    inverse_dispersion: Tensor,
+    dropout: str | None,
+) -> Distribution:
+    """Return `make()`, or its quick form if that is possible.
+
+    It takes heads that come from linear layers and that nothing has looked at yet, one draw of the
+    latents, and that Pyro's validation is off: it looks at the parameters, so they must be there.
+
+    Parameters
+    ----------
+    make, library, inverse_dispersion
+        See :class:`DecodedCounts`.
+    heads
+        What the decoder returned.
+    dropout
+        Name of the head with the logits of a structural zero, if there is one.
+    """
+    names = [SCALE] if dropout is None else [SCALE, dropout]
+    layers = heads.linear(names) if isinstance(heads, Heads) else None
+    if (
+        not isinstance(heads, Heads)
+        or layers is None
+        or heads.hidden.shape[:-1] != library.shape[:-1]
+        or heads.hidden.dim() != 2  # noqa: PLR2004  # cells and hidden units
+        or dist.is_validation_enabled()
+        or torch.is_autocast_enabled(library.device.type)
+    ):
+        return make()
+    return DecodedCounts(
+        make,
+        library=library,
+        hidden=heads.hidden,
+        inverse_dispersion=inverse_dispersion,
+        scale=layers[0],
+        dropout=layers[1] if len(layers) > 1 else None,
+    )

@@ -1,0 +1,1 @@
+"""The methods of scvi-tools' module, by running the Pyro programs."""

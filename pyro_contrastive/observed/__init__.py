@@ -1,0 +1,1 @@
+"""Counts of some cells, as model and guide see them."""

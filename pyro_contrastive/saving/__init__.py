@@ -1,0 +1,1 @@
+"""A model as a folder: weights as safetensors, everything else as JSON. Never pickle."""

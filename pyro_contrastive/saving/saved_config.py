@@ -1,0 +1,165 @@
+"""The files of a saved model, checked before anything is made of what they say.
+
+They may come from anyone. All they can do is name the library's own parts and give them numbers:
+no name in them is looked up, and nothing outside the folder is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_contrastive.components.library_parts import PART_KINDS
+from pyro_contrastive.data.files import refuse_link_outside
+
+CONFIG, WEIGHTS, ADATA = "config.json", "model.safetensors", "adata.h5ad"
+FORMAT = 1
+SETTINGS: dict[str, tuple[type, ...]] = {
+    "n_hidden": (int,),
+    "n_background_latent": (int,),
+    "n_salient_latent": (int,),
+    "n_layers": (int,),
+    "dropout_rate": (int, float),
+    "use_observed_lib_size": (bool, int),
+    "wasserstein_penalty": (int, float),
+    "dispersion_posterior": (str,),
+    "n_layers_decoder": (int, NoneType),
+    "elbo_kwargs": (dict,),
+}
+"""Arguments of ``ContrastiveVI`` that are written down, with their types in JSON."""
+CONDITIONS = ["code", "total"]
+"""What is noted of a cell where ``train`` was told the populations."""
+ELBOS = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
+"""Pyro's ELBO classes by their saved names."""
+ENTRIES: dict[str, tuple[type, ...]] = {
+    "setup": (dict,),
+    "settings": (dict,),
+    "elbo": (str,),
+    "components": (dict,),
+    "is_trained": (bool,),
+    "conditions": (dict, NoneType),
+    "trained_on": (str, NoneType),
+    "history": (dict,),
+}
+"""What the configuration holds, with its types."""
+
+
+def check_files(folder: Path, *names: str) -> None:
+    """Refuse a folder without these files, or in which one of them is a link that leads outside.
+
+    The folder itself may be such a link: whoever names it means what it leads to.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one is missing, naming it.
+    ValueError
+        If one is a symbolic link to something outside the folder.
+    """
+    for name in names:
+        refuse_link_outside(folder / name, folder)
+        if not (folder / name).is_file():
+            msg = f"{folder} is not a saved model: it has no {name}."
+            raise FileNotFoundError(msg)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the configuration: a dictionary with at least :data:`ENTRIES`, each of its type.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or was written by a later version with another format.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found, written_by = config["format"], config["versions"]["pyro-contrastive"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        msg = f"{path} is damaged: {error}."
+        raise ValueError(msg) from error
+    if found != FORMAT:
+        msg = (
+            f"{path.parent} has format {found} (written by pyro-contrastive {written_by}); this "
+            f"version reads format {FORMAT}."
+        )
+        raise ValueError(msg)
+    _check_entries(path, "", config, ENTRIES, required=True)
+    conditions = config["conditions"]
+    if conditions is not None and conditions.get("columns") != CONDITIONS:
+        raise incomplete(path, f"conditions: the columns are not {CONDITIONS}")
+    _check_setup(path, config["setup"])
+    _check_entries(path, "settings: ", config["settings"], SETTINGS, required=False)
+    if config["elbo"] not in ELBOS:
+        raise incomplete(path, f"there is no ELBO {config['elbo']!a}")
+    for keyword, part in config["components"].items():
+        _check_part(path, keyword, part)
+    return dict(config)
+
+
+def incomplete(path: Path, error: Exception | str) -> ValueError:
+    """Make the error about a file that is not as it was written."""
+    what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return ValueError(f"{path} is damaged or incomplete ({what}).")
+
+
+def _check_entries(
+    path: Path,
+    where: str,
+    found: Mapping[str, Any],
+    wanted: Mapping[str, tuple[type, ...]],
+    *,
+    required: bool,
+) -> None:
+    """Refuse entries that are missing, of another type or, if none is required, unknown."""
+    missing = [name for name in wanted if name not in found] if required else []
+    unknown = [] if required else [name for name in found if name not in wanted]
+    if missing:
+        raise incomplete(path, f"{where}it has no {missing[0]!r}")
+    if unknown:
+        raise incomplete(path, f"{where}there is no {unknown[0]!a}")
+    for name, types in wanted.items():
+        if name in found and type(found[name]) not in types:
+            kind = type(found[name]).__name__
+            raise incomplete(path, f"{where}{name!r} cannot be a {kind}")
+
+
+def _check_setup(path: Path, setup: Mapping[str, Any]) -> None:
+    """Refuse what is no name, number or list of these, nor the table of categories."""
+    categories = setup.get("categories")
+    if not isinstance(categories, dict) or not all(map(_are_names, categories.values())):
+        raise incomplete(path, "setup: 'categories' is no table of lists of names")
+    if not _are_names(setup.get("genes")):
+        raise incomplete(path, "setup: 'genes' is no list of names")
+    for name, value in setup.items():
+        values = value if isinstance(value, list) else [value]
+        is_simple = all(type(v) in {NoneType, str, int, float} for v in values)
+        if name != "categories" and not is_simple:
+            raise incomplete(path, f"setup: {name!a} cannot be a {type(value).__name__}")
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(type(name) is str for name in value)
+
+
+def _check_part(path: Path, keyword: str, part: object) -> None:
+    """Refuse what is no written part, or a list of parts where there can be only one."""
+    if keyword not in PART_KINDS:
+        raise incomplete(path, f"components: a model has no {keyword!a}")
+    if isinstance(part, list) != (keyword == "penalties"):
+        raise incomplete(path, f"components: {keyword!r} cannot be a {type(part).__name__}")
+    if not all(map(_is_spec, part if isinstance(part, list) else [part])):
+        raise incomplete(path, f"components: {keyword!r} is no class with its arguments")
+
+
+def _is_spec(value: Any) -> bool:
+    """Tell whether this has the form that :meth:`Component.spec` writes."""
+    if not isinstance(value, dict) or not isinstance(value.get("class"), str):
+        return False
+    if value.get("arguments", 0) is None:
+        return isinstance(value.get("reason"), str)
+    return isinstance(value.get("arguments"), dict)

@@ -1,0 +1,136 @@
+"""Is everything finite; and if not, what was the first thing that was not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.training.part_checks import (
+    explained,
+    outputs_checked,
+    refuse_loose_tensors,
+    warn_of_idle_penalties,
+)
+from pyro_contrastive.vae import ContrastiveVAE
+
+N_TRIES = 10
+"""Draws in which :func:`explain_non_finite` looks for the culprit."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss, or its gradient, became NaN or infinite."""
+
+
+@contextmanager
+def no_nan_warnings() -> Iterator[None]:
+    """Silence Pyro's "Encountered NaN", where an error with the name of the site follows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered [+-]?(NaN|inf)")
+        yield
+
+
+def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
+    """Run model and guide once with Pyro's checks on, before any training.
+
+    What a user's own prior, likelihood or penalty returns, shapes, supports and parameter ranges
+    are checked here, so that the training steps can go without.
+
+    Raises
+    ------
+    TypeError
+        If a prior or the likelihood returns no distribution, or a penalty no tensor.
+    ValueError
+        If what they return has another shape than wanted; by Pyro, if a distribution's parameters
+        or values are out of range; or if a program uses ``pyro.param``, or a part keeps a tensor
+        that is no parameter, which would be neither trained nor saved.
+    NonFiniteLossError
+        If the loss is NaN or infinite to begin with.
+    """
+    refuse_loose_tensors(vae)
+    with evaluating(vae), seeded(0), no_nan_warnings():
+        with explained(vae), outputs_checked(vae, len(batch)), pyro.validation_enabled(True):
+            loss = vae.objective.loss(vae.model, vae.guide, batch)
+        if not torch.isfinite(torch.as_tensor(loss)):
+            raise explain_non_finite(vae, batch, "before the first step")
+        _refuse_loose_parameters(vae, batch)
+        warn_of_idle_penalties(vae, batch)
+
+
+def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
+    stored = dict(pyro.get_param_store().named_parameters())
+    own = {id(parameter) for parameter in vae.parameters()}
+    for trace in next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))):
+        for name in trace.param_nodes:
+            if id(stored[name]) not in own:
+                msg = (
+                    f"pyro.param({name!r}) belongs to no module: train() would not fit it, nor "
+                    "save() keep it. Make it a torch.nn.Parameter of your prior, likelihood or "
+                    "penalty."
+                )
+                raise ValueError(msg)
+
+
+def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonFiniteLossError:
+    """Find the first site that is not finite, and say so in an error to be raised.
+
+    Parameters
+    ----------
+    vae
+        The model, whose objective just gave a loss that is not finite.
+    batch
+        The cells it was given.
+    when
+        Put into the message.
+    """
+    terms = vae.objective.terms
+    bad_terms = [name for name, value in terms.items() if not torch.isfinite(value).all()]
+    with pyro.validation_enabled(False), torch.no_grad():
+        found = None
+        for _ in range(N_TRIES):  # new noise each time: it need not happen in every draw
+            traces = next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {})))
+            found = _first_bad_site("guide", traces[1]) or _first_bad_site("model", traces[0])
+            if found:
+                break
+    if not found and bad_terms:
+        found = f"the term {bad_terms[0]!r} of the loss is"
+    where = found or "no single term, but their sum, is"
+    return NonFiniteLossError(
+        f"The loss is not finite {when}: {where} not finite. The weights are those before that "
+        "step (with early stopping, the best ones). Lower the learning rate (plan_kwargs={'lr': "
+        "...}), or look at the prior, likelihood or penalty you changed."
+    )
+
+
+def explain_gradient(vae: ContrastiveVAE, when: str) -> NonFiniteLossError:
+    """Name the parameter whose gradient is not finite, in an error to be raised."""
+    names = [
+        name
+        for name, parameter in vae.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    which = f"that of {names[0]!r} and {len(names) - 1} more parameters" if names else "once"
+    return NonFiniteLossError(
+        f"The gradient is not finite {when}, though the loss is: {which}. The weights are those "
+        "before that step. Look for 0/0, sqrt(0) or log(0) in the prior, likelihood or penalty you "
+        "changed."
+    )
+
+
+def _first_bad_site(program: str, trace: Any) -> str | None:
+    for name, site in trace.nodes.items():
+        if site["type"] == "param" and not torch.isfinite(site["value"]).all():
+            return f"parameter {name!r} of the {program} is"
+        if site["type"] != "sample":
+            continue
+        if not torch.isfinite(site["value"]).all():
+            return f"site {name!r} of the {program} (its value) is"
+        if not torch.isfinite(site["log_prob"]).all():
+            return f"site {name!r} of the {program} (its log-density) is"
+    return None
