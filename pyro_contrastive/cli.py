@@ -254,17 +254,16 @@ def fit(
             from pyro_contrastive.report import study as studies  # noqa: PLC0415
 
             member = studies.known_preset(preset)
-            study = studies.study_of_file(
-                counts,
+            columns = studies.Columns(
                 condition_key=condition_key,
                 background=background,
-                label_key=label_key,
-                batch_key=batch_key,
                 layer=layer,
-                categorical_covariates=tuple(categorical_covariate or ()),
-                continuous_covariates=tuple(continuous_covariate or ()),
+                batch_key=batch_key,
                 size_factor_key=size_factor,
+                categorical_covariate_keys=tuple(categorical_covariate or ()),
+                continuous_covariate_keys=tuple(continuous_covariate or ()),
             )
+            study = studies.study_of_file(counts, columns, label_key)
             claim = folders.claim_folder(out, study.name, overwrite=overwrite, source=counts)
             folder = stack.enter_context(claim)
             cells = inputs.read_counts(counts)

@@ -12,7 +12,7 @@ from pyro_contrastive.data.bundled import load_kang
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.folder import claim_folder
 from pyro_contrastive.report.pipeline import prepare_model, register, run_study
-from pyro_contrastive.report.study import FitSettings, Study
+from pyro_contrastive.report.study import Columns, FitSettings, Study
 
 __all__ = ["DEMO_SETTINGS", "DEMO_STUDY", "demo_cells", "demo_settings", "run_demo"]
 
@@ -28,8 +28,7 @@ DEMO_STUDY = Study(
     title="What interferon does to blood cells",
     lead="Blood cells of lupus patients, left alone or treated with interferon-beta for six hours "
     "(Kang et al. 2018): one latent for what the cells are, another for what the treatment did.",
-    condition_key="condition",
-    background="control",
+    columns=Columns(condition_key="condition", background="control"),
     label_key="cell_type_coarse",
     label_name="cell type",
     genes=("ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "CXCL10"),

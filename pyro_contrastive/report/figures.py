@@ -17,7 +17,7 @@ from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
 from pyro_contrastive.plotting.categories import legend_width
 from pyro_contrastive.plotting.scores import two_decimals
-from pyro_contrastive.report.html import ReportFigure, figure_png
+from pyro_contrastive.report.page import ReportFigure, figure_png
 
 __all__ = ["FigureSet", "add_curves", "add_maps", "add_scores", "draw_figures"]
 

@@ -124,18 +124,17 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
         With a message of one line, if anything is missing, or if there is nothing to compare: fewer
         than 20 cells, only background cells, a single label, no label that both conditions have.
     """
-    _check_column(adata.obs, "condition", study.condition_key)
-    columns = [("batch", study.batch_key), ("label", study.label_key)]
-    columns += [("categorical covariate", key) for key in study.categorical_covariates]
-    columns += [("continuous covariate", key) for key in study.continuous_covariates]
-    for role, key in (*columns, ("size factor", study.size_factor_key)):
+    columns, layer = study.columns, study.columns.layer
+    _check_column(adata.obs, "condition", columns.condition_key)
+    roles = [("batch", columns.batch_key), ("label", study.label_key)]
+    roles += [("categorical covariate", key) for key in columns.categorical_covariate_keys]
+    roles += [("continuous covariate", key) for key in columns.continuous_covariate_keys]
+    for role, key in (*roles, ("size factor", columns.size_factor_key)):
         if key is not None:
             _check_column(adata.obs, role, key)
-    if study.layer is not None and study.layer not in layer_names(adata):
-        raise ValueError(
-            f"layer {study.layer!r} is not there; there are: {listed(layer_names(adata))}"
-        )
-    if study.layer is None and adata.X is None:
+    if layer is not None and layer not in layer_names(adata):
+        raise ValueError(f"layer {layer!r} is not there; there are: {listed(layer_names(adata))}")
+    if layer is None and adata.X is None:
         raise ValueError(f"the file has no X. {where_to_look(adata)}")
     if adata.n_obs < _FEWEST_CELLS:
         raise ValueError(f"{adata.n_obs} cells are too few; {_FEWEST_CELLS} are the least")
@@ -146,7 +145,7 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
             f"would write its own: rename or delete it in Python, del adata.obsm[{there[0]!r}], "
             'and save the data: adata.write_h5ad("counts.h5ad")'
         )
-    _check_values(adata.obs[study.condition_key].astype(str), study)
+    _check_values(adata.obs[study.columns.condition_key].astype(str), study)
     if study.label_key is not None:
         _check_labels(adata.obs, study.label_key, study)
 
@@ -161,7 +160,9 @@ def can_hold_out(adata: ad.AnnData, study: Study, share: float) -> bool:
     share
         Fraction of each population that is to be held out.
     """
-    n_background = int((adata.obs[study.condition_key].astype(str) == study.background).sum())
+    n_background = int(
+        (adata.obs[study.columns.condition_key].astype(str) == study.columns.background).sum()
+    )
     return round(share * min(n_background, adata.n_obs - n_background), 6) >= 1
 
 
@@ -179,7 +180,11 @@ def _check_column(obs: pd.DataFrame, role: str, key: str) -> None:
 
 
 def _check_values(condition: pd.Series, study: Study) -> None:
-    found, key, background = sorted(condition.unique()), study.condition_key, study.background
+    found, key, background = (
+        sorted(condition.unique()),
+        study.columns.condition_key,
+        study.columns.background,
+    )
     if background not in found:
         raise ValueError(
             f"background {background!r} is not a value of {key!r}; there are: {listed(found)}"
@@ -195,7 +200,7 @@ def _check_values(condition: pd.Series, study: Study) -> None:
 
 
 def _check_labels(obs: pd.DataFrame, key: str, study: Study) -> None:
-    is_background = obs[study.condition_key].astype(str) == study.background
+    is_background = obs[study.columns.condition_key].astype(str) == study.columns.background
     if obs[key].nunique() == 1:
         raise ValueError(f"label column {key!r} has one value only; leave it out")
     # A label such as the dose says where the cell was, not what it is: its scores would mislead.

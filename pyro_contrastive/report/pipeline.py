@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,19 +61,10 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     with warnings.catch_warnings():
         if likelihood is not None:  # which says what it takes, below
             warnings.filterwarnings("ignore", ".* does not hold raw counts", UserWarning)
-        ContrastiveVI.setup_anndata(
-            adata,
-            layer=study.layer,
-            batch_key=study.batch_key,
-            size_factor_key=study.size_factor_key,
-            categorical_covariate_keys=study.categorical_covariates,
-            continuous_covariate_keys=study.continuous_covariates,
-            condition_key=study.condition_key,
-            background=study.background,
-        )
+        ContrastiveVI.setup_anndata(adata, **asdict(study.columns))
     if likelihood is not None:
         data = Setup.of(adata).extract(adata)
-        check_support(data.counts, adata, study.layer, likelihood, shell_advice)
+        check_support(data.counts, adata, study.columns.layer, likelihood, shell_advice)
 
 
 def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> ContrastiveVI:

@@ -129,8 +129,9 @@ def test_fit_writes_a_page_and_passes_every_option_on(
     assert result.exit_code == 0, result.output
     assert {"index.html", "counts_latents.h5ad", "scores.csv"} <= {p.name for p in out.iterdir()}
     study, settings = calls["study"], calls["settings"]
-    assert (study.condition_key, study.background) == ("arm", "ctrl")
-    assert (study.label_key, study.batch_key, study.layer) == ("kind", "same", "raw")
+    columns = study.columns
+    assert (columns.condition_key, columns.background) == ("arm", "ctrl")
+    assert (study.label_key, columns.batch_key, columns.layer) == ("kind", "same", "raw")
     likelihood = settings.model["likelihood"]
     assert settings.model == {
         "n_background_latent": 6,
