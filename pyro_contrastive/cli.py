@@ -34,7 +34,7 @@ class Embedding(StrEnum):
 
 
 class Schedule(StrEnum):
-    """What holds where the training is told nothing else."""
+    """Named training schedules."""
 
     default = "default"
     fast = "fast"
@@ -42,7 +42,7 @@ class Schedule(StrEnum):
 
 
 class LikelihoodName(StrEnum):
-    """What the data are taken to be."""
+    """Short names of the likelihoods."""
 
     zinb = "zinb"
     nb = "nb"
@@ -59,7 +59,7 @@ OverwriteOption = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Write into a folder that is not empty, and replace what a former run left there.",
+        help="Write into a folder that is not empty, and replace the files of an earlier run.",
     ),
 ]
 PresetOption = Annotated[
@@ -73,8 +73,8 @@ PresetOption = Annotated[
 ScheduleOption = Annotated[
     Schedule,
     typer.Option(
-        help="fast: some 500 steps; reference: as scvi-tools, 400 epochs. Default: fast for the "
-        "preset separated, which is meant for it, and reference for all others."
+        help="fast: about 500 steps; reference: 400 epochs, as in scvi-tools. Default: fast for "
+        "the preset separated, which was designed for it, and reference otherwise."
     ),
 ]
 LikelihoodOption = Annotated[
@@ -114,7 +114,7 @@ def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show warnings that are meant for the user on one line, without a place in our code."""
+    """Show warnings meant for the user on one line, without a line of our code."""
     show = warnings.showwarning
 
     def show_plainly(
@@ -137,7 +137,7 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextmanager
 def _what_failed() -> Iterator[None]:
-    """Say on one line each which results could not be made, and where the others are."""
+    """Report, on a line each, which results could not be made, and where the others are."""
     from pyro_contrastive.report.failures import ResultsError  # noqa: PLC0415
 
     try:
@@ -146,12 +146,12 @@ def _what_failed() -> Iterator[None]:
     except ResultsError as error:
         for failure in error.failures:
             _say_error(failure)
-        with suppress(OSError, ValueError):  # nobody reads standard output any more
+        with suppress(OSError, ValueError):  # standard output has been closed
             typer.echo(error.kept)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         _say_error(str(error) or "Interrupted.")
-        raise typer.Exit(130) from error  # as shells expect it after Ctrl-C
+        raise typer.Exit(130) from error  # the exit code that shells expect after Ctrl-C
 
 
 def _say_error(text: str) -> None:
@@ -171,7 +171,7 @@ def main(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -190,9 +190,9 @@ def _demo(
     with ExitStack() as stack:
         with _one_line(OSError, ValueError):
             _check_embedding(embedding)
-            from pyro_contrastive.report.folder import claim_folder  # noqa: PLC0415
+            from pyro_contrastive.report.folder import reserve_folder  # noqa: PLC0415
 
-            folder = stack.enter_context(claim_folder(out, "kang", overwrite=overwrite))
+            folder = stack.enter_context(reserve_folder(out, "kang", overwrite=overwrite))
             from pyro_contrastive.report import demo, pipeline  # noqa: PLC0415
 
             settings = demo.demo_settings(max_epochs)
@@ -219,12 +219,12 @@ def fit(
         str | None, typer.Option(help="Column of labels both conditions share, e.g. cell type.")
     ] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of batches to correct for.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer of the counts; X if not given.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer with the counts. Default: X.")] = None,
     categorical_covariate: CategoricalOption = None,
     continuous_covariate: ContinuousOption = None,
     size_factor: Annotated[
         str | None,
-        typer.Option(help="Column of size factors; total counts are used if not given."),
+        typer.Option(help="Column of size factors. Default: total counts."),
     ] = None,
     preset: PresetOption = "separated",
     likelihood: LikelihoodOption = None,
@@ -247,7 +247,9 @@ def fit(
     ContrastiveVI(adata) and train() are in Python.
     """
     with ExitStack() as stack:
-        with _one_line(OSError, ValueError):  # all that may be refused, before any work is lost
+        with _one_line(
+            OSError, ValueError
+        ):  # everything that can be refused is refused before any work is lost
             _check_embedding(embedding)
             from pyro_contrastive.report import file_kinds, inputs  # noqa: PLC0415
             from pyro_contrastive.report import folder as folders  # noqa: PLC0415
@@ -264,7 +266,7 @@ def fit(
                 continuous_covariate_keys=tuple(continuous_covariate or ()),
             )
             study = studies.study_of_file(counts, columns, label_key)
-            claim = folders.claim_folder(out, study.name, overwrite=overwrite, source=counts)
+            claim = folders.reserve_folder(out, study.name, overwrite=overwrite, source=counts)
             folder = stack.enter_context(claim)
             cells = inputs.read_counts(counts)
             inputs.check_columns(cells, study)
@@ -296,6 +298,6 @@ def fit(
 
 
 def _check_embedding(embedding: Embedding) -> None:
-    """Find out before the fit, rather than after it, that umap-learn is not there."""
+    """Fail before the fit rather than after it if umap-learn is missing."""
     if embedding is Embedding.umap and find_spec("umap") is None:
         raise ValueError("--embedding umap needs the umap-learn package: pip install umap-learn")

@@ -1,4 +1,4 @@
-"""The page: tables and figures in, one HTML file with everything inside it out."""
+"""Render the page: one HTML file that contains all tables and figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["installed_versions", "write_report"]
 
 _PACKAGES = ("pyro-ppl", "torch", "anndata", "numpy", "scikit-learn")
 
-# What each measure is, for the table of scores; measures that are not listed get no explanation.
+# Explanations of the measures in the table of scores.
 _MEASURES = {
     "mixing": (
         "Among as many background as target cells, take each cell's nearest neighbours and ask how "
@@ -31,11 +31,12 @@ _MEASURES = {
     ),
     "NMI": (
         "Cluster the cells (k-means, as many clusters as labels) and compare clusters with labels: "
-        "normalised mutual information. 1: clusters give the label away. 0: they say nothing of it."
+        "normalised mutual information. 1: clusters determine the label. 0: they carry no "
+        "information on it."
     ),
     "ARI": (
         "The same clusters, compared with the labels pair of cells by pair of cells: adjusted Rand "
-        "index. 1: identical groupings. 0: what chance alone would give."
+        "index. 1: identical groupings. 0: as expected by chance."
     ),
 }
 

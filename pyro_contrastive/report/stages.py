@@ -1,4 +1,4 @@
-"""The results of a fit, one by one: the model, the latents, scores, figures and the page."""
+"""The stages that make the results: model, latents, scores, figures, page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RESPONSE_GENES = 8
 
 @dataclass
 class Results:
-    """What the stages work on, and what they have made so far."""
+    """Input of the stages, and what they have made so far."""
 
     model: FittedModel
     adata: ad.AnnData
@@ -58,7 +58,7 @@ class Results:
 
     @property
     def folder(self) -> Path:
-        """Where files are made."""
+        """Where files are written."""
         return self.place.new
 
     @property
@@ -74,7 +74,7 @@ class Results:
 
     @property
     def n_neighbors(self) -> int:
-        """Neighbours that the scores look at."""
+        """Number of neighbours used by the scores."""
         return min(_MOST_NEIGHBORS, self.adata.n_obs // 4)
 
 
@@ -85,13 +85,13 @@ class Stage:
     Parameters
     ----------
     what
-        What it is, for the sentence that says that it could not be made.
+        What it makes, for the message if that fails.
     make
         Makes it.
     file
-        What it writes, to be deleted if it fails midway. Default: nothing.
+        The file it writes, deleted if the stage fails midway. Default: none.
     needs
-        Stages without which it cannot be made.
+        Stages that it depends on.
     """
 
     what: str
@@ -104,7 +104,7 @@ def _save_model(results: Results) -> None:
     try:
         with interrupts_wait():
             results.model.save(str(results.folder / "model"), overwrite=True)
-    except KeyboardInterrupt:  # which has waited until the model was whole
+    except KeyboardInterrupt:  # delayed until the model was complete
         results.interrupted = True
     except Exception as error:
         place = Path(tempfile.mkdtemp(prefix="pyro_contrastive_")) / "model"
@@ -230,7 +230,7 @@ def _file_list(results: Results) -> dict[str, str]:
         "model/": "the fitted model",
         "scores.csv": "the table of scores",
         "figures/": "the figures of this page as PNG, and latents.png with all maps in one",
-        "manifest.json": "the list of all files, by which the next run knows what it may replace",
+        "manifest.json": "the list of all files; the next run replaces only these",
     }
     made_later = {"index.html", "manifest.json"}
     return {

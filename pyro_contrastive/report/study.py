@@ -1,4 +1,4 @@
-"""What a report is about: the comparison, the settings, and what it needs of a fitted model."""
+"""What a report is about: the comparison, the settings, and the fitted model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is compared with what, and what the page calls it.
+    """What is compared, and the names that the page uses.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def study_of_file(file: Path, columns: Columns, label_key: str | None = None) ->
 
 
 class FittedModel(Protocol):
-    """What the results need of a fitted model."""
+    """The part of a fitted model's interface that the results use."""
 
     @property
     def history(self) -> Mapping[str, pd.DataFrame]:
@@ -183,12 +183,12 @@ def known_preset(name: str) -> str | None:
     """
     spelled = {known.lower(): known for known in PRESETS}
     if name.lower() not in {"none", *spelled}:
-        raise ValueError(f"there is no preset {name!r}; there are: none, {', '.join(PRESETS)}")
+        raise ValueError(f"there is no preset {name!r}; available: none, {', '.join(PRESETS)}")
     return spelled.get(name.lower())
 
 
 def chosen_likelihood(name: str | None, preset: str | None) -> Likelihood:
-    """Make the likelihood that was asked for by its short name, or else the preset's own."""
+    """Make the likelihood of a short name, or by default the preset's."""
     if name is not None:
         return named_likelihood(name)
     # A preset's likelihood does not depend on the sizes.
@@ -197,10 +197,10 @@ def chosen_likelihood(name: str | None, preset: str | None) -> Likelihood:
 
 
 def chosen_schedule(name: str, preset: str | None) -> str:
-    """Return the schedule for ``train``; "default" is what the preset is meant for.
+    """Return the schedule for ``train``; "default" depends on the preset.
 
-    Without penalties the fast schedule leaves more of what is shared in the salient latent, and of
-    the other presets none was measured with it.
+    Without penalties the fast schedule leaves more shared variation in the salient latent, and the
+    other presets were not measured with it.
     """
     if name != "default":
         return name
@@ -208,7 +208,7 @@ def chosen_schedule(name: str, preset: str | None) -> str:
 
 
 def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
-    """All settings in one level, named as in the call they belong to."""
+    """All settings in one flat mapping, named after the call they belong to."""
     flat: dict[str, object] = {} if settings.preset is None else {"preset": settings.preset}
     flat |= {f"model: {name}": _in_short(value) for name, value in settings.model.items()}
     flat |= {f"train: {name}": value for name, value in settings.train.items()}
@@ -218,7 +218,7 @@ def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
 
 
 def _in_short(value: object) -> object:
-    """Write a component as the call that makes it, rather than with all its layers."""
+    """Write a component as the call that makes it, without its layers."""
     if not isinstance(value, Component):
         return value
     return f"{type(value).__name__}({value.extra_repr()})"

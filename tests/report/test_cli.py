@@ -157,7 +157,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
         ({"--condition-key": "holes", "--background": "y"}, ["no value in 1 cells"]),
         ({"--condition-key": "lone", "--background": "z"}, ["1 of 40", "at least two"]),
         ({"--label-key": "type"}, ["label column 'type'", "arm, kind"]),
-        ({"--label-key": "same"}, ["'same' has one value only"]),
+        ({"--label-key": "same"}, ["'same' has only one value"]),
         ({"--label-key": "dose"}, ["'dose'", "in both background and target"]),
         ({"--batch-key": "plate"}, ["batch column 'plate'"]),
         ({"--layer": "counts"}, ["layer 'counts'", "raw"]),
@@ -353,18 +353,18 @@ def test_likelihoods_by_name(
 @pytest.mark.parametrize(
     ("name", "hints"),
     [
-        ("bernoulli", ["binary data", "Bernoulli", "above 1", "--layer NAME (there are: raw)"]),
+        ("bernoulli", ["binary data", "Bernoulli", "above 1", "--layer NAME (available: raw)"]),
         (
             "zinb",
             [
                 "raw counts",
                 "ZeroInflatedNegativeBinomial",
                 "40 not integers",
-                "--layer NAME (there are: raw; integers from 0 up are in: raw)",
+                "--layer NAME (available: raw; integers from 0 up are in: raw)",
                 "--likelihood gaussian",
             ],
         ),
-        ("gaussian", ["numbers from 0 up", "40 negative", "--layer NAME (there are: raw)"]),
+        ("gaussian", ["numbers from 0 up", "40 negative", "--layer NAME (available: raw)"]),
     ],
 )
 def test_data_the_likelihood_cannot_have_are_one_line(
@@ -395,7 +395,7 @@ def test_counts_that_are_in_raw_alone_or_nowhere_are_one_line(counts: Path, tmp_
     del data.raw
     data.write_h5ad(counts)
     assert_mistake(
-        run(app, fit_arguments(counts, tmp_path / "c")), "the file has no X", "there are: none"
+        run(app, fit_arguments(counts, tmp_path / "c")), "the file has no X", "available: none"
     )
 
 
