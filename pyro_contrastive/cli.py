@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
+
+from pyro_contrastive._tools.shell import mistakes_on_one_line, plain_warnings, say_error
 
 # Commands import what they need themselves, so that --help answers at once.
 
@@ -101,61 +102,22 @@ EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latent
 
 
 @contextmanager
-def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
-    """Turn the user's mistakes into one line on standard error and exit code 2."""
-    try:
-        with _plain_warnings():
-            yield
-    except mistakes as error:
-        text = str(error)
-        _say_error(text)
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Show warnings meant for the user on one line, without a line of our code."""
-    show = warnings.showwarning
-
-    def show_plainly(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if category is UserWarning:
-            typer.echo("Warning: " + " ".join(str(message).split()), err=True)
-        else:
-            show(message, category, filename, lineno, file, line)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show_plainly
-        yield
-
-
-@contextmanager
 def _what_failed() -> Iterator[None]:
     """Report, on a line each, which results could not be made, and where the others are."""
     from pyro_contrastive.report.failures import ResultsError  # noqa: PLC0415
 
     try:
-        with _plain_warnings():
+        with plain_warnings():
             yield
     except ResultsError as error:
         for failure in error.failures:
-            _say_error(failure)
+            say_error(failure)
         with suppress(OSError, ValueError):  # standard output has been closed
             typer.echo(error.kept)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        _say_error(str(error) or "Interrupted.")
+        say_error(str(error) or "Interrupted.")
         raise typer.Exit(130) from error  # the exit code that shells expect after Ctrl-C
-
-
-def _say_error(text: str) -> None:
-    typer.echo("Error: " + " ".join(text.split()), err=True)
 
 
 def _print_version(wanted: bool) -> None:
@@ -188,7 +150,7 @@ def _demo(
 ) -> None:
     """Fit the bundled interferon data and explain the result on a web page."""
     with ExitStack() as stack:
-        with _one_line(OSError, ValueError):
+        with mistakes_on_one_line(OSError, ValueError):
             _check_embedding(embedding)
             from pyro_contrastive.report.folder import reserve_folder  # noqa: PLC0415
 
@@ -243,13 +205,12 @@ def fit(
 
     Without further options the model is the one the README recommends:
     the preset "separated" with the fast schedule, as in the demo.
-    --preset none is the plain model of the reference, which
-    ContrastiveVI(adata) and train() are in Python.
+    --preset none gives the plain model of scvi-tools, as do
+    ContrastiveVI(adata) and train() in Python.
     """
     with ExitStack() as stack:
-        with _one_line(
-            OSError, ValueError
-        ):  # everything that can be refused is refused before any work is lost
+        # Everything that can be refused is refused here, before any work is lost.
+        with mistakes_on_one_line(OSError, ValueError):
             _check_embedding(embedding)
             from pyro_contrastive.report import file_kinds, inputs  # noqa: PLC0415
             from pyro_contrastive.report import folder as folders  # noqa: PLC0415
@@ -266,27 +227,28 @@ def fit(
                 continuous_covariate_keys=tuple(continuous_covariate or ()),
             )
             study = studies.study_of_file(counts, columns, label_key)
-            claim = folders.reserve_folder(out, study.name, overwrite=overwrite, source=counts)
-            folder = stack.enter_context(claim)
+            reserved = folders.reserve_folder(out, study.name, overwrite=overwrite, source=counts)
+            folder = stack.enter_context(reserved)
             cells = inputs.read_counts(counts)
             inputs.check_columns(cells, study)
             from pyro_contrastive.report import pipeline  # noqa: PLC0415
 
             distribution = studies.chosen_likelihood(likelihood, member)
             pipeline.register(cells, study, distribution)
-            latents = {
-                "n_background_latent": n_background_latent,
-                "n_salient_latent": n_salient_latent,
-            }
-            train = {
-                "schedule": studies.chosen_schedule(schedule, member),
-                "max_epochs": max_epochs,
-                "batch_size": batch_size,
-                "train_size": TRAIN_SIZE,
-                "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
-            }
             settings = studies.FitSettings(
-                preset=member, model={**latents, "likelihood": distribution}, train=train
+                preset=member,
+                model={
+                    "n_background_latent": n_background_latent,
+                    "n_salient_latent": n_salient_latent,
+                    "likelihood": distribution,
+                },
+                train={
+                    "schedule": studies.chosen_schedule(schedule, member),
+                    "max_epochs": max_epochs,
+                    "batch_size": batch_size,
+                    "train_size": TRAIN_SIZE,
+                    "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
+                },
             )
             model = pipeline.prepare_model(cells, folder, study, settings, seed=seed)
         if (kind := file_kinds.kind_of(counts)) is not file_kinds.Kind.h5ad:
