@@ -270,7 +270,7 @@ def fit(
     run = Run(vae, data, split, plan, **sizes, fabric=fabric, rng=rng)
     train = np.concatenate([split.train.background, split.train.target])
     if plan.start_from_data:
-        vae.model.likelihood.start_from(data.gene_moments(train))
+        vae.model.likelihood.start_from(data.gene_summary(train))
     run.check(early_stopping, check_val_every_n_epoch or max_epochs)
     vae.seen_cells.note(data.cells(evenly(train), dense=False))
     stopped = interrupted = False

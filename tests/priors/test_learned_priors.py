@@ -21,11 +21,11 @@ from pyro_contrastive import CellBatch, ContrastiveVI
 from pyro_contrastive.components.component import component_from_spec
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.penalties import ShrinkMeans
 from pyro_contrastive.priors import (
     MixtureOfGaussians,
     NormalizingFlowPrior,
     PerConditionNormal,
-    ShrinkMeans,
     SparseSalient,
     VampPrior,
 )
