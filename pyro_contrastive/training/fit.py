@@ -19,7 +19,7 @@ from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import near
 from pyro_contrastive.training.arguments import refuse_never_looking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
-from pyro_contrastive.training.evaluate import evaluate, global_sites, loss_of, named
+from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
 from pyro_contrastive.training.finite import check_programs, no_nan_warnings
 from pyro_contrastive.training.history import EarlyStopping, FitResult, History
 from pyro_contrastive.training.loss_watch import LossWatch
@@ -88,7 +88,7 @@ class Run:
         self.cycle = plan.make_cycle(optimizer, n_steps)
         self.step = 0
         self._refreshed_at = 0
-        self.global_sites: frozenset[str] = frozenset()
+        self.global_parts: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
 
     def check(self, early_stopping: EarlyStopping | None, check_every: int) -> None:
@@ -102,7 +102,7 @@ class Run:
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
         check_programs(self.vae, self.cells(first))
-        self.global_sites = global_sites(self.vae, self.cells(first))
+        self.global_parts = global_parts(self.vae, self.cells(first))
         if early_stopping is None and self.scheduler is None:
             return
         pair = Population(self.split.train.background[:1], self.split.train.target[:1])
@@ -173,7 +173,7 @@ class Run:
 
     def named(self, means: Mapping[str, float], part: str) -> dict[str, float]:
         """Give the parts of the negative ELBO the names they have in the history."""
-        return named(means, part, self.global_sites, len(self.split.train) / 2)
+        return named(means, part, self.global_parts, len(self.split.train) / 2)
 
     def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
         """Take one gradient step, unless the loss or its gradient is not finite."""
