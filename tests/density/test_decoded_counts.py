@@ -338,7 +338,7 @@ def test_a_penalty_sees_expression_unless_it_says_that_it_does_not_look() -> Non
     batch = make_batch()
     for penalties, there in (([Wasserstein(1.0)], False), ([SumOfScale(1.0)], True)):
         vae = make_vae(penalties=penalties)
-        (traces,) = vae.objective._get_traces(vae.model, vae.guide, (batch,), {})
+        (traces,) = vae.objective.traces(vae.model, vae.guide, batch)
         assert ("scale" in traces[0].nodes) is there
     loss = vae.objective.loss(vae.model, vae.guide, batch)
     assert math.isfinite(loss)
