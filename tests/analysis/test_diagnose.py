@@ -24,10 +24,11 @@ from pyro_contrastive import (
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
 )
-from pyro_contrastive.analysis.diagnosis.diagnose import balanced_sample, salient_structure
-from pyro_contrastive.analysis.diagnosis.facts import Facts, Structure
 from pyro_contrastive.analysis.diagnosis.findings import findings
-from pyro_contrastive.analysis.diagnosis.salient_finding import salient_map
+from pyro_contrastive.analysis.diagnosis.measure import balanced_sample, salient_structure
+from pyro_contrastive.analysis.diagnosis.measurements import Measurements, Structure
+from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
+from pyro_contrastive.methods.diagnosis import elbo_by_epoch
 
 KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
 FAST: dict[str, Any] = {"n_khat_cells": 5, "n_permutations": 3}
@@ -54,7 +55,7 @@ def usage(n_z: int = 3, n_s: int = 3) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["latent", "dimension", "used"])
 
 
-GOOD = Facts(
+GOOD = Measurements(
     usage=usage(),
     salient_nats=50.0,
     condition_in_x=probe_of(0.9),
@@ -202,7 +203,7 @@ def test_the_model_gives_its_history_with_its_epochs(monkeypatch: pytest.MonkeyP
 
     model = make_model()
     train(model, 9, check_val_every_n_epoch=3)
-    found = model._elbo_by_epoch()
+    found = elbo_by_epoch(model._history)
     assert found.index.tolist() == [2, 5, 8]
     assert found.tolist() == model.history["elbo_validation"]["elbo_validation"].tolist()
 

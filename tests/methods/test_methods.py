@@ -13,8 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from pyro_contrastive import ContrastiveVI, PerConditionNormal
-from pyro_contrastive.analysis import expression as expression_module
-from pyro_contrastive.analysis import runs
+from pyro_contrastive.analysis import counterfactuals, decoding, query
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 GENES = 15
@@ -637,14 +636,15 @@ def test_the_treatments_warning_goes_with_a_prior_that_tells_them_apart(adata) -
 def test_memory_does_not_grow_with_the_number_of_draws(adata, monkeypatch) -> None:
     model = make(adata)
     sizes = []
-    monkeypatch.setattr(runs, "DRAWS_AT_A_TIME", 40)
-    draw = runs.draw_posterior
+    monkeypatch.setattr(query, "DRAWS_AT_A_TIME", 40)
+    draw = decoding.draw_posterior
 
     def recorded(vae, batch, n_samples=1):
         sizes.append(len(batch) * n_samples)
         return draw(vae, batch, n_samples)
 
-    monkeypatch.setattr(expression_module, "draw_posterior", recorded)
+    for module in (decoding, counterfactuals):
+        monkeypatch.setattr(module, "draw_posterior", recorded)
     model.get_normalized_expression(n_samples=10)
     model.get_treatment_effect(n_samples=40)
     assert max(sizes) <= 40
