@@ -50,6 +50,9 @@ def test_tags_up_to_the_expected_fdr():
     assert statistics.tag_by_expected_fdr(p, 0.0501).tolist() == [False, True, True, True]
     assert statistics.tag_by_expected_fdr(p, 0.03).tolist() == [False, True, False, True]
     assert statistics.tag_by_expected_fdr(p, 1.0).all()
+    # Numbers that binary fractions hold exactly: a running mean of 1/4 is not above 1/4.
+    assert statistics.tag_by_expected_fdr([0.5, 1.0], 0.25).all()
+    assert statistics.tag_by_expected_fdr([0.5, 1.0], 0.2499).tolist() == [False, True]
     assert not statistics.tag_by_expected_fdr([0.9, 0.8], 0.05).any()
 
 
