@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
+
+from pyro_contrastive._tools.shell import mistakes_on_one_line, plain_warnings, say_error
 
 # Commands import what they need themselves, so that --help answers at once.
 
@@ -34,7 +35,7 @@ class Embedding(StrEnum):
 
 
 class Schedule(StrEnum):
-    """What holds where the training is told nothing else."""
+    """Named training schedules."""
 
     default = "default"
     fast = "fast"
@@ -42,7 +43,7 @@ class Schedule(StrEnum):
 
 
 class LikelihoodName(StrEnum):
-    """What the data are taken to be."""
+    """Short names of the likelihoods."""
 
     zinb = "zinb"
     nb = "nb"
@@ -59,7 +60,7 @@ OverwriteOption = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Write into a folder that is not empty, and replace what a former run left there.",
+        help="Write into a folder that is not empty, and replace the files of an earlier run.",
     ),
 ]
 PresetOption = Annotated[
@@ -73,8 +74,8 @@ PresetOption = Annotated[
 ScheduleOption = Annotated[
     Schedule,
     typer.Option(
-        help="fast: some 500 steps; reference: as scvi-tools, 400 epochs. Default: fast for the "
-        "preset separated, which is meant for it, and reference for all others."
+        help="fast: about 500 steps; reference: 400 epochs, as in scvi-tools. Default: fast for "
+        "the preset separated, which was designed for it, and reference otherwise."
     ),
 ]
 LikelihoodOption = Annotated[
@@ -101,61 +102,22 @@ EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latent
 
 
 @contextmanager
-def _one_line(*mistakes: type[Exception]) -> Iterator[None]:
-    """Turn the user's mistakes into one line on standard error and exit code 2."""
-    try:
-        with _plain_warnings():
-            yield
-    except mistakes as error:
-        text = str(error)
-        _say_error(text)
-        raise typer.Exit(2) from error
-
-
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Show warnings that are meant for the user on one line, without a place in our code."""
-    show = warnings.showwarning
-
-    def show_plainly(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if category is UserWarning:
-            typer.echo("Warning: " + " ".join(str(message).split()), err=True)
-        else:
-            show(message, category, filename, lineno, file, line)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show_plainly
-        yield
-
-
-@contextmanager
 def _what_failed() -> Iterator[None]:
-    """Say on one line each which results could not be made, and where the others are."""
+    """Report, on a line each, which results could not be made, and where the others are."""
     from pyro_contrastive.report.failures import ResultsError  # noqa: PLC0415
 
     try:
-        with _plain_warnings():
+        with plain_warnings():
             yield
     except ResultsError as error:
         for failure in error.failures:
-            _say_error(failure)
-        with suppress(OSError, ValueError):  # nobody reads standard output any more
+            say_error(failure)
+        with suppress(OSError, ValueError):  # standard output has been closed
             typer.echo(error.kept)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        _say_error(str(error) or "Interrupted.")
-        raise typer.Exit(130) from error  # as shells expect it after Ctrl-C
-
-
-def _say_error(text: str) -> None:
-    typer.echo("Error: " + " ".join(text.split()), err=True)
+        say_error(str(error) or "Interrupted.")
+        raise typer.Exit(130) from error  # the exit code that shells expect after Ctrl-C
 
 
 def _print_version(wanted: bool) -> None:
@@ -171,7 +133,7 @@ def main(
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
@@ -188,11 +150,11 @@ def _demo(
 ) -> None:
     """Fit the bundled interferon data and explain the result on a web page."""
     with ExitStack() as stack:
-        with _one_line(OSError, ValueError):
+        with mistakes_on_one_line(OSError, ValueError):
             _check_embedding(embedding)
-            from pyro_contrastive.report.folder import claim_folder  # noqa: PLC0415
+            from pyro_contrastive.report.folder import reserve_folder  # noqa: PLC0415
 
-            folder = stack.enter_context(claim_folder(out, "kang", overwrite=overwrite))
+            folder = stack.enter_context(reserve_folder(out, "kang", overwrite=overwrite))
             from pyro_contrastive.report import demo, pipeline  # noqa: PLC0415
 
             settings = demo.demo_settings(max_epochs)
@@ -219,12 +181,12 @@ def fit(
         str | None, typer.Option(help="Column of labels both conditions share, e.g. cell type.")
     ] = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of batches to correct for.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer of the counts; X if not given.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer with the counts. Default: X.")] = None,
     categorical_covariate: CategoricalOption = None,
     continuous_covariate: ContinuousOption = None,
     size_factor: Annotated[
         str | None,
-        typer.Option(help="Column of size factors; total counts are used if not given."),
+        typer.Option(help="Column of size factors. Default: total counts."),
     ] = None,
     preset: PresetOption = "separated",
     likelihood: LikelihoodOption = None,
@@ -243,49 +205,50 @@ def fit(
 
     Without further options the model is the one the README recommends:
     the preset "separated" with the fast schedule, as in the demo.
-    --preset none is the plain model of the reference, which
-    ContrastiveVI(adata) and train() are in Python.
+    --preset none gives the plain model of scvi-tools, as do
+    ContrastiveVI(adata) and train() in Python.
     """
     with ExitStack() as stack:
-        with _one_line(OSError, ValueError):  # all that may be refused, before any work is lost
+        # Everything that can be refused is refused here, before any work is lost.
+        with mistakes_on_one_line(OSError, ValueError):
             _check_embedding(embedding)
             from pyro_contrastive.report import file_kinds, inputs  # noqa: PLC0415
             from pyro_contrastive.report import folder as folders  # noqa: PLC0415
             from pyro_contrastive.report import study as studies  # noqa: PLC0415
 
             member = studies.known_preset(preset)
-            study = studies.study_of_file(
-                counts,
+            columns = studies.Columns(
                 condition_key=condition_key,
                 background=background,
-                label_key=label_key,
-                batch_key=batch_key,
                 layer=layer,
-                categorical_covariates=tuple(categorical_covariate or ()),
-                continuous_covariates=tuple(continuous_covariate or ()),
+                batch_key=batch_key,
                 size_factor_key=size_factor,
+                categorical_covariate_keys=tuple(categorical_covariate or ()),
+                continuous_covariate_keys=tuple(continuous_covariate or ()),
             )
-            claim = folders.claim_folder(out, study.name, overwrite=overwrite, source=counts)
-            folder = stack.enter_context(claim)
+            study = studies.study_of_file(counts, columns, label_key)
+            reserved = folders.reserve_folder(out, study.name, overwrite=overwrite, source=counts)
+            folder = stack.enter_context(reserved)
             cells = inputs.read_counts(counts)
             inputs.check_columns(cells, study)
             from pyro_contrastive.report import pipeline  # noqa: PLC0415
 
             distribution = studies.chosen_likelihood(likelihood, member)
             pipeline.register(cells, study, distribution)
-            latents = {
-                "n_background_latent": n_background_latent,
-                "n_salient_latent": n_salient_latent,
-            }
-            train = {
-                "schedule": studies.chosen_schedule(schedule, member),
-                "max_epochs": max_epochs,
-                "batch_size": batch_size,
-                "train_size": TRAIN_SIZE,
-                "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
-            }
             settings = studies.FitSettings(
-                preset=member, model={**latents, "likelihood": distribution}, train=train
+                preset=member,
+                model={
+                    "n_background_latent": n_background_latent,
+                    "n_salient_latent": n_salient_latent,
+                    "likelihood": distribution,
+                },
+                train={
+                    "schedule": studies.chosen_schedule(schedule, member),
+                    "max_epochs": max_epochs,
+                    "batch_size": batch_size,
+                    "train_size": TRAIN_SIZE,
+                    "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
+                },
             )
             model = pipeline.prepare_model(cells, folder, study, settings, seed=seed)
         if (kind := file_kinds.kind_of(counts)) is not file_kinds.Kind.h5ad:
@@ -297,6 +260,6 @@ def fit(
 
 
 def _check_embedding(embedding: Embedding) -> None:
-    """Find out before the fit, rather than after it, that umap-learn is not there."""
+    """Fail before the fit rather than after it if umap-learn is missing."""
     if embedding is Embedding.umap and find_spec("umap") is None:
         raise ValueError("--embedding umap needs the umap-learn package: pip install umap-learn")

@@ -9,15 +9,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from pyro_contrastive.report.study import FitSettings, Study
+from pyro_contrastive.report.study import Columns, FitSettings, Study
 from pyro_contrastive.training.history import FitResult
 
 STUDY = Study(
     name="cells_latents",
     title="Title",
     lead="Lead",
-    condition_key="arm",
-    background="ctrl",
+    columns=Columns(condition_key="arm", background="ctrl"),
     label_key="kind",
 )
 

@@ -1,6 +1,6 @@
 """Matplotlib figures: each takes arrays or tables, draws on one Axes and returns it.
 
-Those that need several panels return an array of Axes.
+Figures with several panels return an array of Axes.
 """
 
 from pyro_contrastive.plotting.diagnostics import (
@@ -9,7 +9,7 @@ from pyro_contrastive.plotting.diagnostics import (
     plot_posterior_accuracy,
     plot_ranks,
 )
-from pyro_contrastive.plotting.latent_checks import plot_latent_usage, plot_leakage
+from pyro_contrastive.plotting.latent_quality import plot_latent_usage, plot_leakage
 from pyro_contrastive.plotting.latents import plot_embedding, plot_history
 from pyro_contrastive.plotting.ppc import plot_correlations, plot_effects, plot_statistic
 from pyro_contrastive.plotting.ppc_curves import plot_coverage, plot_pit, plot_trend

@@ -1,4 +1,4 @@
-"""Categories of cells in a figure: how each is drawn, and the legend that says so."""
+"""Categories of cells in a figure: colours, markers and legend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _POINTS = {True: 10.0, False: 8.33}  # of these sizes, by matplotlib's defaults
 
 
 class Category(NamedTuple):
-    """What a category is called in the legend, and how its cells are drawn."""
+    """Name of a category in the legend, and colour and marker of its cells."""
 
     name: str
     color: str
@@ -37,13 +37,13 @@ class Category(NamedTuple):
 def drawn_categories(
     labels: Any, background: object | None
 ) -> tuple[NDArray[np.intp], list[Category]]:
-    """Code of each cell, and categories by code; the last, -1, is that of missing labels.
+    """Return the code of each cell, and categories by code; the last, -1, is for missing labels.
 
     The background category, if there is one, is code 0 and grey.
     """
     given = pd.Series(labels)
     if not isinstance(given.dtype, pd.CategoricalDtype):
-        given = given.astype(object)  # whose values may be replaced by text, whatever they are
+        given = given.astype(object)  # so that any value can be replaced by text
         given = given.where(given.isna(), given.astype(str)).astype("category")
     used = given.cat.remove_unused_categories()
     names = [str(name) for name in used.cat.categories]
@@ -53,9 +53,9 @@ def drawn_categories(
         return codes, [*_styled(names), missing]
     at = position_of(background, names)
     if at is None:
-        raise ValueError(f"background {background!r} is none of the labels: {names[:20]}")
+        raise ValueError(f"background {background!r} is not among the labels: {names[:20]}")
     others = [name for name in names if name != names[at]]
-    # Categories before it move up by one, to make room for it at 0.
+    # Categories before it move up by one, because it takes 0.
     new = np.array([0 if i == at else i + (i < at) for i in range(len(names))], dtype=np.intp)
     codes = np.where(codes < 0, codes, new[codes])
     return codes, [Category(names[at], GREY, "o"), *_styled(others), missing]
@@ -64,7 +64,7 @@ def drawn_categories(
 def draw_cells(
     axes: Axes, points: NDArray[Any], cells: Sequence[Category], size: float, zorder: float
 ) -> None:
-    """Draw cells in the order given, each as its category is drawn."""
+    """Draw cells in the given order, each in the style of its category."""
     if not cells:
         return
     collection = axes.scatter(
@@ -79,12 +79,12 @@ def draw_cells(
     )
     markers = [cell.marker for cell in cells]
     if len(set(markers)) > 1 or markers[0] != "o":
-        # Of one collection, not one by marker: else those drawn last would hide the others.
+        # One collection instead of one per marker: otherwise the last one would hide the others.
         collection.set_paths([_outline(marker) for marker in markers])
 
 
 def category_legend(axes: Axes, categories: Sequence[Category], title: str | None) -> None:
-    """Put a legend at the right of the axes, in columns if there are many categories."""
+    """Put a legend to the right of the axes, in columns if there are many categories."""
     few = len(categories) <= _FEW_ENTRIES
     handles = [
         Line2D([], [], ls="", marker=marker, color=color, label=name)
@@ -111,7 +111,7 @@ def legend_width(names: Sequence[str]) -> float:
     rows = -(-len(names) // columns)
     widest = [max(map(len, names[i : i + rows])) for i in range(0, len(names), rows)]
     points = _POINTS[len(names) <= _FEW_ENTRIES]
-    # A letter is about 0.6 of its height wide; 3 are the marker and the space around.
+    # A letter is about 0.6 times as wide as high; 3 stands for the marker and its margins.
     return points / 72 * sum(0.6 * length + 3 for length in widest)
 
 
@@ -120,7 +120,7 @@ def _n_columns(n_categories: int) -> int:
 
 
 def _styled(names: Sequence[str]) -> list[Category]:
-    """Colours, and from the 12th category on other shapes too, for those who see few colours."""
+    """Give each category a colour, and from the 12th on also a different marker."""
     shapes = [MARKERS[i // len(MANY) % len(MARKERS)] for i in range(len(names))]
     return list(map(Category, names, category_colors(len(names)), shapes))
 

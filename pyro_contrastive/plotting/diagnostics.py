@@ -1,4 +1,4 @@
-"""Matplotlib figures of how far a posterior can be trusted, and of models compared."""
+"""Matplotlib figures of the quality of a posterior, and of model comparisons."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
     "plot_ranks",
 ]
 
-# Okabe and Ito's, as in the figures of latents.
+# Okabe and Ito's colours, as in the figures of latents.
 _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _SITES = {"z": (_BLUE, "o"), "s": (_RED, "^"), "library": (_GREEN, "s")}
 _BAND = "#E6E6E6"
 _SURE = 0.99
-_LARGEST_K = 2.0  # beyond it, how far does not matter
+_LARGEST_K = 2.0  # points beyond it are drawn at the edge
 
 
 def plot_pareto_k(
@@ -42,20 +42,20 @@ def plot_pareto_k(
     ax: Axes | None = None,
     seed: int = 0,
 ) -> Axes:
-    """Draw the Pareto k of every cell, by group, with the values from which it is too high.
+    """Draw the Pareto k of every cell by group, with the threshold above which it is too high.
 
     Parameters
     ----------
     k
         ``[cells]``: the column ``k`` of :meth:`pyro_contrastive.ContrastiveVI.pareto_k`.
     groups
-        Group of every cell, such as its condition or type. Default: one group.
+        Group of every cell, for example its condition or type. Default: one group.
     n_samples
-        Draws per cell that k was computed from, which decides how high is too high.
+        Number of draws per cell from which k was computed; it sets the threshold.
     ax
         Axes to draw on. Default: those of a new figure.
     seed
-        Of the jitter that keeps points apart.
+        Seed of the jitter that separates points.
 
     Raises
     ------
@@ -73,27 +73,8 @@ def plot_pareto_k(
     threshold = k_threshold(n_samples)
     for height, name in enumerate(names):
         own = values[labels == name]
-        high = own > threshold
         jitter = height + rng.uniform(-0.28, 0.28, len(own))
-        axes.plot(own[~high], jitter[~high], "o", ms=4, color=_BLUE, alpha=0.6, mew=0)
-        inside = high & (own <= _LARGEST_K)
-        axes.plot(own[inside], jitter[inside], "^", ms=5, color=_RED, alpha=0.6, mew=0)
-        edge = np.full(int((own > _LARGEST_K).sum()), _LARGEST_K)
-        axes.plot(edge, jitter[own > _LARGEST_K], ">", ms=6, color=_RED, alpha=0.6, mew=0)
-        axes.plot(
-            [min(np.median(own), _LARGEST_K)] * 2,
-            [height - 0.38, height + 0.38],
-            color=INK,
-            lw=2.5,
-        )
-        axes.annotate(
-            f"{high.mean():.0%} high",
-            (1.0, height),
-            (6, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-        )
+        _draw_k_of_group(axes, own, jitter, height, threshold)
     for at, text in ((threshold, f"{threshold:.2f}: too high"), (1.0, "1: no mean")):
         axes.axvline(at, color=INK, lw=1, ls="--", zorder=0)
         axes.annotate(
@@ -112,18 +93,44 @@ def plot_pareto_k(
     return tidy(axes)
 
 
+def _draw_k_of_group(
+    axes: Axes,
+    k: NDArray[np.float64],
+    jitter: NDArray[np.float64],
+    height: int,
+    threshold: float,
+) -> None:
+    """Draw the cells of one group on a line, their median, and the share that is too high."""
+    high, beyond = k > threshold, k > _LARGEST_K
+    inside = high & ~beyond
+    axes.plot(k[~high], jitter[~high], "o", ms=4, color=_BLUE, alpha=0.6, mew=0)
+    axes.plot(k[inside], jitter[inside], "^", ms=5, color=_RED, alpha=0.6, mew=0)
+    edge = np.full(int(beyond.sum()), _LARGEST_K)
+    axes.plot(edge, jitter[beyond], ">", ms=6, color=_RED, alpha=0.6, mew=0)
+    median = min(float(np.median(k)), _LARGEST_K)
+    axes.plot([median] * 2, [height - 0.38, height + 0.38], color=INK, lw=2.5)
+    axes.annotate(
+        f"{high.mean():.0%} high",
+        (1.0, height),
+        (6, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+    )
+
+
 def plot_ranks(
     calibration: Calibration, quantities: Sequence[str] | None = None, *, n_columns: int = 4
 ) -> NDArray[Any]:
-    """Draw a histogram of ranks per quantity, with the band in which bins of a uniform lie.
+    """Draw a histogram of ranks per quantity, with a band that holds the bins of a uniform.
 
-    A posterior that is too narrow piles ranks up at both ends, one that is too wide in the middle;
-    a shifted one slopes.
+    If the posterior is too narrow, ranks pile up at both ends; if it is too wide, in the middle;
+    if it is shifted, the histogram slopes.
 
     Parameters
     ----------
     calibration
-        What :meth:`pyro_contrastive.ContrastiveVI.simulation_based_calibration` returned.
+        Result of :meth:`pyro_contrastive.ContrastiveVI.simulation_based_calibration`.
     quantities
         Which of its quantities. Default: all that were tested.
     n_columns
@@ -131,7 +138,7 @@ def plot_ranks(
 
     Returns
     -------
-    Array of Axes, one per quantity. The band holds a bin of a uniform with probability 0.99.
+    Array of Axes, one per quantity. The band contains each bin of a uniform with probability 0.99.
 
     Raises
     ------
@@ -143,7 +150,7 @@ def plot_ranks(
     names = tested if quantities is None else list(quantities)
     not_tested = [name for name in names or table.index if name not in tested]
     if not_tested or not names:
-        msg = f"There are no ranks to draw, or too few, of {not_tested}; there are of {tested}."
+        msg = f"No or too few ranks of {not_tested} to draw; available: {tested}."
         raise ValueError(msg)
     n_columns = min(n_columns, len(names))
     n_rows = -(-len(names) // n_columns)
@@ -156,22 +163,10 @@ def plot_ranks(
     )
     axes = grid.ravel()
     for panel, name in zip(axes, names, strict=False):
-        counts, expected = rank_histogram(
-            calibration.ranks[name].dropna().to_numpy(), calibration.n_draws
-        )
-        total = counts.sum()
-        low, high = stats.binom.interval(_SURE, int(total), expected / total)
-        edges = np.concatenate([[0.0], np.cumsum(expected)]) / total * calibration.n_draws
         uniform = bool(table.loc[name, "uniform"])
-        panel.fill_between(
-            edges, np.append(low, low[-1]), np.append(high, high[-1]), step="post", color=_BAND
-        )
-        panel.stairs(expected, edges, color=INK, lw=0.8, ls="--", baseline=None)
-        panel.stairs(counts, edges, color=_BLUE if uniform else _RED, lw=1.8, baseline=None)
+        _draw_ranks(panel, calibration, name, color=_BLUE if uniform else _RED)
         title = name if uniform else f"{name}\nnot uniform"
         panel.set_title(title, fontsize="medium", color=INK if uniform else _RED)
-        panel.set(ylim=(0, None), xlim=(0, calibration.n_draws))
-        tidy(panel)
     for panel in axes[len(names) :]:
         panel.set_visible(False)
     for row in grid:
@@ -181,14 +176,30 @@ def plot_ranks(
     return np.asarray(axes[: len(names)])
 
 
+def _draw_ranks(axes: Axes, calibration: Calibration, name: str, *, color: str) -> None:
+    """Draw the histogram of ranks of one quantity over the band of a uniform one."""
+    ranks = calibration.ranks[name].dropna().to_numpy()
+    counts, expected = rank_histogram(ranks, calibration.n_draws)
+    total = counts.sum()
+    low, high = stats.binom.interval(_SURE, int(total), expected / total)
+    edges = np.concatenate([[0.0], np.cumsum(expected)]) / total * calibration.n_draws
+    axes.fill_between(
+        edges, np.append(low, low[-1]), np.append(high, high[-1]), step="post", color=_BAND
+    )
+    axes.stairs(expected, edges, color=INK, lw=0.8, ls="--", baseline=None)
+    axes.stairs(counts, edges, color=color, lw=1.8, baseline=None)
+    axes.set(ylim=(0, None), xlim=(0, calibration.n_draws))
+    tidy(axes)
+
+
 def plot_posterior_accuracy(accuracy: PosteriorAccuracy) -> NDArray[Any]:
     """Draw the encoder's means and standard deviations against those of NUTS.
 
     Parameters
     ----------
     accuracy
-        What :meth:`pyro_contrastive.ContrastiveVI.posterior_accuracy` returned; without NUTS the
-        posterior fitted to each cell takes its place.
+        Result of :meth:`pyro_contrastive.ContrastiveVI.posterior_accuracy`. Without NUTS, the
+        posterior fitted to each cell is the reference.
 
     Returns
     -------
@@ -223,7 +234,7 @@ def plot_posterior_accuracy(accuracy: PosteriorAccuracy) -> NDArray[Any]:
 
 
 def plot_comparison(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how far each model is from the best, with twice the standard error of the difference.
+    """Draw each model's difference from the best one, with two standard errors.
 
     Parameters
     ----------
@@ -234,7 +245,7 @@ def plot_comparison(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Returns
     -------
-    The axes. Models whose estimate is not reliable are hollow.
+    The axes. Models without a reliable estimate are drawn hollow.
     """
     axes = ax if ax is not None else new_axes(6.6, 1.1 + 0.5 * len(table))
     per_cell = 1 / table["n_cells"]
@@ -265,5 +276,5 @@ def plot_comparison(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     axes.set_yticks(range(len(table)), [str(name) for name in table.index])
     axes.set(ylim=(len(table) - 0.5, -0.6))
     axes.margins(x=0.12)
-    axes.set_xlabel("log p(x) less that of the best (nats per cell; bar: 2 standard errors)")
+    axes.set_xlabel("log p(x) minus that of the best model (nats per cell; bar: 2 standard errors)")
     return tidy(axes)

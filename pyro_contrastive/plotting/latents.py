@@ -29,14 +29,14 @@ def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None)
     """Draw the training and held-out negative ELBO by epoch, per pair of cells.
 
     A pair is one background and one target cell: the objective adds the means of the two
-    populations, so that neither outweighs the other.
+    populations, so that neither dominates.
 
     Parameters
     ----------
     history
-        Tables by name, each indexed by epoch with a column of the same name, as ``model.history``
-        holds them. Draws ``"elbo_train"`` and ``"elbo_validation"``, or ``"train_loss_epoch"`` and
-        ``"validation_loss"`` where there is no ELBO; shades the epochs in which ``"kl_weight"``
+        Tables by name, each indexed by epoch with a column of the same name, as in
+        ``model.history``. Draws ``"elbo_train"`` and ``"elbo_validation"``, or, without an ELBO,
+        ``"train_loss_epoch"`` and ``"validation_loss"``; shades the epochs in which ``"kl_weight"``
         is below its final value. Tables that are missing are skipped.
     ax
         Axes to draw on. Default: those of a new figure.
@@ -49,7 +49,7 @@ def plot_history(history: Mapping[str, pd.DataFrame], *, ax: Axes | None = None)
     Raises
     ------
     ValueError
-        If none of these four curves is in `history`.
+        If `history` contains none of these four curves.
     """
     names, label = ("elbo_train", "elbo_validation"), "negative ELBO (nats per pair of cells)"
     if not any(name in history for name in names):
@@ -92,24 +92,24 @@ def plot_embedding(
         Coordinates of every cell [cells, 2].
     labels
         Category of every cell [cells]. A categorical keeps its order, anything else is sorted.
-        Missing labels are drawn grey. Each category has a colour of its own; up to 11 can be told
-        apart with colour blindness, from the 12th on they have other markers too.
+        Missing labels are drawn grey. Each category has its own colour; up to 11 colours remain
+        distinct under colour blindness, and from the 12th on markers differ as well.
     background
-        Which category is that of background cells, such as controls: it is drawn grey, and
-        beneath the others if there are several, and comes first in the legend; beside a single
-        other one it is not beneath, so that how well they mix can be seen. Default: none.
+        The category of background cells, for example controls. It is drawn grey, comes first in
+        the legend, and lies beneath the others if there are several; with a single other category
+        it does not, so that mixing is visible. Default: none.
     ax
         Axes to draw on. Default: those of a new figure, as wide as the legend needs.
     title
         Title of the axes. Default: none.
     legend_title
-        Title of the legend, such as "cell type". Default: none.
+        Title of the legend, for example "cell type". Default: none.
     axis_name
-        Name of the map, such as "t-SNE": the axes become "t-SNE 1" and "t-SNE 2".
+        Name of the map, for example "t-SNE": the axes become "t-SNE 1" and "t-SNE 2".
     legend
         Whether to draw the legend, at the right of the axes. Default true.
     seed
-        Seed of the order in which cells are drawn: shuffled, so that no category hides another.
+        Seed of the drawing order, which is shuffled so that no category hides another.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def plot_embedding(
     Raises
     ------
     ValueError
-        If `coords` is not [cells, 2], `labels` is not one per cell or `background` is none of them.
+        If `coords` is not [cells, 2], `labels` is not one per cell, or `background` is not a label.
     """
     points = np.asarray(coords)
     labels = in_order(labels, names_of(coords), "labels")
@@ -147,7 +147,7 @@ def plot_embedding(
 
 
 def _curve(history: Mapping[str, pd.DataFrame], name: str) -> pd.Series[float]:
-    """Return one column of the history without the epochs it was not measured in."""
+    """Return one column of the history, without epochs in which it was not recorded."""
     if name not in history:
         return pd.Series(dtype=float)
     return history[name].iloc[:, 0].astype(float).dropna()
@@ -159,7 +159,7 @@ def _draw_curve(axes: Axes, curve: pd.Series[float], label: str, color: str) -> 
 
 
 def _shade_warmup(axes: Axes, weight: pd.Series[float]) -> None:
-    """Mark the epochs in which the KL term counted less: ELBOs there are not comparable."""
+    """Mark the epochs of the KL warm-up, whose ELBOs are not comparable with later ones."""
     warming = weight[weight < weight.max()]
     if not warming.empty:
         span = (float(weight.index[0]), float(warming.index[-1]))
@@ -169,7 +169,7 @@ def _shade_warmup(axes: Axes, weight: pd.Series[float]) -> None:
 
 
 def _limit_to_settled(axes: Axes, curves: Sequence[pd.Series[float]]) -> None:
-    """Scale the y axis to what follows the first twentieth of training, which falls steeply."""
+    """Scale the y axis without the first twentieth of training, where curves fall steeply."""
     settled = pd.concat([curve.iloc[len(curve) // 20 :] for curve in curves if not curve.empty])
     low, high = float(settled.min()), float(settled.max())
     margin = 0.05 * (high - low) or 1.0

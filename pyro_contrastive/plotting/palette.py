@@ -1,4 +1,4 @@
-"""Colours for any number of categories: chosen ones for few, spread over colour space for many."""
+"""Colours for any number of categories: fixed for few, spread over colour space for many."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pyro_contrastive.plotting.style import FEW, GREY, MANY
 
 __all__ = ["category_colors"]
 
-# Neither so dark nor so light nor so dull that a small point could be taken for black, white, grey.
-_LIGHTNESS, _LEAST_CHROMA = (0.3, 0.88), 0.05
+# Bounds that keep a small point from looking black, white or grey.
+_LIGHTNESS, _MIN_CHROMA = (0.3, 0.88), 0.05
 _GRID = 18
 # OKLab (Ottosson 2020): from linear sRGB to cone responses, from their cube roots to lightness
 # and two axes of hue, in which equal steps look about equally large.
@@ -40,9 +40,10 @@ def category_colors(n_categories: int) -> tuple[str, ...]:
     Parameters
     ----------
     n_categories
-        How many. Up to 11 can be told apart with colour blindness. Further ones are each the colour
-        farthest from all before it (as Glasbey et al., Color Research & Application 2007), and from
-        white and the grey of background cells; with colour blindness they may look alike.
+        Number of categories. Up to 11 colours remain distinct under colour blindness. Each further
+        one is the colour farthest from all before it (Glasbey et al., Color Research & Application
+        2007), from white and from the grey of background cells; under colour blindness some of
+        these may look alike.
     """
     chosen = FEW if n_categories <= len(FEW) else MANY
     if n_categories <= len(chosen):
@@ -50,7 +51,7 @@ def category_colors(n_categories: int) -> tuple[str, ...]:
     steps = np.linspace(0, 1, _GRID)
     rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(rgb)
-    vivid = np.hypot(lab[:, 1], lab[:, 2]) > _LEAST_CHROMA
+    vivid = np.hypot(lab[:, 1], lab[:, 2]) > _MIN_CHROMA
     usable = vivid & (lab[:, 0] > _LIGHTNESS[0]) & (lab[:, 0] < _LIGHTNESS[1])
     rgb, lab = rgb[usable], lab[usable]
     taken = _oklab(np.array([to_rgb(color) for color in (*chosen, GREY, "#FFFFFF")]))

@@ -1,7 +1,7 @@
 """Matplotlib figures of posterior predictive checks: each takes a table and returns its Axes.
 
 The tables are those of a :class:`~pyro_contrastive.analysis.ppc.PosteriorPredictiveCheck`, of
-one model or of several that were compared. What belongs to the data is black.
+one model or of several compared models. The data are drawn black.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def plot_statistic(
     Returns
     -------
     matplotlib.axes.Axes
-        A point for each gene or cell, with a colour and shape of its own where the data lie outside
-        of the interval; the line is where data and replicates agree.
+        A point per gene or cell, with a different colour and shape where the data lie outside the
+        interval; on the line, data and replicates agree.
 
     Raises
     ------
     ValueError
-        If there is no such statistic, model or group; the error lists those there are.
+        If there is no such statistic, model or group; the error lists those available.
     """
     chosen = rows_of_statistic(table_of(table, "genes", "cells"), statistic, model, group)
     unit = "cell" if "cell" in chosen and chosen["cell"].astype(str).ne("").any() else "gene"
@@ -93,7 +93,7 @@ def plot_effects(
     Raises
     ------
     ValueError
-        If there is no such model or treatment, or one must be chosen.
+        If there is no such model or treatment, or there are several and none is chosen.
     """
     effects = table_of(effects, "effects")
     check_columns(effects, ("group", "gene"))

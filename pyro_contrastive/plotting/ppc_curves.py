@@ -1,4 +1,4 @@
-"""Matplotlib figures of checks that are curves: trends, coverage, ranks. As in `checks`."""
+"""Matplotlib figures of predictive checks that are curves: trends, coverage, ranks. See `ppc`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plot_trend(
     Returns
     -------
     matplotlib.axes.Axes
-        The data black; of each model the mean of the replicates and their interval.
+        The data in black; for each model the mean and the interval of its replicates.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def plot_coverage(
     group: tuple[str, str] = ("all", "all"),
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how many entries lie within the central intervals of their replicates.
+    """Draw the share of entries within the central intervals of their replicates.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def plot_coverage(
     Returns
     -------
     matplotlib.axes.Axes
-        Coverage less what it should be: above 0 the model is too wide, below too narrow.
+        Coverage minus its nominal level: above 0 the model is too wide, below 0 too narrow.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def plot_coverage(
     """
     table = rows_of_group(table_of(calibration, "calibration"), group, ("level",))
     axes = ax if ax is not None else new_axes(5.4, 3.8)
-    axes.axhline(0, color=INK, lw=1.2, label="a model that is right")
+    axes.axhline(0, color=INK, lw=1.2, label="a correct model")
     for name, color, marker in models_of(table):
         chosen = rows_of_model(table, name).sort_values("level")
         off = chosen["observed"] - chosen["level"]
@@ -115,10 +115,10 @@ def plot_coverage(
         )  # fmt: skip
     levels = sorted(set(table["level"]))
     axes.set_xticks(levels, [f"{100 * level:.6g}%" for level in levels])
-    # As many decimals as tell the ticks apart: deviations may be of hundredths of a point.
+    # As many decimals as the ticks need: deviations can be hundredths of a point.
     axes.yaxis.set_major_formatter(FuncFormatter(_percent_points))
     axes.set_xlabel("interval of the replicates")
-    axes.set_ylabel("coverage less its level (percent points)")
+    axes.set_ylabel("coverage minus its level (percentage points)")
     axes.set_title("above 0: model too wide; below: too narrow", fontsize="medium")
     axes.legend(frameon=False)
     return tidy(axes)
@@ -130,7 +130,7 @@ def plot_pit(
     group: tuple[str, str] = ("all", "all"),
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw where the data lie among their replicates: randomised ranks, flat if all is right.
+    """Draw the randomised ranks of the data among their replicates: flat for a correct model.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def plot_pit(
     Returns
     -------
     matplotlib.axes.Axes
-        High ends: the model is too narrow. A high middle: too wide. A slope: off to one side.
+        High ends: the model is too narrow. A high middle: too wide. A slope: biased.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def plot_pit(
     axes = ax if ax is not None else new_axes(5.4, 3.6)
     n_bins = table["bin_left"].nunique()
     edges = np.linspace(0, 1, n_bins + 1)
-    axes.axhline(1, color=INK, lw=1.2, label="a model that is right")
+    axes.axhline(1, color=INK, lw=1.2, label="a correct model")
     for name, color, _ in models_of(table):
         chosen = rows_of_model(table, name).sort_values("bin_left")
         axes.stairs(

@@ -1,4 +1,4 @@
-"""Matplotlib figures of all statistics of checks, averaged: misfit, and groups. As in `checks`."""
+"""Matplotlib figures of averages over the statistics of checks: misfit, groups. See `ppc`."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def plot_misfit(
     n_lines: int | None = 20,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw, for each statistic, how many genes, cells or pairs the model does not reproduce.
+    """Draw, for each statistic, the share of genes, cells or pairs that the model does not fit.
 
     Parameters
     ----------
     overall
         ``check.overall``, or the check itself.
     expected
-        The share that is outside by chance: 1 - ``check.interval``. Default: that of the check, if
-        it is given itself; 0.1 of its table.
+        The share outside by chance: 1 - ``check.interval``. Default: that of the check if the check
+        itself is given; 0.1 for its table.
     group
         Key and value: which cells; default all.
     n_lines
-        How many statistics to draw, those that fit worst in any model; the figure says how many
-        are left out. None draws all, which with many treatments, each a line, is a tall figure.
+        Number of statistics to draw, starting with the worst fit in any model; the figure says how
+        many are left out. None draws all: with many treatments, each a line, the figure is tall.
     ax
         Axes to draw on. Default: those of a new figure.
 
     Returns
     -------
     matplotlib.axes.Axes
-        A line for each statistic, in the order of the table, a marker for each model; the further
-        right, the worse.
+        A line per statistic, in the order of the table, and a marker per model; further right is
+        worse.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def plot_misfit(
         + _left_out(worst.drop(lines))
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.tick_params(axis="y", length=0, pad=8)  # a marker at 0 stays clear of the labels
+    axes.tick_params(axis="y", length=0, pad=8)  # so that a marker at 0 does not cover the labels
     legend_above(axes)
     return tidy(axes, left=False)
 
@@ -103,7 +103,7 @@ def plot_groups(
     unit: str = "gene",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a statistic, averaged over genes or cells, in each group of cells.
+    """Draw a statistic averaged over genes or cells for each group of cells.
 
     Parameters
     ----------
@@ -112,21 +112,21 @@ def plot_groups(
     statistic
         One of the statistics in it.
     group_by
-        By which column the cells are grouped: its name in ``adata.obs``.
+        Column of ``adata.obs`` that groups the cells.
     unit
-        Averaged over what: ``"gene"``, ``"cell"``, ``"pair"`` or ``"bin"``.
+        What the average is over: ``"gene"``, ``"cell"``, ``"pair"`` or ``"bin"``.
     ax
         Axes to draw on. Default: those of a new figure.
 
     Returns
     -------
     matplotlib.axes.Axes
-        A line for each group: the data black, the interval of each model's replicates coloured.
+        A line per group: the data in black, the interval of each model's replicates in colour.
 
     Raises
     ------
     ValueError
-        If there is no such statistic or grouping; the error lists those there are.
+        If there is no such statistic or grouping; the error lists those available.
     """
     table = _rows_of_grouping(table_of(overall, "overall"), statistic, group_by, unit)
     groups = list(dict.fromkeys(table["group"].astype(str)))

@@ -75,19 +75,19 @@ def _span(values: NDArray[np.float64], *, logs: bool) -> tuple[float, float]:
 
 
 def short_log_axis(axes: Axes) -> None:
-    """Label a logarithmic x axis that may span little more than a decade: 0.2, 0.5, 1, 2 ..."""
+    """Label a logarithmic x axis that may span about one decade: 0.2, 0.5, 1, 2 ..."""
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def legend_above(axes: Axes) -> None:
-    """Put the legend above the axes, where it hides nothing."""
+    """Put the legend above the axes, where it covers nothing."""
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=5, borderaxespad=0.2)
 
 
 def name_of(statistic: str) -> str:
-    """Return what a statistic is called in a figure."""
+    """Return the name of a statistic in figures."""
     return NAMES.get(statistic, statistic)
 
 
@@ -97,7 +97,7 @@ def known_values(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def models_of(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Name, colour and marker of each model, in the order they were given in."""
+    """Return name, colour and marker of each model, in the order given."""
     column = table["model"]
     if isinstance(column.dtype, pd.CategoricalDtype):
         names = [str(name) for name in column.cat.categories]
@@ -112,7 +112,7 @@ def rows_of_model(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def table_of(given: pd.DataFrame | PosteriorPredictiveCheck, *names: str) -> pd.DataFrame:
-    """Return the table given, or that of the check given, if it is clear which is meant."""
+    """Return the given table, or that of the given check if it is clear which one is meant."""
     if isinstance(given, pd.DataFrame):
         return given
     tables = " or ".join(f"check.{name}" for name in names)
@@ -125,7 +125,7 @@ def table_of(given: pd.DataFrame | PosteriorPredictiveCheck, *names: str) -> pd.
 
 
 def check_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table without rows, or without the columns that all have, and these."""
+    """Raise an error if the table has no rows, or lacks these or the common columns."""
     needed = {"model", "statistic", "group_by", "group", "observed", *columns}
     missing = sorted(needed - set(table.columns))
     if missing or table.empty:
@@ -163,7 +163,7 @@ def rows_of_statistic(
 def only_value(
     table: pd.DataFrame, column: str, wanted: str | None, *, argument: str = "model"
 ) -> str:
-    """Return the value asked for by an argument, or the one there is."""
+    """Return the value asked for by an argument, or the only one."""
     known = known_values(table, column)
     if wanted is None and len(known) == 1:
         return known[0]

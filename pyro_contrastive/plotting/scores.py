@@ -10,7 +10,7 @@ from pyro_contrastive.plotting.style import FAINT, INK, LATENT_COLORS, new_axes,
 
 __all__ = ["plot_scores", "two_decimals"]
 
-_BESIDE = 12  # points from the end of a scale to its triangle: a dot at the end hides none of it
+_BESIDE = 12  # points between the end of a scale and its triangle, so that a dot cannot hide it
 
 
 def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -27,8 +27,8 @@ def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        The axes drawn on, one line per score, in the order of the table. Scales end at 1; of a
-        score above it, as mixing may be, the dot lies beyond the end.
+        The axes drawn on, one line per score, in the order of the table. Scales end at 1; the
+        dot of a score above 1, which mixing can reach, lies beyond the end.
 
     Raises
     ------
@@ -60,12 +60,12 @@ def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def two_decimals(value: float) -> str:
-    """Write a score with two decimals, and none as -0.00."""
+    """Write a score with two decimals, and never as -0.00."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _mark_better_end(axes: Axes, height: int, *, high: bool, ends: tuple[float, float]) -> None:
-    """Draw the triangle outside of the scale, and of a dot that lies beyond its end."""
+    """Draw the triangle outside the scale, and outside a dot beyond its end."""
     end, triangle, side = (ends[1], ">", 1) if high else (ends[0], "<", -1)
     shift = ScaledTranslation(side * _BESIDE / 72, 0, axes.figure.dpi_scale_trans)  # 72 per inch
     axes.plot(

@@ -1,4 +1,4 @@
-"""What to do about data that do not suit, in the words of the shell."""
+"""Advice on data outside a likelihood's support, worded for the shell."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _MOST_LISTED = 20
 
 
 def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | None) -> str:
-    """Say which options help where the data are outside the support of their likelihood.
+    """Say which options help when data are outside the support of their likelihood.
 
     Parameters
     ----------
     support
         What the likelihood takes.
     adata, layer
-        Where the data are from.
+        Where the data are.
     """
-    others = f"--layer NAME (there are: {listed(layer_names(adata))})"
+    others = f"--layer NAME (available: {listed(layer_names(adata))})"
     matrix = adata.X if layer is None else adata.layers[layer]
     corrected = support is COUNTS and look_like_corrected_counts(matrix)
     fractions = f"{_rounding(adata, layer)} " if corrected else ""
@@ -63,17 +63,17 @@ def _rounding(adata: AnnData, layer: str | None) -> str:
 
 
 def where_to_look(adata: AnnData, besides: str | None = None) -> str:
-    """Say with which option to find the raw counts, if they are in the file at all.
+    """Say which option names the raw counts, if the file contains them.
 
     Parameters
     ----------
     adata
         The file.
     besides
-        A layer that does not hold them.
+        A layer that does not contain them.
     """
     found = layers_of_counts(adata, besides)
-    there_are = f"there are: {listed(layer_names(adata))}"
+    there_are = f"available: {listed(layer_names(adata))}"
     if found:
         return (
             f"If a layer has the raw counts, name it with --layer NAME ({there_are}; integers from "
@@ -88,7 +88,7 @@ def where_to_look(adata: AnnData, besides: str | None = None) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """List names on one line, cut short where there are many."""
+    """List names on one line, shortened if there are many."""
     found = [str(name) for name in names]
     more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
     return (", ".join(found[:_MOST_LISTED]) or "none") + more

@@ -10,15 +10,15 @@ from anndata import AnnData
 
 from pyro_contrastive.data.bundled import load_kang
 from pyro_contrastive.report.figures import Method
-from pyro_contrastive.report.folder import claim_folder
+from pyro_contrastive.report.folder import reserve_folder
 from pyro_contrastive.report.pipeline import prepare_model, register, run_study
-from pyro_contrastive.report.study import FitSettings, Study
+from pyro_contrastive.report.study import Columns, FitSettings, Study
 
 __all__ = ["DEMO_SETTINGS", "DEMO_STUDY", "demo_cells", "demo_settings", "run_demo"]
 
 # The one place for the demo's model and training settings.
 DEMO_SETTINGS = FitSettings(
-    preset="separated",  # without penalties interferon is found in both latents, and cell type too
+    preset="separated",  # without penalties both latents contain interferon and cell type
     model={"n_hidden": 128, "n_layers": 1, "n_background_latent": 10, "n_salient_latent": 10},
     train={"schedule": "fast", "batch_size": 128, "train_size": 0.9},
 )
@@ -28,8 +28,7 @@ DEMO_STUDY = Study(
     title="What interferon does to blood cells",
     lead="Blood cells of lupus patients, left alone or treated with interferon-beta for six hours "
     "(Kang et al. 2018): one latent for what the cells are, another for what the treatment did.",
-    condition_key="condition",
-    background="control",
+    columns=Columns(condition_key="condition", background="control"),
     label_key="cell_type_coarse",
     label_name="cell type",
     genes=("ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "CXCL10"),
@@ -57,8 +56,8 @@ def run_demo(
     seed
         Seed of everything random. Default 0.
     overwrite
-        Whether `out` may hold something already; a former run's files are replaced, when the new
-        ones are complete.
+        Whether `out` may contain something already; the files of an earlier run are replaced when
+        the new ones are complete.
     method
         How to map the latents to two dimensions: "tsne" (default), "umap" or "pca".
     settings
@@ -72,14 +71,14 @@ def run_demo(
     Raises
     ------
     FileExistsError
-        If `out` holds something and `overwrite` is false, or something of the user's own where
-        results would go; nothing has been done then.
+        If `out` is not empty and `overwrite` is false, or a result would replace a file that no run
+        has written; nothing has been done then.
     NotADirectoryError
         If `out` is a file.
     pyro_contrastive.report.failures.ResultsError
-        If something could not be made after the training; everything else is there.
+        If something could not be made after the training; everything else is written.
     """
-    with claim_folder(out, DEMO_STUDY.name, overwrite=overwrite) as folder:
+    with reserve_folder(out, DEMO_STUDY.name, overwrite=overwrite) as folder:
         cells, study = demo_cells()
         settings = demo_settings(max_epochs, settings)
         model = prepare_model(cells, folder, study, settings, seed=seed)
@@ -87,7 +86,7 @@ def run_demo(
 
 
 def demo_cells() -> tuple[AnnData, Study]:
-    """Read the bundled cells and register them; returns what is compared with what as well."""
+    """Read the bundled cells and register them; return them with their study."""
     cells = load_kang()
     study = replace(DEMO_STUDY, source=str(cells.uns["source"]))
     register(cells, study)
@@ -95,7 +94,7 @@ def demo_cells() -> tuple[AnnData, Study]:
 
 
 def demo_settings(max_epochs: int | None, settings: FitSettings = DEMO_SETTINGS) -> FitSettings:
-    """Return the settings of the demo, with that many epochs at most if a number is given."""
+    """Return the settings of the demo, with `max_epochs` if given."""
     if max_epochs is None:
         return settings
     return replace(settings, train={**settings.train, "max_epochs": max_epochs})

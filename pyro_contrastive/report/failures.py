@@ -1,4 +1,4 @@
-"""What could not be made, in words for the shell."""
+"""Failures to make a result, worded for the shell."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _MOST_CHARACTERS = 300
 
 
 class ResultsError(RuntimeError):
-    """Some results of a fit could not be made; the others are there.
+    """Some results of a fit could not be made; the others were written.
 
     Parameters
     ----------
     failures
         What could not be made and why, a sentence each.
     kept
-        What there is, and where.
+        Which results exist, and where.
     """
 
     def __init__(self, failures: Sequence[str], kept: str) -> None:
@@ -27,11 +27,11 @@ class ResultsError(RuntimeError):
 
 
 class KeptElsewhere(Exception):  # noqa: N818 -- says what has happened
-    """Something could not be written where it belongs, and is in another place."""
+    """Something could not be written where it belongs, and was written elsewhere."""
 
 
 def in_words(error: BaseException) -> str:
-    """Say on one line what an exception says, even if that is nothing but its kind."""
+    """Return an exception's message on one line, or its type if it has none."""
     if isinstance(error, KeptElsewhere):
         return str(error)
     if isinstance(error, MemoryError):

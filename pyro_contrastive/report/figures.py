@@ -17,7 +17,7 @@ from pyro_contrastive.analysis.embedding import embed_2d
 from pyro_contrastive.plotting import plot_embedding, plot_history, plot_scores
 from pyro_contrastive.plotting.categories import legend_width
 from pyro_contrastive.plotting.scores import two_decimals
-from pyro_contrastive.report.html import ReportFigure, figure_png
+from pyro_contrastive.report.page import ReportFigure, figure_png
 
 __all__ = ["FigureSet", "add_curves", "add_maps", "add_scores", "draw_figures"]
 
@@ -57,21 +57,21 @@ class FigureSet:
     files: dict[str, bytes] = field(default_factory=dict)
 
     def add(self, section: list[ReportFigure], name: str, figure: Figure, **texts: str) -> None:
-        """Render `figure` once, for the folder as ``name.png`` and for a section of the page."""
+        """Render `figure` once, as ``name.png`` for the folder and for a section of the page."""
         png = figure_png(figure)
         self.files[f"{name}.png"] = png
         section.append(ReportFigure(image=png, **texts))
 
     def save(self, folder: Path) -> None:
-        """Write all PNG files into `folder`, which is made if need be."""
+        """Write all PNG files into `folder`, making it if necessary."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, png in self.files.items():
             try:
                 (folder / name).write_bytes(png)
-            except BaseException:  # rather none than half of it
+            except BaseException:  # no file is better than half a file
                 (folder / name).unlink(missing_ok=True)
                 with suppress(OSError):
-                    folder.rmdir()  # unless there are others in it
+                    folder.rmdir()  # kept if it contains other files
                 raise
 
 
@@ -128,11 +128,11 @@ def add_maps(
     method: Method = "tsne",
     seed: int = 0,
 ) -> None:
-    """Add a map for each latent and colouring, and a panel of them all, as in `draw_figures`."""
+    """Add a map for each latent and colouring, and a panel of all maps, as in `draw_figures`."""
     shown = _shown_cells(len(colorings["condition"]), seed)
     maps = {name: embed_2d(latents[name][shown], method, seed=seed) for name in latents}
     colors = {name: values.iloc[shown] for name, values in colorings.items()}
-    # Of very many cells, those shown may by chance have none of the background.
+    # The random subset shown may contain no background cell.
     is_there = background in set(colors["condition"].astype(str))
     grey = {"condition": background if is_there else None}
     for of, values in colors.items():
@@ -242,5 +242,5 @@ def _legend_width(values: pd.Series) -> float:
 
 
 def _blank(width: float, height: float) -> Figure:
-    # Not made by pyplot: nothing is left open behind, whatever the backend.
+    # Not made by pyplot, so that no figure stays open, whatever the backend.
     return Figure(figsize=(width, height), layout="constrained")

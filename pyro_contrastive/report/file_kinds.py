@@ -1,4 +1,4 @@
-"""What a file or folder is, told by its content, and how data of other kinds become an .h5ad."""
+"""Recognise a file or folder by its content, and say how to convert other kinds to .h5ad."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAVE = '.write_h5ad("counts.h5ad")'
 
 
 class Kind(Enum):
-    """What can be read."""
+    """Kinds of data that can be read."""
 
     h5ad = ".h5ad file"
     zarr = "zarr store"
@@ -28,14 +28,14 @@ class Kind(Enum):
 
 
 class NotAnnData(ValueError):  # noqa: N818 -- says what it is
-    """A file is of another kind than those that are read."""
+    """A file of a kind that cannot be read."""
 
     def __init__(self, path: Path, what: str, help_: str) -> None:
         super().__init__(f"{path} {what}, not an .h5ad file. {help_}")
 
 
 def kind_of(path: Path) -> Kind:
-    """Tell what a file or folder is.
+    """Recognise a file or folder.
 
     Parameters
     ----------
@@ -50,18 +50,18 @@ def kind_of(path: Path) -> Kind:
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If it does not exist.
     NotAnnData
-        If it is of a kind that is not read; says which, and how it becomes an ``.h5ad`` file.
+        If it is of a kind that cannot be read; says which, and how to convert it to ``.h5ad``.
     OSError
-        If it may not be read.
+        If it is not readable.
     """
     if path.is_dir():
         return _kind_of_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():
-        raise NotAnnData(path, "is a device or a pipe", "Name a file.")
+        raise NotAnnData(path, "is a device or a pipe", "Give a file.")
     with path.open("rb") as file:
         start = file.read(4096)
     if h5py.is_hdf5(path):
@@ -76,17 +76,19 @@ def _kind_of_folder(path: Path) -> Kind:
             return Kind.zarr
         if "mod" in names:
             raise NotAnnData(path, "is a zarr store of MuData", _of_mudata(path, "read_zarr", []))
-        what = f"is a zarr store without obs and var (there are: {_some(names)})"
-        help_ = "If an AnnData is in it, name that folder (of SpatialData: tables/NAME)."
+        what = f"is a zarr store without obs and var (available: {_some(names)})"
+        help_ = "If it contains an AnnData, give that folder (in SpatialData: tables/NAME)."
         raise NotAnnData(path, what, help_)
     if any(name.startswith("matrix.mtx") for name in names):
         help_ = f'In Python: import scanpy; scanpy.read_10x_mtx("{path}"){_SAVE}.'
         raise NotAnnData(path, "is a folder with a 10x matrix (.mtx)", help_)
     if {"config.json", "model.safetensors"} <= names:
-        raise NotAnnData(path, "is a saved model", "Name the file of the counts it is of.")
+        raise NotAnnData(path, "is a saved model", "Give the file with the counts instead.")
     files = sorted(name for name in names if name.endswith((".h5ad", ".zarr")))
     help_ = (
-        f"It holds: {_some(files)}." if files else "Name a file, or a folder that is a zarr store."
+        f"It contains: {_some(files)}."
+        if files
+        else "Give a file, or a folder that is a zarr store."
     )
     raise NotAnnData(path, "is a folder", help_)
 
@@ -97,7 +99,7 @@ def _kind_of_hdf5(path: Path) -> Kind:
             return _kind_of_groups(path, file)
     except OSError as error:
         text = str(error)
-        why, help_ = "is damaged or cut short", "copy or download it again"
+        why, help_ = "is damaged or truncated", "copy or download it again"
         if "unable to lock" in text or "already open for write" in text:
             why, help_ = "is open for writing in another program", "close that program"
         raise ValueError(f"{path} {why}, and cannot be read ({text}); {help_}") from error
@@ -123,18 +125,18 @@ def _kind_of_groups(path: Path, file: h5py.File) -> Kind:
         return Kind.cellbender
     if "matrix" in names or any(_is_tenx_2(file[name]) for name in names):
         return Kind.tenx
-    what = f"is an HDF5 file without obs and var (there are: {_some(names)})"
+    what = f"is an HDF5 file without obs and var (available: {_some(names)})"
     raise NotAnnData(path, what, f"Read it in Python, and save its AnnData: adata{_SAVE}.")
 
 
 def _is_tenx_2(item: object) -> bool:
-    """Tell whether it is a genome of Cell Ranger 2's format."""
+    """Tell whether it is a genome in the format of Cell Ranger 2."""
     return isinstance(item, h5py.Group) and {"barcodes", "data", "indptr"} <= set(item.keys())
 
 
 def _of_mudata(path: Path, reader: str, found: Sequence[str]) -> str:
     one = found[0] if found else "rna"
-    there_are = f" (there are: {_some(found)})" if found else ""
+    there_are = f" (available: {_some(found)})" if found else ""
     return (
         f"Choose one of its modalities{there_are}, in Python: import mudata; "
         f'mudata.{reader}("{path}").mod["{one}"]{_SAVE}.'
@@ -142,7 +144,7 @@ def _of_mudata(path: Path, reader: str, found: Sequence[str]) -> str:
 
 
 def _other_file(path: Path, start: bytes) -> tuple[str, str]:
-    """Say what a file that is no HDF5 is, and what to do about it."""
+    """Say what a file that is not HDF5 is, and how to convert it."""
     if not start:
         return "is empty", "Copy or download it again."
     if start.startswith(b"\x1f\x8b"):
@@ -159,8 +161,8 @@ def _other_file(path: Path, start: bytes) -> tuple[str, str]:
             f"anndata.io.{call}{_SAVE} (with .T before it if the rows are genes).",
         )
     return (
-        "is no HDF5 file",
-        "If it should be one it is damaged or was cut short: copy or download it again.",
+        "is of an unknown kind",
+        "If it should be one, it is damaged or truncated: copy or download it again.",
     )
 
 

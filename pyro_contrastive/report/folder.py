@@ -1,4 +1,4 @@
-"""The folder for the results: claimed before any work, and changed in one go at the end."""
+"""The results folder: reserved before any work starts, and updated in one step at the end."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from types import FrameType
 from uuid import uuid4
 
 from pyro_contrastive._tools.litter import is_litter
-from pyro_contrastive.report.former_run import (
+from pyro_contrastive.report.earlier_run import (
     MANIFEST,
+    earlier_entries,
     files_below,
-    former_entries,
     manifest_of,
 )
 
-__all__ = ["ResultsFolder", "claim_folder", "interrupts_wait"]
+__all__ = ["ResultsFolder", "interrupts_wait", "reserve_folder"]
 
 _UNFINISHED = re.compile(r"\.unfinished-(?:(?P<host>.+)-)?(?P<pid>\d+)-\w+")
-_claimed: set[str] = set()  # names of the staging folders of this process that are in use
+_in_use: set[str] = set()  # names of the staging folders of this process that are in use
 
 
 class ResultsFolder:
-    """A folder that one run has claimed.
+    """A folder reserved for one run.
 
-    Files are made in :attr:`new`, a folder within it. :meth:`publish` moves the entries of the
-    former run out of the way and those of this one into their place, or leaves everything as it
-    was.
+    Files are made in :attr:`new`, a folder within it. :meth:`publish` moves the entries of an
+    earlier run out of the way and those of this one into place, or leaves everything as it was.
 
     Parameters
     ----------
@@ -43,15 +42,15 @@ class ResultsFolder:
     name
         Stem of the ``.h5ad`` file that is going to be written.
     overwrite
-        Whether a former run's files in it may be replaced.
+        Whether a earlier run's files in it may be replaced.
     source
         The file that is read, which must not be deleted. Default: none.
 
     Raises
     ------
     FileExistsError
-        If it holds something and `overwrite` is not set, or something of the user's own where
-        results would go, or if another run is writing into it.
+        If it is not empty and `overwrite` is not set, if a result would replace a file that no run
+        has written, or if another run is writing into it.
     NotADirectoryError
         If it is a file.
     OSError
@@ -80,41 +79,41 @@ class ResultsFolder:
         return self.staging / "new"
 
     def renew(self) -> None:
-        """Make the folder again should somebody have deleted it during the training."""
+        """Make the folder again if it was deleted during the training."""
         self.new.mkdir(parents=True, exist_ok=True)
 
     @property
-    def former(self) -> list[str]:
-        """Names of the entries that are to be replaced, as of now."""
+    def earlier(self) -> list[str]:
+        """Names of the entries that would be replaced now."""
         if not self.overwrite or not self.path.is_dir():
             return []
         others = _Unfinished.all_in(self.path)
         unfinished = [run.path.name for run in others if not run.may_be_live()]
-        return [*former_entries(self.path), *unfinished]
+        return [*earlier_entries(self.path), *unfinished]
 
     def free_bytes(self) -> int:
         """Free space on its disk."""
         return shutil.disk_usage(self.new).free
 
     def publish(self) -> None:
-        """Put this run's files into their place, and delete the former run's.
+        """Put this run's files into place, and delete those of the earlier run.
 
         Raises
         ------
         OSError
-            If that cannot be done; every file of the former run is then where it was.
+            If that fails; every file of the earlier run is then where it was.
         """
         files = files_below(self.new)
         try:
             (self.new / MANIFEST).write_text(manifest_of(files), encoding="utf-8")
-        except OSError:  # on a full disk the results are worth more than their list
+        except OSError:  # on a full disk the results matter more than their list
             (self.new / MANIFEST).unlink(missing_ok=True)
         old = self.staging / "old"
         old.mkdir(exist_ok=True)
         moved: list[tuple[Path, Path]] = []
         with interrupts_wait():
             try:
-                for name in self.former:
+                for name in self.earlier:
                     _move(self.path / name, old / name, moved)
                 for name in sorted(path.name for path in self.new.iterdir()):
                     _move(self.new / name, self.path / name, moved)
@@ -126,7 +125,7 @@ class ResultsFolder:
             self._is_published = True
 
     def set_aside(self) -> Path:
-        """Keep this run's files in a folder of their own beside the former run's; return it."""
+        """Keep this run's files in a separate folder beside the earlier run's; return it."""
         aside = self.path / f"new_results_{self.staging.name[-8:]}"
         try:
             os.rename(self.new, aside)
@@ -137,28 +136,30 @@ class ResultsFolder:
         return aside
 
     def close(self) -> None:
-        """Delete what is not needed any more, and a folder made for nothing."""
-        _claimed.discard(self.staging.name)
+        """Delete temporary files, and the folder if nothing was written into it."""
+        _in_use.discard(self.staging.name)
         if self._keep_staging:
             return
         shutil.rmtree(self.staging, ignore_errors=True)
         if not self._is_published:
             for folder in self._created:
-                with suppress(OSError):  # it is not empty: somebody else uses it
+                with suppress(OSError):  # it is not empty: something else uses it
                     folder.rmdir()
         if self.staging.exists():
             warnings.warn(
-                f"{self.staging} could not be deleted; nothing in it is needed any more.",
+                f"{self.staging} could not be deleted; nothing in it is needed.",
                 UserWarning,
                 stacklevel=2,
             )
 
     def _check(self, source: Path | None) -> None:
         if source is not None and source.is_dir() and self.path.is_relative_to(_resolved(source)):
-            raise FileExistsError(f"{self.given} is in the data {source}; name another folder")
+            raise FileExistsError(
+                f"{self.given} is inside the data {source}; choose another folder"
+            )
         if not self.path.exists():
             if self.given.is_symlink():
-                raise NotADirectoryError(f"{self.given} is a link that leads nowhere")
+                raise NotADirectoryError(f"{self.given} is a broken link")
             return
         if not self.path.is_dir():
             raise NotADirectoryError(f"{self.given} is a file; the results need a folder")
@@ -166,22 +167,22 @@ class ResultsFolder:
         there = sorted(p.name for p in self.path.iterdir() if not is_litter(p.name))
         if there and not self.overwrite:
             raise FileExistsError(
-                f"folder {self.given} is not empty; name another one, or allow overwriting "
+                f"folder {self.given} is not empty; choose another one, or allow overwriting "
                 "(--overwrite)"
             )
-        former = self.former
-        own = sorted(self.targets.intersection(there) - set(former))
+        earlier = self.earlier
+        own = sorted(self.targets.intersection(there) - set(earlier))
         if own:
             raise FileExistsError(
-                f"folder {self.given} holds {', '.join(own)}, where a result would go, and no "
-                "former run has written it; move it elsewhere or name another folder"
+                f"folder {self.given} contains {', '.join(own)}, which a result would replace and "
+                "no earlier run has written; move it elsewhere or choose another folder"
             )
-        for name in former:
+        for name in earlier:
             self._check_movable(name)
             if source is not None and _resolved(source).is_relative_to(self.path / name):
                 raise FileExistsError(
-                    f"{source} is of the former run that overwriting {self.given} would delete; "
-                    "name another folder"
+                    f"{source} belongs to the earlier run that overwriting {self.given} would "
+                    "delete; choose another folder"
                 )
 
     def _check_movable(self, name: str) -> None:
@@ -191,7 +192,7 @@ class ResultsFolder:
         # To move a folder, and to delete its files, it must be writable itself.
         if path.is_mount() or not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(
-                f"{self.given / name}, which is of the former run, cannot be replaced: it is "
+                f"{self.given / name}, which belongs to the earlier run, cannot be replaced: it is "
                 "read-only, or another disk is mounted there"
             )
 
@@ -200,30 +201,30 @@ class ResultsFolder:
             if run.may_be_live():
                 raise FileExistsError(
                     f"another run (process {run.pid} on {run.host}) is writing into folder "
-                    f"{self.given}; wait for it, or name another folder. If there is no such run "
-                    f"any more, delete {self.given / run.path.name}"
+                    f"{self.given}; wait for it, or choose another folder. If that run no longer "
+                    f"exists, delete {self.given / run.path.name}"
                 )
             if not self.overwrite:
                 raise FileExistsError(
-                    f"folder {self.given} holds {run.path.name}, which is what a run left that was "
+                    f"folder {self.given} contains {run.path.name}, left behind by a run that was "
                     "killed; delete it, or allow overwriting (--overwrite), which deletes it"
                 )
 
     def _open(self) -> None:
-        _claimed.add(self.staging.name)
+        _in_use.add(self.staging.name)
         try:
             self.new.mkdir(parents=True)
         except OSError as error:
             self.close()
-            msg = f"folder {self.given} cannot be written into: {error.strerror or error}"
+            msg = f"folder {self.given} is not writable: {error.strerror or error}"
             raise type(error)(msg) from error
 
 
 @contextmanager
-def claim_folder(
+def reserve_folder(
     out: str | Path, name: str, *, overwrite: bool, source: Path | None = None
 ) -> Iterator[ResultsFolder]:
-    """Claim a folder for one run, see :class:`ResultsFolder`; what is not published is deleted."""
+    """Reserve a folder for one run, see :class:`ResultsFolder`; unpublished files are deleted."""
     folder = ResultsFolder(out, name, overwrite=overwrite, source=source)
     try:
         yield folder
@@ -233,7 +234,7 @@ def claim_folder(
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C wait until something short is whole."""
+    """Delay Ctrl-C until a short operation is complete."""
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not callable(before):  # signals reach the main thread only, or are ignored
@@ -251,7 +252,7 @@ def interrupts_wait() -> Iterator[None]:
 
 def _move(origin: Path, place: Path, moved: list[tuple[Path, Path]]) -> None:
     if place.exists() or place.is_symlink():  # os.rename would replace a file
-        raise FileExistsError(f"{place} has turned up in the meantime")
+        raise FileExistsError(f"{place} was created in the meantime")
     os.rename(origin, place)
     moved.append((origin, place))
 
@@ -259,7 +260,7 @@ def _move(origin: Path, place: Path, moved: list[tuple[Path, Path]]) -> None:
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # links that lead to one another
+    except (OSError, RuntimeError) as error:  # links that form a loop
         raise NotADirectoryError(f"{path} cannot be reached: {error}") from error
 
 
@@ -273,16 +274,16 @@ class _Unfinished:
 
     @classmethod
     def all_in(cls, folder: Path) -> list[_Unfinished]:
-        """Find those in a folder."""
+        """Find all in a folder."""
         found = ((path, _UNFINISHED.fullmatch(path.name)) for path in folder.iterdir())
         return [cls(path, m["host"], int(m["pid"])) for path, m in found if m is not None]
 
     def may_be_live(self) -> bool:
-        """Tell whether the run may still be going on."""
+        """Tell whether the run may still be active."""
         if self.host != socket.gethostname() or os.name == "nt":
-            return True  # not to be found out from here; on Windows os.kill(pid, 0) is Ctrl-C
+            return True  # cannot be known from here; on Windows os.kill(pid, 0) is Ctrl-C
         if self.pid == os.getpid():
-            return self.path.name in _claimed
+            return self.path.name in _in_use
         try:
             os.kill(self.pid, 0)
         except (ProcessLookupError, OverflowError):

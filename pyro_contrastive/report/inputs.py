@@ -1,4 +1,4 @@
-"""Checks of what the user asked for, made before any work and worded for the shell."""
+"""Checks of the user's request, made before any work starts and worded for the shell."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def read_counts(path: str | Path) -> ad.AnnData:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, or of another kind; the message says of which, and how to turn it into an
-        ``.h5ad`` file.
+        If it is damaged, or of another kind; the message says which, and how to convert it to
+        ``.h5ad``.
     OSError
-        If it may not be read.
+        If it is not readable.
     """
     file = Path(path)
     kind = kind_of(file)
@@ -60,15 +60,15 @@ def read_counts(path: str | Path) -> ad.AnnData:
         return _READERS[kind](file)
     except MemoryError as error:
         raise ValueError(f"there is not enough memory to read {file}") from error
-    except Exception as error:  # whatever is in a damaged file may be raised
+    except Exception as error:  # a damaged file may raise any error
         raise ValueError(
             f"{file} cannot be read as {_article(kind)}; it is damaged, or of a version that the "
-            f"installed packages do not know ({in_words(error)})"
+            f"installed packages cannot read ({in_words(error)})"
         ) from error
 
 
 def _check_self_contained(file: Path, kind: Kind) -> None:
-    """Refuse data that refer to other files, or ask for code to be run, before they are read.
+    """Refuse, before reading, data that refer to other files or ask to run code.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _article(kind: Kind) -> str:
 
 
 def check_columns(adata: ad.AnnData, study: Study) -> None:
-    """Check that what the study names is in the data, listing what is if not.
+    """Check that the columns and layers of the study are in the data; if not, list what is.
 
     Parameters
     ----------
@@ -124,29 +124,30 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
         With a message of one line, if anything is missing, or if there is nothing to compare: fewer
         than 20 cells, only background cells, a single label, no label that both conditions have.
     """
-    _check_column(adata.obs, "condition", study.condition_key)
-    columns = [("batch", study.batch_key), ("label", study.label_key)]
-    columns += [("categorical covariate", key) for key in study.categorical_covariates]
-    columns += [("continuous covariate", key) for key in study.continuous_covariates]
-    for role, key in (*columns, ("size factor", study.size_factor_key)):
+    columns, layer = study.columns, study.columns.layer
+    _check_column(adata.obs, "condition", columns.condition_key)
+    roles = [("batch", columns.batch_key), ("label", study.label_key)]
+    roles += [("categorical covariate", key) for key in columns.categorical_covariate_keys]
+    roles += [("continuous covariate", key) for key in columns.continuous_covariate_keys]
+    for role, key in (*roles, ("size factor", columns.size_factor_key)):
         if key is not None:
             _check_column(adata.obs, role, key)
-    if study.layer is not None and study.layer not in layer_names(adata):
+    if layer is not None and layer not in layer_names(adata):
         raise ValueError(
-            f"layer {study.layer!r} is not there; there are: {listed(layer_names(adata))}"
+            f"the data have no layer {layer!r}; available: {listed(layer_names(adata))}"
         )
-    if study.layer is None and adata.X is None:
+    if layer is None and adata.X is None:
         raise ValueError(f"the file has no X. {where_to_look(adata)}")
     if adata.n_obs < _FEWEST_CELLS:
-        raise ValueError(f"{adata.n_obs} cells are too few; {_FEWEST_CELLS} are the least")
+        raise ValueError(f"{adata.n_obs} cells are too few; at least {_FEWEST_CELLS} are needed")
     there = [name for kind in LATENTS if (name := f"X_{kind}") in adata.obsm]
     if there:
         raise ValueError(
-            f"the file has {listed(there)} in obsm already, as after another fit, where this one "
-            f"would write its own: rename or delete it in Python, del adata.obsm[{there[0]!r}], "
+            f"the file already has {listed(there)} in obsm, as after another fit, and this one "
+            f"would replace it: rename or delete it in Python, del adata.obsm[{there[0]!r}], "
             'and save the data: adata.write_h5ad("counts.h5ad")'
         )
-    _check_values(adata.obs[study.condition_key].astype(str), study)
+    _check_values(adata.obs[study.columns.condition_key].astype(str), study)
     if study.label_key is not None:
         _check_labels(adata.obs, study.label_key, study)
 
@@ -159,30 +160,38 @@ def can_hold_out(adata: ad.AnnData, study: Study, share: float) -> bool:
     adata, study
         The cells, and which of them are background.
     share
-        Fraction of each population that is to be held out.
+        Fraction of each population to hold out.
     """
-    n_background = int((adata.obs[study.condition_key].astype(str) == study.background).sum())
+    n_background = int(
+        (adata.obs[study.columns.condition_key].astype(str) == study.columns.background).sum()
+    )
     return round(share * min(n_background, adata.n_obs - n_background), 6) >= 1
 
 
 def _check_column(obs: pd.DataFrame, role: str, key: str) -> None:
-    if not len(obs.columns):  # as of a 10x file, which has counts alone
+    if not len(obs.columns):  # as in a 10x file, which has only counts
         raise ValueError(
             f"{role} column {key!r} is not in obs, which has no columns: add it in Python, "
             f'adata.obs[{key!r}] = ..., and save: adata.write_h5ad("counts.h5ad")'
         )
     if key not in obs:
-        raise ValueError(f"{role} column {key!r} is not in obs; there are: {listed(obs)}")
+        raise ValueError(f"{role} column {key!r} is not in obs; available: {listed(obs)}")
     if obs[key].isna().any():
         n_missing = int(obs[key].isna().sum())
-        raise ValueError(f"{role} column {key!r} has no value in {n_missing} cells; drop them")
+        raise ValueError(
+            f"{role} column {key!r} has no value in {n_missing} cells; remove these cells"
+        )
 
 
 def _check_values(condition: pd.Series, study: Study) -> None:
-    found, key, background = sorted(condition.unique()), study.condition_key, study.background
+    found, key, background = (
+        sorted(condition.unique()),
+        study.columns.condition_key,
+        study.columns.background,
+    )
     if background not in found:
         raise ValueError(
-            f"background {background!r} is not a value of {key!r}; there are: {listed(found)}"
+            f"background {background!r} is not a value of {key!r}; available: {listed(found)}"
         )
     if len(found) == 1:
         raise ValueError(f"every cell of {key!r} is {background!r}; there is nothing to compare")
@@ -195,12 +204,12 @@ def _check_values(condition: pd.Series, study: Study) -> None:
 
 
 def _check_labels(obs: pd.DataFrame, key: str, study: Study) -> None:
-    is_background = obs[study.condition_key].astype(str) == study.background
+    is_background = obs[study.columns.condition_key].astype(str) == study.columns.background
     if obs[key].nunique() == 1:
-        raise ValueError(f"label column {key!r} has one value only; leave it out")
-    # A label such as the dose says where the cell was, not what it is: its scores would mislead.
+        raise ValueError(f"label column {key!r} has only one value; leave it out")
+    # A label such as the dose describes the treatment, not the cell: its scores would mislead.
     if not set(obs.loc[is_background, key]) & set(obs.loc[~is_background, key]):
         raise ValueError(
-            f"no value of label column {key!r} is in both background and target cells; labels must "
-            "be something the conditions share, such as cell type"
+            f"no value of label column {key!r} occurs in both background and target cells; labels "
+            "must be something the conditions share, such as cell type"
         )

@@ -1,9 +1,10 @@
-"""From counts to a folder of results: fit, score, draw, write. Demo and shell both use it."""
+"""From counts to a folder of results: fit, score, draw, write. Used by ``demo`` and ``fit``."""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import torch
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.folder import ResultsFolder
-from pyro_contrastive.report.results import claimed, write_results
+from pyro_contrastive.report.results import reserved, write_results
 from pyro_contrastive.report.study import LATENTS, FitSettings, Study
 from pyro_contrastive.report.summary import print_summary, print_training
 from pyro_contrastive.report.trial import check_results_can_be_written
@@ -34,45 +35,36 @@ _USUAL_LATENTS = 10
 
 
 def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = None) -> None:
-    """Tell the model where condition, batches and counts are.
+    """Register the columns and the counts with the model.
 
     Parameters
     ----------
     adata
         Raw counts [cells, genes]; the registration is noted in it.
     study
-        What is compared with what.
+        What is compared.
     likelihood
-        What the data are to be a draw of, checked with advice for the shell; default: checked when
-        the model is made.
+        Likelihood whose support is checked, with advice for the shell. Default: checked when the
+        model is made.
 
     Raises
     ------
     ValueError
-        If the data or columns do not suit the model.
+        If the data or columns do not fit the model.
     """
-    # The slow imports: whoever only writes a page need not wait for them.
+    # Slow imports, which writing a page alone does not need.
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415
     from pyro_contrastive.data import Setup  # noqa: PLC0415
     from pyro_contrastive.data.support import check_support  # noqa: PLC0415
     from pyro_contrastive.report.advice import shell_advice  # noqa: PLC0415
 
     with warnings.catch_warnings():
-        if likelihood is not None:  # which says what it takes, below
+        if likelihood is not None:  # whose support is checked below
             warnings.filterwarnings("ignore", ".* does not hold raw counts", UserWarning)
-        ContrastiveVI.setup_anndata(
-            adata,
-            layer=study.layer,
-            batch_key=study.batch_key,
-            size_factor_key=study.size_factor_key,
-            categorical_covariate_keys=study.categorical_covariates,
-            continuous_covariate_keys=study.continuous_covariates,
-            condition_key=study.condition_key,
-            background=study.background,
-        )
+        ContrastiveVI.setup_anndata(adata, **asdict(study.columns))
     if likelihood is not None:
         data = Setup.of(adata).extract(adata)
-        check_support(data.counts, adata, study.layer, likelihood, shell_advice)
+        check_support(data.counts, adata, study.columns.layer, likelihood, shell_advice)
 
 
 def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> ContrastiveVI:
@@ -90,7 +82,7 @@ def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> Co
     Raises
     ------
     ValueError
-        If the settings do not go together, or not with the data.
+        If the settings contradict each other or the data.
     """
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415 -- as in register
 
@@ -104,19 +96,19 @@ def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> Co
 def prepare_model(
     adata: ad.AnnData, folder: ResultsFolder, study: Study, settings: FitSettings, *, seed: int = 0
 ) -> ContrastiveVI:
-    """Build a model, and see before it is trained that its results can be written.
+    """Build a model, and check before training that its results can be written.
 
     Parameters
     ----------
     adata, settings, seed
         As in :func:`make_model`.
     folder, study
-        Where the results will be, and what they are of.
+        Where the results will be, and what is compared.
 
     Raises
     ------
     ValueError
-        As :func:`make_model`, or if something in the data cannot be written to a file again.
+        As :func:`make_model`, or if something in the data cannot be written to a file.
     OSError
         If the disk does not have enough space.
     """
@@ -145,10 +137,10 @@ def run_study(
     adata
         Its cells; gain both latents in ``obsm``.
     out
-        The folder, made if it is not there. A former run's files in it are replaced when the new
+        The folder, made if it is not there. An earlier run's files in it are replaced when the new
         ones are complete.
     study
-        What is compared with what.
+        What is compared.
     settings
         Arguments of model and training.
     method
@@ -166,9 +158,11 @@ def run_study(
     pyro_contrastive.report.failures.ResultsError, KeyboardInterrupt, OSError
         As :func:`pyro_contrastive.report.results.write_results`.
     """
-    with claimed(out, study) as folder:
+    with reserved(out, study) as folder:
         result = model.train(seed=seed, **settings.train)
-        with suppress(OSError, ValueError):  # nobody reads it any more, or not these characters
+        with suppress(
+            OSError, ValueError
+        ):  # standard output is closed, or cannot show these characters
             print_training(result, model.history)
         seconds = result.seconds
         scores = write_results(

@@ -1,4 +1,4 @@
-"""A fit's results made one after another, so that one that fails costs nothing but itself."""
+"""Make a fit's results one after another, so that a failure costs only itself."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pandas as pd
 
 from pyro_contrastive.report.failures import ResultsError, in_words
 from pyro_contrastive.report.figures import Method
-from pyro_contrastive.report.folder import ResultsFolder, claim_folder
+from pyro_contrastive.report.folder import ResultsFolder, reserve_folder
 from pyro_contrastive.report.stages import STAGES, Results, Stage
 from pyro_contrastive.report.study import FitSettings, FittedModel, Study
 
-__all__ = ["claimed", "write_results"]
+__all__ = ["reserved", "write_results"]
 
 
 def write_results(
@@ -31,8 +31,8 @@ def write_results(
 ) -> pd.DataFrame:
     """Write a fitted model, its latents, and then scores, figures and page, into a folder.
 
-    Whatever cannot be made is left out, and everything else is there. The files of a former run are
-    replaced all together, when those of this one are complete.
+    What cannot be made is left out; everything else is written. The files of an earlier run are
+    replaced all at once, when those of this one are complete.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ def write_results(
     adata
         The cells it was fitted to; gains ``obsm["X_background"]`` and ``obsm["X_salient"]``.
     out
-        The folder, made if it is not there. A former run's files in it are replaced.
+        The folder, made if it is not there. An earlier run's files in it are replaced.
     study
-        What is compared with what.
+        What is compared.
     settings
         Arguments the model was made and trained with, for the page.
     seconds
@@ -61,17 +61,16 @@ def write_results(
     Raises
     ------
     pyro_contrastive.report.failures.ResultsError
-        If something could not be made; says what and why, and where the rest is.
+        If something could not be made; says what, why, and where the rest is.
     KeyboardInterrupt
-        If Ctrl-C was pressed; what had been made is there.
+        If Ctrl-C was pressed; the results made before it are kept.
     OSError
-        If `out` cannot be written into, or holds something of the user's own where results would
-        go.
+        If `out` is not writable, or a result would replace a file that no run has written.
     """
-    with claimed(out, study) as folder:
+    with reserved(out, study) as folder:
         given = (model, adata, study, settings, seconds, method, seed)
         results = Results(*given, place=folder)
-        with suppress(OSError):  # then every stage says so, and the model goes elsewhere
+        with suppress(OSError):  # every stage then reports it, and the model is saved elsewhere
             folder.renew()
         _make_all(results)
         kept = _hand_over(results)
@@ -82,15 +81,17 @@ def write_results(
     return results.scores
 
 
-def claimed(out: str | Path | ResultsFolder, study: Study) -> AbstractContextManager[ResultsFolder]:
-    """Claim a folder for the results, unless that has been done."""
+def reserved(
+    out: str | Path | ResultsFolder, study: Study
+) -> AbstractContextManager[ResultsFolder]:
+    """Reserve a folder for the results, unless that has been done."""
     if isinstance(out, ResultsFolder):
         return nullcontext(out)
-    return claim_folder(out, study.name, overwrite=True)
+    return reserve_folder(out, study.name, overwrite=True)
 
 
 def _make_all(results: Results) -> None:
-    """Make one result after another; note those that could not be made, and why."""
+    """Make one result after another; note which could not be made, and why."""
     for key, stage in STAGES.items():
         if results.interrupted:
             results.failed.add(key)
@@ -103,7 +104,7 @@ def _make_all(results: Results) -> None:
         except KeyboardInterrupt:
             results.interrupted = True
             _give_up(results, key)
-        except Exception as error:  # a result that fails must not cost the others
+        except Exception as error:  # one failure must not cost the other results
             _give_up(results, key)
             what, without = _named(stage, results.study), _without(key, results.study)
             verb = "made" if stage.file is None else "written"
@@ -128,7 +129,7 @@ def _named(stage: Stage, study: Study) -> str:
 
 
 def _without(key: str, study: Study) -> str:
-    """Name what cannot be made either, because it needs that."""
+    """Name the results that depend on one that failed."""
     lost, names = {key}, []
     for other, stage in STAGES.items():
         if lost.intersection(stage.needs):
@@ -138,22 +139,22 @@ def _without(key: str, study: Study) -> str:
 
 
 def _hand_over(results: Results) -> str:
-    """Move what was made to where it belongs; say what is where."""
+    """Move the results into place; say what is where."""
     folder = results.place
     made = sorted(p.name for p in folder.new.iterdir()) if folder.new.is_dir() else []
     if not made:
         return f"Nothing was written into {folder.given}."
     where = folder.given
     try:
-        if "model" in results.failed and folder.former:
-            raise FileExistsError("they have no model, and a former run is there")
+        if "model" in results.failed and folder.earlier:
+            raise FileExistsError("they have no model, and an earlier run is there")
         folder.publish()
     except KeyboardInterrupt:
         results.interrupted = True
-    except Exception as error:  # a full disk, a file of the user's own that has turned up, ...
+    except Exception as error:  # a full disk, a user's file created meanwhile, ...
         where = folder.set_aside()
         results.failures.append(
-            f"The results could not be moved into {folder.given}, which is as it was: "
+            f"The results could not be moved into {folder.given}, which is unchanged: "
             f"{in_words(error)}."
         )
-    return f"In {where} there are: {', '.join(made)}."
+    return f"In {where} available: {', '.join(made)}."

@@ -1,4 +1,4 @@
-"""The results of a fit, one by one: the model, the latents, scores, figures and the page."""
+"""The stages that make the results: model, latents, scores, figures, page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from pyro_contrastive.data.files import write_h5ad
 from pyro_contrastive.report.failures import KeptElsewhere, in_words
 from pyro_contrastive.report.figures import FigureSet, Method, add_curves, add_maps, add_scores
 from pyro_contrastive.report.folder import ResultsFolder, interrupts_wait
-from pyro_contrastive.report.html import ReportTable, write_report
+from pyro_contrastive.report.html import write_report
+from pyro_contrastive.report.page import ReportPage, ReportTable
 from pyro_contrastive.report.study import LATENTS, FitSettings, FittedModel, Study, flat_settings
 from pyro_contrastive.report.summary import training_facts
 from pyro_contrastive.report.tables import cell_counts, response_table
@@ -34,7 +35,7 @@ _RESPONSE_GENES = 8
 
 @dataclass
 class Results:
-    """What the stages work on, and what they have made so far."""
+    """Input of the stages, and what they have made so far."""
 
     model: FittedModel
     adata: ad.AnnData
@@ -57,13 +58,13 @@ class Results:
 
     @property
     def folder(self) -> Path:
-        """Where files are made."""
+        """Where files are written."""
         return self.place.new
 
     @property
     def condition(self) -> pd.Series:
         """Condition by cell."""
-        return self.adata.obs[self.study.condition_key].rename("condition")
+        return self.adata.obs[self.study.columns.condition_key].rename("condition")
 
     @property
     def labels(self) -> pd.Series | None:
@@ -73,7 +74,7 @@ class Results:
 
     @property
     def n_neighbors(self) -> int:
-        """Neighbours that the scores look at."""
+        """Number of neighbours used by the scores."""
         return min(_MOST_NEIGHBORS, self.adata.n_obs // 4)
 
 
@@ -84,13 +85,13 @@ class Stage:
     Parameters
     ----------
     what
-        What it is, for the sentence that says that it could not be made.
+        What it makes, for the message if that fails.
     make
         Makes it.
     file
-        What it writes, to be deleted if it fails midway. Default: nothing.
+        The file it writes, deleted if the stage fails midway. Default: none.
     needs
-        Stages without which it cannot be made.
+        Stages that it depends on.
     """
 
     what: str
@@ -103,7 +104,7 @@ def _save_model(results: Results) -> None:
     try:
         with interrupts_wait():
             results.model.save(str(results.folder / "model"), overwrite=True)
-    except KeyboardInterrupt:  # which has waited until the model was whole
+    except KeyboardInterrupt:  # delayed until the model was complete
         results.interrupted = True
     except Exception as error:
         place = Path(tempfile.mkdtemp(prefix="pyro_contrastive_")) / "model"
@@ -141,7 +142,7 @@ def _score(results: Results) -> None:
         results.latents["salient"],
         results.condition,
         labels=results.labels,
-        background_category=results.study.background,
+        background_category=results.study.columns.background,
         n_neighbors=results.n_neighbors,
         seed=results.seed,
     )
@@ -154,7 +155,7 @@ def _draw_maps(results: Results) -> None:
         results.figures,
         results.latents,
         {"condition": results.condition} | ({} if labels is None else {"labels": labels}),
-        background=results.study.background,
+        background=results.study.columns.background,
         method=results.method,
         seed=results.seed,
     )
@@ -174,29 +175,23 @@ def _save_figures(results: Results) -> None:
 
 
 def _write_page(results: Results) -> None:
-    study, figures = results.study, results.figures
-    write_report(
-        results.folder / "index.html",
-        title=study.title,
-        lead=study.lead,
-        background_category=study.background,
-        cell_counts=cell_counts(results.condition, results.labels, study.background),
+    study, background = results.study, results.study.columns.background
+    page = ReportPage(
+        study=study,
+        cell_counts=cell_counts(results.condition, results.labels, background),
         n_genes=results.adata.n_vars,
         scores=results.scores,
-        latent_figures=figures.latents,
+        figures=results.figures,
         training=training_facts(results.model.history, results.seconds),
         settings=flat_settings(
             results.settings, seed=results.seed, n_neighbors=results.n_neighbors
         ),
-        training_figures=figures.training,
-        score_figures=figures.scores,
         tables=[_response(results.adata, results.condition, study)],
-        label_name=study.label_name,
-        source=study.source,
         file_list=_file_list(results),
         loading_code=_loading_code(results),
         not_made=results.failures,
     )
+    write_report(results.folder / "index.html", page)
 
 
 STAGES = {
@@ -214,12 +209,12 @@ STAGES = {
 
 
 def _response(adata: ad.AnnData, condition: pd.Series, study: Study) -> ReportTable:
-    is_target = condition.astype(str).to_numpy() != study.background
+    is_target = condition.astype(str).to_numpy() != study.columns.background
     chosen = "Genes known to respond" if study.genes else "The genes that differ most"
     return ReportTable(
         title="Is there a response at all?",
         table=response_table(
-            adata, is_target, genes=study.genes, n_top=_RESPONSE_GENES, layer=study.layer
+            adata, is_target, genes=study.genes, n_top=_RESPONSE_GENES, layer=study.columns.layer
         ),
         reading=f"{chosen}, in the data as they are and without any model. If these rows show "
         "little difference between the two groups of cells, a salient latent that shows much "
@@ -235,7 +230,7 @@ def _file_list(results: Results) -> dict[str, str]:
         "model/": "the fitted model",
         "scores.csv": "the table of scores",
         "figures/": "the figures of this page as PNG, and latents.png with all maps in one",
-        "manifest.json": "the list of all files, by which the next run knows what it may replace",
+        "manifest.json": "the list of all files; the next run replaces only these",
     }
     made_later = {"index.html", "manifest.json"}
     return {

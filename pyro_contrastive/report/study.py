@@ -1,4 +1,4 @@
-"""What a report is about: the comparison, the settings, and what it needs of a fitted model."""
+"""What a report is about: the comparison, the settings, and the fitted model."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pyro_contrastive.presets import PRESETS, Sizes, preset_arguments
 
 __all__ = [
     "LATENTS",
+    "Columns",
     "FitSettings",
     "FittedModel",
     "Study",
@@ -59,8 +60,35 @@ class FitSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Where the counts, conditions and covariates are in the data.
+
+    The fields are arguments of ``ContrastiveVI.setup_anndata``, under the same names.
+
+    Parameters
+    ----------
+    condition_key, background
+        Column of ``obs`` with the condition, and its value for background cells.
+    layer
+        Layer of the counts. Default: ``X``.
+    batch_key, size_factor_key
+        Columns of batches and of size factors. Default: none.
+    categorical_covariate_keys, continuous_covariate_keys
+        Columns of further covariates. Default: none.
+    """
+
+    condition_key: str
+    background: str
+    layer: str | None = None
+    batch_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is compared with what, and what the page calls it.
+    """What is compared, and the names that the page uses.
 
     Parameters
     ----------
@@ -68,16 +96,12 @@ class Study:
         Stem of the ``.h5ad`` file written.
     title, lead
         Heading of the page and the sentence under it.
-    condition_key, background
-        Column of ``obs`` with the condition, and its value for background cells.
+    columns
+        Where the counts, conditions and covariates are in the data.
     label_key
         Column of labels that the conditions share, such as cell type. Default: none.
     label_name
         What figures and page call the labels. Default "labels".
-    batch_key, layer
-        Column of batches, layer of the counts. Default: none, and ``X``.
-    categorical_covariates, continuous_covariates, size_factor_key
-        Columns of further covariates, and of size factors. Default: none.
     genes
         Genes to look up in the plain counts. Default: the ones that differ most.
     source
@@ -87,51 +111,37 @@ class Study:
     name: str
     title: str
     lead: str
-    condition_key: str
-    background: str
+    columns: Columns
     label_key: str | None = None
     label_name: str = "labels"
-    batch_key: str | None = None
-    layer: str | None = None
-    categorical_covariates: tuple[str, ...] = ()
-    continuous_covariates: tuple[str, ...] = ()
-    size_factor_key: str | None = None
     genes: tuple[str, ...] | None = None
     source: str = ""
 
 
-def study_of_file(
-    file: Path,
-    *,
-    condition_key: str,
-    background: str,
-    label_key: str | None = None,
-    **columns: Any,
-) -> Study:
+def study_of_file(file: Path, columns: Columns, label_key: str | None = None) -> Study:
     """Make the study of a user's own file, with what the page calls it.
 
     Parameters
     ----------
     file
-        Names the results; an ``.h5ad`` file, a zarr store or another that is read.
-    condition_key, background, label_key, **columns
+        Names the results; an ``.h5ad`` file, a zarr store or another kind that can be read.
+    columns, label_key
         As in :class:`Study`.
     """
     return Study(
         name=f"{file.stem}_latents",
         title=f"{file.stem}: what is shared and what is salient",
-        lead=f"Background: cells whose {condition_key} is {background}. Target: all others.",
-        condition_key=condition_key,
-        background=background,
+        lead=f"Background: cells whose {columns.condition_key} is {columns.background}. "
+        "Target: all others.",
+        columns=columns,
         label_key=label_key,
         label_name=(label_key or "labels").replace("_", " "),
         source=f"File {file.name}.",
-        **columns,
     )
 
 
 class FittedModel(Protocol):
-    """What the results need of a fitted model."""
+    """The part of a fitted model's interface that the results use."""
 
     @property
     def history(self) -> Mapping[str, pd.DataFrame]:
@@ -173,12 +183,12 @@ def known_preset(name: str) -> str | None:
     """
     spelled = {known.lower(): known for known in PRESETS}
     if name.lower() not in {"none", *spelled}:
-        raise ValueError(f"there is no preset {name!r}; there are: none, {', '.join(PRESETS)}")
+        raise ValueError(f"there is no preset {name!r}; available: none, {', '.join(PRESETS)}")
     return spelled.get(name.lower())
 
 
 def chosen_likelihood(name: str | None, preset: str | None) -> Likelihood:
-    """Make the likelihood that was asked for by its short name, or else the preset's own."""
+    """Make the likelihood of a short name, or by default the preset's."""
     if name is not None:
         return named_likelihood(name)
     # A preset's likelihood does not depend on the sizes.
@@ -187,10 +197,10 @@ def chosen_likelihood(name: str | None, preset: str | None) -> Likelihood:
 
 
 def chosen_schedule(name: str, preset: str | None) -> str:
-    """Return the schedule for ``train``; "default" is what the preset is meant for.
+    """Return the schedule for ``train``; "default" depends on the preset.
 
-    Without penalties the fast schedule leaves more of what is shared in the salient latent, and of
-    the other presets none was measured with it.
+    Without penalties the fast schedule leaves more shared variation in the salient latent, and the
+    other presets were not measured with it.
     """
     if name != "default":
         return name
@@ -198,7 +208,7 @@ def chosen_schedule(name: str, preset: str | None) -> str:
 
 
 def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
-    """All settings in one level, named as in the call they belong to."""
+    """All settings in one flat mapping, named after the call they belong to."""
     flat: dict[str, object] = {} if settings.preset is None else {"preset": settings.preset}
     flat |= {f"model: {name}": _in_short(value) for name, value in settings.model.items()}
     flat |= {f"train: {name}": value for name, value in settings.train.items()}
@@ -208,7 +218,7 @@ def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
 
 
 def _in_short(value: object) -> object:
-    """Write a component as the call that makes it, rather than with all its layers."""
+    """Write a component as the call that makes it, without its layers."""
     if not isinstance(value, Component):
         return value
     return f"{type(value).__name__}({value.extra_repr()})"

@@ -1,4 +1,4 @@
-"""What the shell prints when the work is done."""
+"""What the shell prints at the end."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _COLORS = {"background": "blue", "salient": "dark_orange"}
 
 
 def print_training(result: FitResult, history: Mapping[str, pd.DataFrame]) -> None:
-    """Print how a training ended, on one line of standard output."""
+    """Print on one line of standard output how the training ended."""
     Console().print(escape(training_in_words(result, history)), soft_wrap=True, highlight=False)
 
 
 def training_in_words(result: FitResult, history: Mapping[str, pd.DataFrame]) -> str:
-    """Say how many epochs were run, why no more, and which one the weights are of.
+    """Describe how many epochs ran, why training stopped, and which epoch's weights were kept.
 
     Parameters
     ----------
     result
         What ``train`` returned.
     history
-        What was recorded; ``"elbo_validation"`` is looked at, if it is there.
+        Training history; ``"elbo_validation"`` is used if present.
     """
     most = "" if result.max_epochs is None else f" of {result.max_epochs}"
     run = f"Trained {result.n_epochs}{most} epochs"
@@ -45,7 +45,7 @@ def training_in_words(result: FitResult, history: Mapping[str, pd.DataFrame]) ->
         kept = "; the weights are those of the last epoch"
     elif result.best_epoch == best:
         kept = ", whose weights are kept"
-    else:  # early stopping looks at no epoch of the KL warm-up
+    else:  # early stopping ignores the epochs of the KL warm-up
         kept = f"; the weights kept are those of epoch {result.best_epoch}, after the KL warm-up"
     return f"{words}{kept} (epochs counted from 0)."
 
@@ -87,7 +87,7 @@ def print_summary(
 
 
 def training_facts(history: Mapping[str, pd.DataFrame], seconds: float) -> dict[str, str]:
-    """Sum up a training in words.
+    """Summarise a training in words.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Small tables of plain counts for the report; none of them involves a model."""
+"""Small tables of plain counts for the report, made without a model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def response_table(
         Whether a cell is a target cell [cells].
     genes
         Genes to list. Default: the ones whose ``log1p`` counts per 10,000 (or values, if they are
-        no counts) differ most between the two groups, as a difference of means over its standard
+        not counts) differ most between the two groups, as a difference of means over its standard
         error.
     n_top
         How many genes to list when `genes` is None. Default 8.
@@ -76,15 +76,15 @@ def response_table(
     -------
     pandas.DataFrame
         One row per gene: mean count in either group, their ratio (infinite for a gene not seen in
-        the background), and the percentage of cells with at least one count in either group. Of
-        values that are no counts: means, their difference, and the percentages that are above 0.
+        the background), and the percentage of cells with at least one count in either group. For
+        values that are not counts: means, their difference, and the percentages above 0.
 
     Raises
     ------
     ValueError
         If a gene is not in the data.
     """
-    # As the model reads them: SciPy has no half precision, nor foreign byte orders.
+    # Read as by the model: SciPy supports neither half precision nor foreign byte orders.
     counts = sparse.csr_matrix(read_counts(adata, layer))  # [cells, genes]
     are_counts = not not_counts(counts).any()
     if genes is None:

@@ -1,4 +1,4 @@
-"""A trial of everything that is written after a training, made before it."""
+"""A trial, before training, of everything that is written after it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pandas as pd
 
 from pyro_contrastive.data.files import write_h5ad
 from pyro_contrastive.data.places import layer_names
-from pyro_contrastive.report.culprits import made_quietly, what_is_wrong, zeros
 from pyro_contrastive.report.failures import is_full_disk
 from pyro_contrastive.report.folder import ResultsFolder
 from pyro_contrastive.report.study import LATENTS, FittedModel, Study
+from pyro_contrastive.report.unwritable import made_quietly, what_is_wrong, zeros
 
 __all__ = ["check_results_can_be_written"]
 
-_SAMPLE = 256  # cells whose counts are written, to find out how much space all of them take
+_SAMPLE = 256  # cells whose counts are written, to estimate the space that all of them take
 _PAGE_BYTES = 8_000_000  # figures and page, with some to spare
 _BYTES_PER_LATENT = 12  # of a cell, at most, in either file: as a number or as text
 
@@ -31,7 +31,7 @@ Write = Callable[[ad.AnnData], int]
 def check_results_can_be_written(
     model: FittedModel, adata: ad.AnnData, folder: ResultsFolder, study: Study, *, n_latents: int
 ) -> None:
-    """Write the untrained model, and all of the data but the bulk of the counts, and delete both.
+    """Write the untrained model and the data without most of the counts, and delete both.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ def check_results_can_be_written(
     Raises
     ------
     ValueError
-        If something in the data cannot be written to an ``.h5ad`` file and read again; says what,
-        and how to mend it.
+        If something in the data cannot be written to an ``.h5ad`` file and read back; the message
+        names it and says how to fix it.
     OSError
         If the disk does not have enough space for the results.
     """
@@ -81,9 +81,9 @@ def _check_room(folder: ResultsFolder, size: int) -> None:
     free = folder.free_bytes()
     if free < size:
         raise OSError(
-            f"the results take about {_in_units(size)}, and {_in_units(free)} are free on the disk "
-            f"of folder {folder.given}; free some space, or name a folder on another disk. (What a "
-            "former run left is deleted only when the new results are complete.)"
+            f"the results need about {_in_units(size)}, but only {_in_units(free)} are free on the "
+            f"disk of folder {folder.given}; free some space, or choose a folder on another disk. "
+            "(The files of an earlier run are deleted only once the new results are complete.)"
         )
 
 
@@ -91,8 +91,8 @@ def _size_of(adata: ad.AnnData, rows: np.ndarray, write: Write) -> int:
     """Write the data without counts, and the counts of some cells; return the size of it all."""
     try:
         with_names = write(_without_counts(adata))
-        some = write(_counts_alone(adata, rows))
-        none = write(_counts_alone(adata, rows[:0]))
+        some = write(_counts_only(adata, rows))
+        none = write(_counts_only(adata, rows[:0]))
     except Exception as error:
         if is_full_disk(error) or isinstance(error, MemoryError):
             raise
@@ -101,16 +101,16 @@ def _size_of(adata: ad.AnnData, rows: np.ndarray, write: Write) -> int:
 
 
 def _write_and_read(data: ad.AnnData, path: Path) -> int:
-    """Write data as the results are written, and see that reading finds the same names."""
+    """Write data as the results are written, and check that reading gives the same names."""
     path.unlink(missing_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again when the results are written
+        warnings.simplefilter("ignore")  # they are shown when the results are written
         write_h5ad(data, path, compression="gzip")
         read = ad.read_h5ad(path)
     found = _names(read)
     for part, names in _names(data).items():
         if found[part] != names:
-            raise ValueError(f"{part} is read with other names than it was written with")
+            raise ValueError(f"{part} has other names when it is read back")
     return path.stat().st_size
 
 
@@ -125,7 +125,7 @@ def _names(data: ad.AnnData) -> dict[str, Any]:
 
 
 def _keys(value: Any) -> Any:
-    """Keys of mappings within one another; of None nothing, as older versions do not write it."""
+    """Keys of nested mappings, without those of None values, which older versions do not write."""
     if not isinstance(value, Mapping):
         return None
     return {key: _keys(inner) for key, inner in value.items() if inner is not None}
@@ -135,7 +135,7 @@ _MAPPINGS = ("obsm", "varm", "obsp", "varp")
 
 
 def _without_counts(adata: ad.AnnData) -> ad.AnnData:
-    """Everything of some data, with zeros for counts and latents."""
+    """Copy the data with zeros in place of counts and latents."""
     parts = {name: dict(getattr(adata, name)) for name in _MAPPINGS}
     parts["obsm"] |= {f"X_{kind}": np.zeros((adata.n_obs, 1)) for kind in LATENTS}
     data = made_quietly(
@@ -156,8 +156,8 @@ def _without_counts(adata: ad.AnnData) -> ad.AnnData:
     return data
 
 
-def _counts_alone(adata: ad.AnnData, rows: np.ndarray) -> ad.AnnData:
-    """X, layers and raw of some cells, with names and nothing else."""
+def _counts_only(adata: ad.AnnData, rows: np.ndarray) -> ad.AnnData:
+    """X, layers and raw of some cells, with names only."""
     obs = pd.DataFrame(index=adata.obs_names[rows])
     layers = {name: adata.layers[name][rows] for name in layer_names(adata)}
     x = None if adata.X is None else adata.X[rows]

@@ -77,7 +77,7 @@ def test_background_beside_one_treatment_hides_none_and_is_hidden_by_none(ax: Ax
 
 
 def test_a_background_that_is_no_label_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"background 'c' is none of the labels: \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"background 'c' is not among the labels: \['a', 'b'\]"):
         plot_embedding(np.eye(2), ["a", "b"], background="c")
 
 

@@ -129,8 +129,9 @@ def test_fit_writes_a_page_and_passes_every_option_on(
     assert result.exit_code == 0, result.output
     assert {"index.html", "counts_latents.h5ad", "scores.csv"} <= {p.name for p in out.iterdir()}
     study, settings = calls["study"], calls["settings"]
-    assert (study.condition_key, study.background) == ("arm", "ctrl")
-    assert (study.label_key, study.batch_key, study.layer) == ("kind", "same", "raw")
+    columns = study.columns
+    assert (columns.condition_key, columns.background) == ("arm", "ctrl")
+    assert (study.label_key, columns.batch_key, columns.layer) == ("kind", "same", "raw")
     likelihood = settings.model["likelihood"]
     assert settings.model == {
         "n_background_latent": 6,
@@ -156,7 +157,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
         ({"--condition-key": "holes", "--background": "y"}, ["no value in 1 cells"]),
         ({"--condition-key": "lone", "--background": "z"}, ["1 of 40", "at least two"]),
         ({"--label-key": "type"}, ["label column 'type'", "arm, kind"]),
-        ({"--label-key": "same"}, ["'same' has one value only"]),
+        ({"--label-key": "same"}, ["'same' has only one value"]),
         ({"--label-key": "dose"}, ["'dose'", "in both background and target"]),
         ({"--batch-key": "plate"}, ["batch column 'plate'"]),
         ({"--layer": "counts"}, ["layer 'counts'", "raw"]),
@@ -352,18 +353,18 @@ def test_likelihoods_by_name(
 @pytest.mark.parametrize(
     ("name", "hints"),
     [
-        ("bernoulli", ["binary data", "Bernoulli", "above 1", "--layer NAME (there are: raw)"]),
+        ("bernoulli", ["binary data", "Bernoulli", "above 1", "--layer NAME (available: raw)"]),
         (
             "zinb",
             [
                 "raw counts",
                 "ZeroInflatedNegativeBinomial",
                 "40 not integers",
-                "--layer NAME (there are: raw; integers from 0 up are in: raw)",
+                "--layer NAME (available: raw; integers from 0 up are in: raw)",
                 "--likelihood gaussian",
             ],
         ),
-        ("gaussian", ["numbers from 0 up", "40 negative", "--layer NAME (there are: raw)"]),
+        ("gaussian", ["numbers from 0 up", "40 negative", "--layer NAME (available: raw)"]),
     ],
 )
 def test_data_the_likelihood_cannot_have_are_one_line(
@@ -394,7 +395,7 @@ def test_counts_that_are_in_raw_alone_or_nowhere_are_one_line(counts: Path, tmp_
     del data.raw
     data.write_h5ad(counts)
     assert_mistake(
-        run(app, fit_arguments(counts, tmp_path / "c")), "the file has no X", "there are: none"
+        run(app, fit_arguments(counts, tmp_path / "c")), "the file has no X", "available: none"
     )
 
 

@@ -21,12 +21,12 @@ from scipy import ndimage, sparse
 
 from pyro_contrastive.analysis.separation import score_latents
 from pyro_contrastive.plotting.style import GREY
-from pyro_contrastive.report import ReportFigure, ReportTable, write_report
+from pyro_contrastive.report import ReportFigure, ReportPage, ReportTable, write_report
 from pyro_contrastive.report.demo import DEMO_STUDY, run_demo
-from pyro_contrastive.report.figures import draw_figures
+from pyro_contrastive.report.figures import FigureSet, draw_figures
 from pyro_contrastive.report.html import _format_cell, installed_versions
 from pyro_contrastive.report.results import write_results
-from pyro_contrastive.report.study import FitSettings, Study
+from pyro_contrastive.report.study import Columns, FitSettings, Study
 from pyro_contrastive.report.summary import print_summary, training_facts, training_in_words
 from pyro_contrastive.report.tables import cell_counts, response_table
 from pyro_contrastive.training.history import FitResult
@@ -68,12 +68,12 @@ def cells(n: int = 40) -> ad.AnnData:
     return ad.AnnData(sparse.csr_matrix(counts), obs=obs, var=var)
 
 
+COLUMNS = Columns(condition_key="arm", background="no <b>drug</b>")
 STUDY = Study(
     name="mine",
     title=f"Title {EVIL}",
     lead="Lead",
-    condition_key="arm",
-    background="no <b>drug</b>",
+    columns=COLUMNS,
     label_key="kind",
     label_name="kind of cell",
     source="First line\n\nSecond line",
@@ -249,9 +249,7 @@ def test_loading_code_is_python_that_names_the_files(results: Results) -> None:
 
 def test_page_without_labels(tmp_path: Path) -> None:
     data = cells()
-    study = Study(
-        name="mine", title="t", lead="l", condition_key="arm", background="no <b>drug</b>"
-    )
+    study = Study(name="mine", title="t", lead="l", columns=COLUMNS)
     scores = write_results(
         StandIn(data), data, tmp_path, study, settings=FitSettings(), seconds=1, method="pca"
     )
@@ -261,7 +259,7 @@ def test_page_without_labels(tmp_path: Path) -> None:
     assert "all cells" in page.text
 
 
-def write_small(path: Path, **change: Any) -> Page:
+def write_small(path: Path, background: str = "control", **change: Any) -> Page:
     counts = pd.DataFrame({"control": [3], "drug": [4]}, index=["all cells"])
     scores = score_latents(
         np.arange(7.0)[:, None],
@@ -271,17 +269,20 @@ def write_small(path: Path, **change: Any) -> Page:
         n_neighbors=2,
     )
     call = {
-        "title": "T",
-        "lead": "L",
-        "background_category": "control",
+        "study": Study(
+            name="mine",
+            title="T",
+            lead="L",
+            columns=Columns(condition_key="arm", background=background),
+        ),
         "cell_counts": counts,
         "n_genes": 5,
         "scores": scores,
-        "latent_figures": [],
+        "figures": FigureSet(),
         "training": {},
         "settings": {},
     }
-    return Page(write_report(path, **(call | change)).read_text(encoding="utf-8"))
+    return Page(write_report(path, ReportPage(**(call | change))).read_text(encoding="utf-8"))
 
 
 def test_write_report_takes_any_tables_and_figures(tmp_path: Path) -> None:
@@ -289,7 +290,9 @@ def test_write_report_takes_any_tables_and_figures(tmp_path: Path) -> None:
     figure.subplots().plot([0, 1])
     page = write_small(
         tmp_path / "page.html",
-        latent_figures=[ReportFigure(title="F", image=figure, alt="a line", reading="It rises.")],
+        figures=FigureSet(
+            latents=[ReportFigure(title="F", image=figure, alt="a line", reading="It rises.")]
+        ),
         tables=[
             ReportTable(
                 title="My table",
@@ -313,7 +316,7 @@ def test_checks_section_is_left_out_without_tables(tmp_path: Path) -> None:
 
 def test_background_must_be_a_column_of_the_counts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no column 'placebo'; it has: control, drug"):
-        write_small(tmp_path / "page.html", background_category="placebo")
+        write_small(tmp_path / "page.html", background="placebo")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from pyro_contrastive.report import folder as folder_module
 from pyro_contrastive.report import pipeline, results, stages
 from pyro_contrastive.report.failures import ResultsError
 from pyro_contrastive.report.figures import FigureSet
-from pyro_contrastive.report.folder import ResultsFolder, claim_folder
+from pyro_contrastive.report.folder import ResultsFolder, reserve_folder
 
 ALL = {
     "index.html",
@@ -150,7 +150,7 @@ def test_the_shell_says_so_without_a_traceback(
     assert isinstance(result.exception, SystemExit)
     assert result.stderr == "Error: cells_latents.h5ad could not be written: it broke.\n"
     assert "Trained 2 of 7 epochs" in result.stdout
-    assert f"In {out} there are: figures, index.html, latents.csv, model, scores.csv." in " ".join(
+    assert f"In {out} available: figures, index.html, latents.csv, model, scores.csv." in " ".join(
         result.stdout.split()
     )
     assert names(out) == ALL - {"cells_latents.h5ad"}
@@ -377,7 +377,7 @@ def test_what_overwriting_would_delete_is_refused_before_any_work(
     change(out)
     before = tree(out)
     monkeypatch.setattr(StandInModel, "train", fail_with(AssertionError("work was begun")))
-    assert_mistake(shell(out, "--overwrite", mark="2"), hint, "move it elsewhere")
+    assert_mistake(shell(out, "--overwrite", mark="2"), hint, "elsewhere")
     assert tree(out) == before
 
 
@@ -395,7 +395,7 @@ def test_a_file_of_a_results_name_is_not_taken_for_a_result(
 ) -> None:
     out.mkdir()
     (out / name).write_text("mine")
-    assert_mistake(shell(out, "--overwrite"), name, "move it elsewhere")
+    assert_mistake(shell(out, "--overwrite"), name, "elsewhere")
     assert tree(out) == {name: b"mine"}
 
 
@@ -430,7 +430,7 @@ def test_a_run_that_is_going_on_is_left_alone(shell: Any, out: Path) -> None:
         assert_mistake(shell(out, "--overwrite"), "another run", name)
         assert names(out) == {name}
         (out / name).rmdir()
-    with claim_folder(out, "x", overwrite=True) as folder:
+    with reserve_folder(out, "x", overwrite=True) as folder:
         assert_mistake(shell(out, "--overwrite"), "another run", folder.staging.name)
     assert names(out.parent) == {"cells.h5ad", "out"}  # it was there before
 
@@ -463,14 +463,14 @@ def test_folders_that_cannot_be_used_are_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     assert_mistake(shell(tmp_path / "file"), "is a file")
-    assert_mistake(shell(tmp_path / "file" / "out"), "cannot be written into", "Not a directory")
+    assert_mistake(shell(tmp_path / "file" / "out"), "is not writable", "Not a directory")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert_mistake(shell(tmp_path / "link"), "leads nowhere")
+    assert_mistake(shell(tmp_path / "link"), "broken link")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert_mistake(shell(tmp_path / "loop"), "loop")
     assert_mistake(shell(tmp_path / ("n" * 300)), "name too long")
     monkeypatch.setattr(Path, "mkdir", fail_with(OSError(errno.EROFS, "Read-only file system")))
-    assert_mistake(shell(tmp_path / "o"), "cannot be written into: Read-only file system")
+    assert_mistake(shell(tmp_path / "o"), "is not writable: Read-only file system")
 
 
 def test_a_read_only_folder_of_the_former_run_is_refused(
@@ -596,5 +596,5 @@ def test_figures_that_no_run_has_drawn_are_not_replaced(tmp_path):
 def test_results_do_not_go_into_the_store_that_is_read(tmp_path):
     (tmp_path / "store.zarr").mkdir()
     for out in (tmp_path / "store.zarr", tmp_path / "store.zarr" / "new"):
-        with pytest.raises(FileExistsError, match="is in the data"):
+        with pytest.raises(FileExistsError, match="is inside the data"):
             ResultsFolder(out, "x", overwrite=True, source=tmp_path / "store.zarr")

@@ -17,7 +17,7 @@ from stand_ins import STUDY, StandInModel, small_cells, tree
 
 from pyro_contrastive.report import folder as folder_module
 from pyro_contrastive.report import trial
-from pyro_contrastive.report.folder import claim_folder
+from pyro_contrastive.report.folder import reserve_folder
 from pyro_contrastive.report.inputs import check_columns
 from pyro_contrastive.report.results import write_results
 from pyro_contrastive.report.study import FitSettings
@@ -26,7 +26,7 @@ from pyro_contrastive.report.trial import check_results_can_be_written
 
 def check(data: ad.AnnData, out: Path) -> None:
     model = StandInModel(data.n_obs)
-    with claim_folder(out, STUDY.name, overwrite=False) as folder:
+    with reserve_folder(out, STUDY.name, overwrite=False) as folder:
         check_results_can_be_written(model, data, folder, STUDY, n_latents=6)
         assert not list(folder.new.iterdir())
 
@@ -60,7 +60,7 @@ FAULTS: dict[str, tuple[Callable[[ad.AnnData], Any], str]] = {
     "no name": (lambda a: a.obs.insert(0, "", 1), "obs['']"),
     "no text": (lambda a: a.obs.insert(0, "t", "a\udce9"), "obs['t']"),
     "index": (column_named_as_index, "obs['sample']"),
-    "twice": (two_columns, "obs['kind'], a name of several columns,"),
+    "twice": (two_columns, "obs['kind'], the name of several columns,"),
     "raw": (lambda a: raw_var(a, "_index", 1), "raw.var['_index']"),
     "mixed raw": (lambda a: raw_var(a, "m", MIXED), "raw.var['m']"),
     "raw.varm": (lambda a: raw_varm(a, "p/q"), "raw.varm['p/q']"),
@@ -84,7 +84,7 @@ def test_the_element_is_named_with_a_line_that_mends_it(name: str, tmp_path: Pat
         check(data, tmp_path / "out")
     message = str(caught.value)
     assert message.startswith(f"adata.{label} cannot be written")
-    line = re.search(r"Mend it in Python, (.*), and save the data", message)
+    line = re.search(r"Fix it in Python, (.*), and save the data", message)
     assert line is not None
     exec(line[1], {"adata": data, "scipy": scipy})
     check(data, tmp_path / "out")
@@ -113,7 +113,7 @@ def test_data_of_every_kind_that_can_be_written_pass_and_stay_as_they_are(tmp_pa
 def test_latents_of_another_fit_are_not_overwritten() -> None:
     data = small_cells()
     data.obsm["X_salient"] = np.ones((40, 2))
-    with pytest.raises(ValueError, match=r"X_salient in obsm already.*del adata\.obsm\['X_sal"):
+    with pytest.raises(ValueError, match=r"already has X_salient in obsm.*del adata\.obsm\['X_sal"):
         check_columns(data, STUDY)
     del data.obsm["X_salient"]
     check_columns(data, STUDY)
@@ -125,7 +125,9 @@ def disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 def test_too_little_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk(monkeypatch, 3_210_000)
-    with pytest.raises(OSError, match=r"take about 8\.\d MB, and 3\.2 MB are free on the disk of"):
+    with pytest.raises(
+        OSError, match=r"need about 8\.\d MB, but only 3\.2 MB are free on the disk of"
+    ):
         check(small_cells(), tmp_path)
     assert not list(tmp_path.iterdir())
 

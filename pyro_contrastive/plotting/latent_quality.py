@@ -1,4 +1,4 @@
-"""Matplotlib figures of what the latents hold: dimensions in use, and labels that leak."""
+"""Matplotlib figures of the content of the latents: dimensions in use, and leaking labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NATS = "KL from the prior (nats per cell)"
 
 
 def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how much each dimension says of a cell; dimensions that are not used are hollow.
+    """Draw how informative each dimension is; dimensions that are not used are hollow.
 
     Parameters
     ----------
     usage
-        What :meth:`pyro_contrastive.ContrastiveVI.latent_signal` returned, for both latents and by
+        Result of :meth:`pyro_contrastive.ContrastiveVI.latent_signal`, for both latents and by
         variances, or :meth:`pyro_contrastive.ContrastiveVI.get_latent_usage`, for one latent and in
         nats.
     ax
@@ -34,7 +34,7 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Raises
     ------
     ValueError
-        If it is neither of the two tables.
+        If `usage` is neither of the two tables.
     """
     table, unit = _bars(usage)
     axes = ax if ax is not None else new_axes(max(3.8, 0.9 + 0.36 * (len(table) + 1)), 3.4)
@@ -59,24 +59,24 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         start += len(own) + 1
     axes.set_xticks(ticks, names)
     axes.set_xlim(-0.8, start - 1.2)
-    axes.set_xlabel("dimension, the one that says most first")
+    axes.set_xlabel("dimension, most informative first")
     axes.set_ylabel(unit)
     return tidy(axes)
 
 
 def plot_leakage(leakage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how well labels are told from each latent, between chance and never being wrong.
+    """Draw how well each latent predicts the labels, from chance to perfect.
 
     Parameters
     ----------
     leakage
-        What :meth:`pyro_contrastive.ContrastiveVI.leakage` returned.
+        Result of :meth:`pyro_contrastive.ContrastiveVI.leakage`.
     ax
         Axes to draw on. Default: those of a new figure.
 
     Returns
     -------
-    The axes; a tick marks chance, a grey line what shuffled labels reached.
+    The axes; a tick marks chance, a grey bar the range reached with shuffled labels.
     """
     axes = ax if ax is not None else new_axes(6.8, 1.0 + 0.45 * len(leakage))
     for height, row in enumerate(leakage.itertuples()):
@@ -102,14 +102,14 @@ def plot_leakage(leakage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def _bars(usage: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Latent, dimension and height of each bar and whether it is filled; what heights are."""
+    """Return latent, dimension, height and use of each bar, and the unit of the heights."""
     if {"latent", "dimension", "signal", "used"} <= set(usage.columns) and len(usage):
         return usage.rename(columns={"signal": "height"}), _SIGNAL
     if {"nats", "active"} <= set(usage.columns) and len(usage):
-        # One latent, of which the table does not say which it is.
+        # This table is of one latent, which it does not name.
         table = usage.rename(columns={"nats": "height", "active": "used"})
         return table.assign(latent="", dimension=usage.index), _NATS
     raise ValueError(
-        "pass what model.latent_signal() or model.get_latent_usage() returned, not a table of "
+        "pass the result of model.latent_signal() or model.get_latent_usage(), not a table of "
         f"{len(usage)} rows with the columns {list(usage.columns)}"
     )

@@ -1,4 +1,4 @@
-"""Which element of an AnnData cannot be written to a file, and which line of Python mends it."""
+"""Find the element of an AnnData that cannot be written, and a line of Python that fixes it."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ _NEW_NAME = "NEW_NAME"
 
 @dataclass(frozen=True)
 class _Element:
-    """One element of the data, on its own.
+    """One element of the data.
 
     Parameters
     ----------
     label
-        What it is called in Python, after ``adata.``.
+        Its name in Python, after ``adata.``.
     make
-        Makes an AnnData that has this element alone.
-    mends
-        Lines of Python that may mend it, each with what makes the AnnData that has it mended. The
-        last resort, to be given without a trial, is `drop`.
+        Makes an AnnData with only this element.
+    fixes
+        Lines of Python that may fix it, each with a function that makes the AnnData so fixed. The
+        last resort, advised without a trial, is `drop`.
     drop
         The line that deletes it.
     """
 
     label: str
     make: Callable[[], ad.AnnData]
-    mends: tuple[tuple[str, Callable[[], ad.AnnData]], ...]
+    fixes: tuple[tuple[str, Callable[[], ad.AnnData]], ...]
     drop: str
 
 
 def what_is_wrong(adata: ad.AnnData, rows: np.ndarray, write: Write, error: BaseException) -> str:
-    """Name the element that cannot be written, by writing each on its own.
+    """Find the element that cannot be written, by writing each separately.
 
     Parameters
     ----------
@@ -55,21 +55,21 @@ def what_is_wrong(adata: ad.AnnData, rows: np.ndarray, write: Write, error: Base
     rows
         Cells whose counts are written.
     write
-        Writes data, or raises.
+        Writes data, or raises an error.
     error
-        What was raised when all were written.
+        The error raised when all were written.
     """
     for element in _elements(adata, rows):
         why = _why_not(element.make, write)
         if why is None:
             continue
-        mends = [line for line, make in element.mends if _why_not(make, write) is None]
-        mend = mends[0] if mends else element.drop
+        fixes = [line for line, make in element.fixes if _why_not(make, write) is None]
+        fix = fixes[0] if fixes else element.drop
         return (
-            f"adata.{element.label} cannot be written to an .h5ad file and read again ({why}). "
-            f'Mend it in Python, {mend}, and save the data: adata.write_h5ad("mended.h5ad")'
+            f"adata.{element.label} cannot be written to an .h5ad file and read back ({why}). "
+            f'Fix it in Python, {fix}, and save the data: adata.write_h5ad("fixed.h5ad")'
         )
-    return f"the data cannot be written to an .h5ad file and read again ({in_words(error)})"
+    return f"the data cannot be written to an .h5ad file and read back ({in_words(error)})"
 
 
 def _why_not(make: Callable[[], ad.AnnData], write: Write) -> str | None:
@@ -81,14 +81,14 @@ def _why_not(make: Callable[[], ad.AnnData], write: Write) -> str | None:
 
 
 def made_quietly(*args: Any, **parts: Any) -> ad.AnnData:
-    """Make an AnnData without the warnings of its parts, which reading has shown already."""
+    """Make an AnnData without the warnings that reading the file has already shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ad.AnnData(*args, **parts)
 
 
 def zeros(n_cells: int, n_genes: int) -> sparse.csr_matrix:
-    """Make counts that take no space."""
+    """Make a matrix of zeros, which takes no space."""
     return sparse.csr_matrix((n_cells, n_genes), dtype=np.float32)
 
 
@@ -139,12 +139,12 @@ def _of_frame(name: str, frame: pd.DataFrame, place: Place) -> Iterator[_Element
             return place(column.astype(str))
 
         rename = f"adata.{name}[{_NEW_NAME!r}] = adata.{name}.pop({key!r})"
-        mends = ((rename, renamed), (f"{here} = {here}.astype(str)", as_text))
-        yield _Element(f"{name}[{key!r}]", make, mends, f"del {here}")
+        fixes = ((rename, renamed), (f"{here} = {here}.astype(str)", as_text))
+        yield _Element(f"{name}[{key!r}]", make, fixes, f"del {here}")
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()][0]
         yield _Element(
-            f"{name}[{twice!r}], a name of several columns,",
+            f"{name}[{twice!r}], the name of several columns,",
             lambda: place(frame.loc[:, frame.columns == twice].copy()),
             (),
             f"adata.{name} = adata.{name}.loc[:, ~adata.{name}.columns.duplicated()]",
@@ -161,8 +161,8 @@ def _of_mapping(name: str, key: Any, value: Any, frames: Mapping[str, Any]) -> _
 
     here = f"adata.{name}"
     rename = f"{here}[{_NEW_NAME!r}] = {here}.pop({key!r})"
-    mends = ((rename, lambda: make(_NEW_NAME)),)
-    return _Element(f"{name}[{key!r}]", make, mends, f"del {here}[{key!r}]")
+    fixes = ((rename, lambda: make(_NEW_NAME)),)
+    return _Element(f"{name}[{key!r}]", make, fixes, f"del {here}[{key!r}]")
 
 
 def _of_raw_varm(adata: ad.AnnData, key: Any) -> _Element:
@@ -183,7 +183,7 @@ def _of_raw_varm(adata: ad.AnnData, key: Any) -> _Element:
 
 
 def _of_uns(value: Mapping[Any, Any], path: tuple[Any, ...]) -> Iterator[_Element]:
-    """Elements of ``uns``: the entries of inner mappings before those that hold them."""
+    """Elements of ``uns``: entries of nested mappings before the mappings themselves."""
     for key, inner in value.items():
         if isinstance(inner, Mapping):
             yield from _of_uns(inner, (*path, key))

@@ -1,4 +1,4 @@
-"""What an output folder holds already: a former run's files, litter, the user's own."""
+"""What an output folder already contains: files of an earlier run, of the system, of the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from pyro_contrastive import __version__
 from pyro_contrastive._tools.litter import is_litter
 
-__all__ = ["MANIFEST", "files_below", "former_entries", "manifest_of"]
+__all__ = ["MANIFEST", "earlier_entries", "files_below", "manifest_of"]
 
 MANIFEST = "manifest.json"
 _WRITTEN_BY = "pyro-contrastive"
@@ -31,15 +31,15 @@ def files_below(folder: Path) -> list[str]:
 
 
 def manifest_of(files: Iterable[str]) -> str:
-    """Write down as JSON which files a run has made."""
+    """List as JSON the files that a run has made."""
     listed = sorted({*files, MANIFEST})
     return json.dumps(
         {"written_by": _WRITTEN_BY, "version": __version__, "files": listed}, indent=1
     )
 
 
-def former_entries(folder: Path) -> list[str]:
-    """Find what a former run has left, by its manifest or, where there is none, by what it holds.
+def earlier_entries(folder: Path) -> list[str]:
+    """Find the files of an earlier run by its manifest or, without one, by their content.
 
     Parameters
     ----------
@@ -49,22 +49,22 @@ def former_entries(folder: Path) -> list[str]:
     Returns
     -------
     list of str
-        Names of the files and folders in it that are of the run.
+        Names of the files and folders in it that belong to the run.
 
     Raises
     ------
     FileExistsError
-        If there is something in the place of a file of the former run, or beside the files in its
-        folders, that no run has written; it would be lost with them. Litter is no such thing.
+        If a file that no run has written has the name of one of the earlier run, or lies in one of
+        its folders: it would be lost. Files that the operating system leaves do not count.
     """
     manifest = folder / MANIFEST
     files = _listed(manifest) if manifest.is_file() else _recognised(folder)
-    strangers = sorted(_strangers(folder, files))
-    if strangers:
-        more = ", ..." if len(strangers) > 3 else ""  # noqa: PLR2004
+    unknown = sorted(_unknown(folder, files))
+    if unknown:
+        more = ", ..." if len(unknown) > 3 else ""  # noqa: PLR2004
         raise FileExistsError(
-            f"folder {folder} holds what no run has written, where overwriting would delete it: "
-            f"{', '.join(strangers[:3])}{more}; move it elsewhere"
+            f"folder {folder} contains files that no run has written and that overwriting would "
+            f"delete: {', '.join(unknown[:3])}{more}; move them elsewhere"
         )
     return [name for name in _tops(files) if _exists(folder / name)]
 
@@ -78,24 +78,23 @@ def _exists(path: Path) -> bool:
 
 
 def _listed(manifest: Path) -> set[str]:
-    """Read a manifest; it may be a file of the user's own that has the same name."""
+    """Read a manifest, which may be a user's file with the same name."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         is_ours = content["written_by"] == _WRITTEN_BY
         files = [PurePosixPath(name) for name in content["files"]]
     except (ValueError, TypeError, KeyError, OSError):
         is_ours, files = False, []
-    # An entry that leads out of the folder is none that a run has written.
+    # A run never writes outside its folder.
     if not is_ours or any(not p.parts or p.is_absolute() or ".." in p.parts for p in files):
         raise FileExistsError(
-            f"{manifest} is not the list of files that a run has left there, or is damaged; move "
-            "it elsewhere"
+            f"{manifest} is not a list of files written by a run, or is damaged; move it elsewhere"
         )
     return {str(file) for file in files}
 
 
 def _recognised(folder: Path) -> set[str]:
-    """Files of a run that left no manifest, as versions before 28 November 2026 did not."""
+    """Files of a run without a manifest, as versions before 28 November 2026 wrote none."""
     found: set[str] = set()
     page = _text(folder / "index.html")
     if "Written by pyro_contrastive." in page:
@@ -104,7 +103,7 @@ def _recognised(folder: Path) -> set[str]:
         found.add("scores.csv")
     if '"pyro-contrastive"' in _text(folder / "model" / "config.json"):
         found |= {f"model/{name}" for name in _MODEL_FILES}
-    # Figures have nothing in them to be known by; only those of a folder that has a run's page.
+    # Figures cannot be recognised by their content; count them only beside a run's page.
     if "index.html" in found:
         found |= {f"figures/{name}" for name in _FIGURE_FILES}
     return found
@@ -119,14 +118,14 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _strangers(folder: Path, files: Collection[str]) -> Iterator[str]:
-    """Paths, in the entries that `files` belong to, of what is neither among them nor litter."""
+def _unknown(folder: Path, files: Collection[str]) -> Iterator[str]:
+    """Paths in the top-level entries of `files` that are neither listed nor system files."""
     parents = {str(parent) for file in files for parent in PurePosixPath(file).parents}
     waiting = [name for name in _tops(files) if _exists(folder / name)]
     while waiting:
         name = waiting.pop()
         path = folder / name
-        if path.is_symlink():  # only the link itself would be deleted
+        if path.is_symlink():  # deleting removes only the link itself
             is_known = name in files or name in parents
         elif path.is_dir():
             is_known = name in parents

@@ -1,0 +1,51 @@
+"""Errors and warnings as a shell shows them: on one line each, on standard error."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import typer
+
+__all__ = ["mistakes_on_one_line", "plain_warnings", "say_error"]
+
+
+@contextmanager
+def mistakes_on_one_line(*mistakes: type[Exception]) -> Iterator[None]:
+    """Turn these exceptions, the user's mistakes, into one line each and exit code 2."""
+    try:
+        with plain_warnings():
+            yield
+    except mistakes as error:
+        say_error(str(error))
+        raise typer.Exit(2) from error
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show warnings meant for the user on one line, without a line of our code."""
+    show = warnings.showwarning
+
+    def show_plainly(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning:
+            typer.echo("Warning: " + " ".join(str(message).split()), err=True)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_plainly
+        yield
+
+
+def say_error(text: str) -> None:
+    """Write an error on one line of standard error."""
+    typer.echo("Error: " + " ".join(text.split()), err=True)
