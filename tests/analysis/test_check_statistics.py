@@ -10,12 +10,20 @@ import pytest
 from ppc_helpers import checked
 from scipy.sparse import csr_matrix
 
+from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.ppc import (
     PosteriorPredictiveCheck,
     ReplicateStream,
     Statistic,
+    statistics,
 )
-from pyro_contrastive.analysis.ppc.statistics import ALL_STATISTICS, NEED_COUNTS
+from pyro_contrastive.analysis.ppc.statistics import (
+    ALL_STATISTICS,
+    CELL_STATISTICS,
+    GENE_STATISTICS,
+    NEED_COUNTS,
+    BuiltIn,
+)
 from pyro_contrastive.analysis.ppc.sums import RankSums
 from pyro_contrastive.analysis.ppc.tables import compare
 
@@ -365,3 +373,20 @@ def test_it_prints_what_it_holds_and_not_all_of_it():
     assert f"genes ({len(found.genes)})" in text
     assert "custom" not in text  # there is none
     assert len(text) < 400
+
+
+def test_the_method_names_every_statistic() -> None:
+    documented = ContrastiveVI.posterior_predictive_check.__doc__ or ""
+    assert [name for name in ALL_STATISTICS if f'"{name}"' not in documented] == []
+
+
+def test_a_statistic_is_added_by_one_entry(monkeypatch):
+    """An entry in one table is all that a new statistic of genes and cells needs."""
+    seen = BuiltIn(lambda m: m.n - m.zeros, "cells that express it", "cells")
+    monkeypatch.setitem(CELL_STATISTICS, "seen", seen)
+    monkeypatch.setitem(GENE_STATISTICS, "seen", seen)
+    monkeypatch.setattr(statistics, "ALL_STATISTICS", (*ALL_STATISTICS, "seen"))
+    found = check(statistics=["seen"])
+    assert values(found.genes, "seen").tolist() == [1, 2, 4]
+    assert values(found.cells, "seen").tolist() == [2, 1, 2, 2]
+    assert set(found.overall["unit"]) == {"gene", "cell"}

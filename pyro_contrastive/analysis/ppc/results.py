@@ -88,7 +88,7 @@ def _trends(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tab
     for group in plan.groups.names:
         one, many = _moments(plan, observed, group), _moments(plan, replicated, group)
         for name in wanted:
-            geometric = plan.counts and TRENDS[name] == "variance"
+            geometric = plan.counts and GENE_STATISTICS[TRENDS[name]].geometric
             of_mean = GENE_STATISTICS[TRENDS[name]]
             x, y = (
                 trend(
