@@ -13,14 +13,11 @@ from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
-from pyro_contrastive.methods.counterfactual import CounterfactualMethods
-from pyro_contrastive.methods.description import DescriptionMethods
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
-from pyro_contrastive.methods.export import ExportMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
-from pyro_contrastive.methods.likelihood import LikelihoodMethods
-from pyro_contrastive.methods.ppc import CheckMethods
+from pyro_contrastive.methods.fit_quality import FitQualityMethods
+from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
@@ -31,14 +28,11 @@ from pyro_contrastive.priors import PriorLike
 
 class ContrastiveVI(
     TrainingMethods,
+    LatentMethods,
     ExpressionMethods,
-    CounterfactualMethods,
     DifferentialMethods,
-    LikelihoodMethods,
+    FitQualityMethods,
     PredictiveMethods,
-    CheckMethods,
-    ExportMethods,
-    DescriptionMethods,
     DiagnosisMethods,
     StorageMethods,
 ):
@@ -75,6 +69,25 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         If `adata` is not registered, the likelihood cannot have its data (the error names the
         first cell and gene, and says what to do), or its size factors are asked for beside a
         latent library size or a likelihood without any.
+
+    Notes
+    -----
+    **Shared arguments** of most methods:
+
+    ``adata`` : AnnData, default ``None``
+        Cells with the model's genes, covariates and conditions. By default those the model was made
+        with.
+    ``indices`` : array, default ``None``
+        Which of them, as indices or boolean mask. By default all. A mask that is a pandas Series is
+        aligned by its index, which must hold the cell names; integers are positions, whatever their
+        index.
+    ``batch_size`` : int, default ``None``
+        Cells in memory at a time. By default 1,024, or fewer where each has many draws.
+    ``seed`` : int, default ``None``
+        Seed of all random draws. By default torch's global state, as set by ``pyro.set_rng_seed``.
+        The global state is the same after a seeded call as before it.
+    ``silent`` : bool, default ``False``
+        Show no progress bar. By default a bar appears when a call takes more than a few seconds.
 
     Examples
     --------

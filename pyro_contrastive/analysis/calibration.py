@@ -18,9 +18,9 @@ from torch import Tensor
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.local_posterior import fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts, shared_values
-from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.runs import draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.module.populations import trace_of
 from pyro_contrastive.model import SALIENT
@@ -128,9 +128,7 @@ def rank_histogram(ranks: Array, n_draws: int) -> tuple[Array, Array]:
 
 
 def calibrate(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
+    query: Query,
     n_draws: int,
     *,
     method: Method = "guide",
@@ -143,7 +141,7 @@ def calibrate(
 
     Parameters
     ----------
-    vae, data, indices
+    query
         The model, the data and which cells.
     n_draws
         Draws from the posterior of each simulated cell.
@@ -152,10 +150,10 @@ def calibrate(
     nuts
         How to run NUTS; its draws are thinned to `n_draws`.
     """
-    ranks = []
+    vae, ranks = query.vae, []
     with evaluating(vae):
         fixed = shared_values(vae)
-        for batch in chunks(vae, data, indices, None, n_draws):
+        for batch in query.minibatches(n_draws):
             empty = dataclasses.replace(batch, x=None, rows=None)
             truth = poutine.trace(poutine.condition(vae.model, fixed)).get_trace(empty)
             cells = dataclasses.replace(empty, x=truth.nodes["x"]["value"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,13 @@ from numpy.typing import NDArray
 
 from pyro_contrastive._tools.torch_tools import numpy_rng
 from pyro_contrastive.analysis import differential_statistics as statistics
+from pyro_contrastive.analysis.decoding import decode_cells
+from pyro_contrastive.analysis.differential_groups import GroupPair
 from pyro_contrastive.analysis.differential_settings import BatchCodes, DifferentialSettings
 from pyro_contrastive.analysis.differential_statistics import Draws, Vector
-from pyro_contrastive.analysis.expression import Decoding, expression
-from pyro_contrastive.analysis.groups_of_cells import GroupPair
-from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.data.counts import Matrix
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.vae import ContrastiveVAE
 
 # The change is reported with a smaller pseudocount than it is tested with, as in scvi-tools: the
 # larger one is there to keep silent genes from being tagged, and would shrink what is reported.
@@ -26,33 +26,29 @@ REPORTED_PSEUDOCOUNT = 1e-3
 
 
 def differential_expression(
-    vae: ContrastiveVAE,
-    data: CellData,
+    query: Query,
     pairs: Sequence[GroupPair],
     genes: Sequence[str],
     settings: DifferentialSettings,
     *,
     batches: BatchCodes = ((), ()),
-    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """Compare groups of cells gene by gene; random numbers come from torch's global state.
 
     Parameters
     ----------
-    vae, data
-        The model and the data. Target cells are decoded with their salient latent and background
-        cells with 0 in its place, cell by cell: see
-        :func:`~pyro_contrastive.analysis.groups_of_cells.with_targets`.
+    query
+        The model and the data; which cells is up to `pairs`. Target cells are decoded with their
+        salient latent and background cells with 0 in its place, cell by cell: see
+        :func:`~pyro_contrastive.analysis.differential_groups.with_targets`.
     pairs
-        What to compare: see :func:`~pyro_contrastive.analysis.groups_of_cells.group_pairs`.
+        What to compare: see :func:`~pyro_contrastive.analysis.differential_groups.group_pairs`.
     genes
         Their names: the index of the result.
     settings
         How.
     batches
         See :func:`~pyro_contrastive.analysis.differential_settings.batches_to_decode`.
-    batch_size
-        Cells at a time; default 1,024.
 
     Returns
     -------
@@ -66,49 +62,44 @@ def differential_expression(
         the wrong shape.
     """
     usual = DifferentialSettings.threshold_counts
-    if vae.model.likelihood.pseudocount is not None and settings.threshold_counts != usual:
+    likelihood = query.vae.model.likelihood
+    if likelihood.pseudocount is not None and settings.threshold_counts != usual:
         msg = (
             f"threshold_counts={settings.threshold_counts} has no effect with "
-            f"{type(vae.model.likelihood).__name__}, which has a pseudocount of its own."
+            f"{type(likelihood).__name__}, which has a pseudocount of its own."
         )
         raise ValueError(msg)
     rng = numpy_rng()
     tables = []
     for pair in pairs:
         draws1, draws2 = (
-            draw_scales(vae, data, cells, codes, settings, batch_size=batch_size, rng=rng)
+            draw_scales(query.of(cells), codes, settings, rng)
             for cells, codes in zip((pair.cells1, pair.cells2), batches, strict=True)
         )
         columns = compare_draws(
-            draws1, draws2, data.counts, pair, settings, batches, rng, vae.model.likelihood
+            draws1, draws2, query.data.counts, pair, settings, batches, rng, likelihood
         )
         tables.append(_table(columns, pair, genes, settings))
     return pd.concat(tables)
 
 
 def draw_scales(
-    vae: ContrastiveVAE,
-    data: CellData,
-    cells: NDArray[np.int64],
+    query: Query,
     codes: Sequence[int],
     settings: DifferentialSettings,
-    *,
-    batch_size: int | None = None,
     rng: np.random.Generator,
 ) -> Draws:
     """Draw cells of a group with replacement, and normalised expression for each draw.
 
     Parameters
     ----------
-    vae, data, cells
+    query
         The model, the data and the cells of the group.
     codes
         Batches to decode under, each for an equal share of the draws (to within one); empty: each
         cell's own.
     settings
         Number of draws.
-    batch_size
-        Cells at a time.
     rng
         Chooses the cells.
 
@@ -127,11 +118,11 @@ def draw_scales(
             f"{len(codes)} batches."
         )
         raise ValueError(msg)
-    chosen = rng.choice(cells, settings.n_samples_overall)
+    chosen = rng.choice(query.cells, settings.n_samples_overall)
     draws = []
     for share, batch in _shares(chosen, codes):
-        decoding = Decoding(n_samples=settings.n_samples, batches=batch, batch_size=batch_size)
-        draws += expression(vae, data, share, decoding)
+        decoding = Decoding(n_samples=settings.n_samples, batches=batch)
+        draws += decode_cells(replace(query, cells=share, decoding=decoding))
     return np.concatenate(draws)
 
 

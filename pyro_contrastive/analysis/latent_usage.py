@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_contrastive._tools.torch_tools import evaluating
-from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
-from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.runs import draw_posterior, run_model, without_salient
 from pyro_contrastive.model import SALIENT
-from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["SIGNAL", "latent_usage", "salient_log_likelihood"]
 
@@ -31,29 +30,23 @@ that is too little.)
 KL_DRAWS = 10
 
 
-def latent_usage(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
-    batch_size: int | None = None,
-) -> pd.DataFrame:
+def latent_usage(query: Query) -> pd.DataFrame:
     """Tell how much each dimension of z and s says of a cell; call seeded.
 
     Parameters
     ----------
-    vae, data, indices
+    query
         The model, the data and which cells. For s the target cells among them, and of each
         dimension those that have it.
-    batch_size
-        Cells at a time.
 
     Returns
     -------
     See :meth:`pyro_contrastive.ContrastiveVI.latent_signal`.
     """
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"z": [], SALIENT: []}
+    vae = query.vae
     with evaluating(vae):
-        for batch in chunks(vae, data, indices, batch_size, KL_DRAWS):
+        for batch in query.minibatches(KL_DRAWS):
             posterior = draw_posterior(vae, batch, KL_DRAWS)
             model = run_model(vae, batch, posterior, KL_DRAWS)
             for site, found in parts.items():
@@ -128,14 +121,12 @@ def _table(
     return table.assign(used=table["signal"] >= SIGNAL) if rows else table
 
 
-def salient_log_likelihood(
-    vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], n_samples: int = 10
-) -> NDArray[np.float64]:
+def salient_log_likelihood(query: Query, n_samples: int = 10) -> NDArray[np.float64]:
     """Nats of log p(x | z, s, l) that each cell would lose were its s set to 0; call seeded.
 
     Parameters
     ----------
-    vae, data, indices
+    query
         The model, the data and which cells: target cells (background cells lose nothing).
     n_samples
         Posterior draws to average over.
@@ -144,14 +135,13 @@ def salient_log_likelihood(
     -------
     ``[cells]``. About 0 where the decoder makes nothing of s.
     """
-    parts = []
+    vae, parts = query.vae, []
     with evaluating(vae):
-        for batch in chunks(vae, data, indices, None, n_samples):
+        for batch in query.minibatches(n_samples):
             posterior = draw_posterior(vae, batch, n_samples)
-            without = {SALIENT: torch.zeros_like(posterior.nodes[SALIENT]["value"])}
             values = [
                 run_model(vae, batch, posterior, n_samples, do).nodes["x"]["fn"].log_prob(batch.x)
-                for do in (None, without)
+                for do in (None, without_salient(posterior))
             ]
             parts.append((values[0] - values[1]).double().mean(0).cpu().numpy())
     return np.concatenate(parts) if parts else np.empty(0)

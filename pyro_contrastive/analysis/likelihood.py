@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating
-from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.runs import draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.sites import SalientOfTargets, is_local, site_losses
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -53,16 +54,21 @@ def log_weights(vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: An
 
 
 def log_weights_of_cells(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
+    query: Query,
     n_samples: int,
-    batch_size: int | None = None,
     improve: Callable[[CellBatch], Any] = lambda _: None,
 ) -> Array:
     """Return the :func:`log_weights` of many cells, ``[cells, n_samples]``.
 
-    `improve` may make a guide of their own for the cells of a batch, to draw from instead.
+    Parameters
+    ----------
+    query
+        The model, the data and which cells.
+    n_samples
+        Posterior draws per cell.
+    improve
+        Makes a guide for the cells of a mini-batch, to draw from in place of the model's; ``None``
+        keeps the model's.
 
     Raises
     ------
@@ -71,9 +77,9 @@ def log_weights_of_cells(
     """
     _check_draws(n_samples)
     parts = []
-    with evaluating(vae):
-        for batch in chunks(vae, data, indices, batch_size or FEW_CELLS):
-            weights = all_log_weights(vae, batch, n_samples, improve(batch))
+    with evaluating(query.vae):
+        for batch in _few_at_a_time(query).minibatches():
+            weights = all_log_weights(query.vae, batch, n_samples, improve(batch))
             parts.append(weights.cpu().numpy())
     return np.concatenate(parts) if parts else np.empty((0, n_samples))
 
@@ -89,36 +95,26 @@ def all_log_weights(
     return torch.cat(passes).T
 
 
-def elbo(
-    vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], batch_size: int | None
-) -> Array:
+def elbo(query: Query) -> Array:
     """ELBO of each cell (higher is better), one posterior draw, analytic KL where there is one."""
 
     def value(batch: CellBatch) -> Tensor:
-        terms = losses_of(vae, batch, 1, analytic=True)
+        terms = losses_of(query.vae, batch, 1, analytic=True)
         return -torch.stack([term.expand(1, len(batch)) for term in terms.values()]).sum(0)[0]
 
-    return _per_cell(vae, data, indices, batch_size, value)
+    return _per_cell(query, value)
 
 
-def log_likelihood_of_reconstruction(
-    vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], batch_size: int | None
-) -> Array:
+def log_likelihood_of_reconstruction(query: Query) -> Array:
     """Return log p(x | z, s, l) of each cell at one posterior draw (higher is better)."""
 
     def value(batch: CellBatch) -> Tensor:
-        return -losses_of(vae, batch, 1, analytic=True)["x"][0]
+        return -losses_of(query.vae, batch, 1, analytic=True)["x"][0]
 
-    return _per_cell(vae, data, indices, batch_size, value)
+    return _per_cell(query, value)
 
 
-def marginal_log_likelihood(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
-    n_samples: int,
-    batch_size: int | None,
-) -> Array:
+def marginal_log_likelihood(query: Query, n_samples: int) -> Array:
     r"""Importance-weighted estimate of log p(x) of each cell (Burda et al., ICLR 2016).
 
     .. math:: \log \frac{1}{M} \sum_m
@@ -128,11 +124,15 @@ def marginal_log_likelihood(
     """
 
     def value(batch: CellBatch) -> Tensor:
-        return all_log_weights(vae, batch, n_samples).logsumexp(-1) - math.log(n_samples)
+        return all_log_weights(query.vae, batch, n_samples).logsumexp(-1) - math.log(n_samples)
 
     _check_draws(n_samples)
-    # Many draws of few cells at a time: memory is draws x cells x genes.
-    return _per_cell(vae, data, indices, batch_size or FEW_CELLS, value)
+    return _per_cell(_few_at_a_time(query), value)
+
+
+def _few_at_a_time(query: Query) -> Query:
+    """Look at few cells at a time by default: memory is draws per pass x cells x genes."""
+    return replace(query, batch_size=query.batch_size or FEW_CELLS)
 
 
 def _check_draws(n_samples: int) -> None:
@@ -141,14 +141,7 @@ def _check_draws(n_samples: int) -> None:
         raise ValueError(msg)
 
 
-def _per_cell(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
-    batch_size: int | None,
-    value: Callable[[CellBatch], Tensor],
-) -> Array:
-    with evaluating(vae):
-        batches = chunks(vae, data, indices, batch_size)
-        parts = [value(batch).double().cpu().numpy() for batch in batches]
+def _per_cell(query: Query, value: Callable[[CellBatch], Tensor]) -> Array:
+    with evaluating(query.vae):
+        parts = [value(batch).double().cpu().numpy() for batch in query.minibatches()]
     return np.concatenate(parts) if parts else np.empty(0)

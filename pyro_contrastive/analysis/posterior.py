@@ -11,35 +11,24 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
-from pyro_contrastive.analysis.runs import chunks, draw_posterior
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.vae import ContrastiveVAE
 
 SITES = {"salient": "s", "background": "z"}
 
 
-def latent_representation(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
-    kind: str,
-    *,
-    give_mean: bool,
-    batch_size: int | None,
-) -> NDArray[np.float32]:
+def latent_representation(query: Query, kind: str, *, give_mean: bool) -> NDArray[np.float32]:
     """Posterior mean or one posterior draw of a latent, ``[cells, latents]``.
 
     Parameters
     ----------
-    vae, data, indices
+    query
         The model, the data and which cells.
     kind
         ``"salient"`` or ``"background"``.
     give_mean
         Mean, or a draw (from torch's global random state).
-    batch_size
-        Cells at a time.
 
     Raises
     ------
@@ -53,39 +42,29 @@ def latent_representation(
     def value(_: CellBatch, posterior: Trace) -> Tensor:
         return _value(posterior.nodes[SITES[kind]], give_mean)
 
+    vae = query.vae
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
-    site = SITES[kind]
-    return _per_cell(
-        vae, data, indices, site, value, width, give_mean=give_mean, batch_size=batch_size
-    )
+    return _per_cell(query, SITES[kind], value, width, give_mean=give_mean)
 
 
-def library_size(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
-    *,
-    give_mean: bool,
-    batch_size: int | None,
-) -> NDArray[np.float32]:
+def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
     """Library size of cells on the natural scale, ``[cells, 1]``.
 
     Parameters
     ----------
-    vae, data, indices
+    query
         The model, the data and which cells.
     give_mean
         Mean of the log-normal posterior, or one draw; an observed library size is what it is.
-    batch_size
-        Cells at a time.
 
     Raises
     ------
     ValueError
         If the likelihood has no library size.
     """
-    if not vae.model.likelihood.uses_library:
-        msg = f"{type(vae.model.likelihood).__name__} has no library size."
+    likelihood = query.vae.model.likelihood
+    if not likelihood.uses_library:
+        msg = f"{type(likelihood).__name__} has no library size."
         raise ValueError(msg)
 
     def value(batch: CellBatch, posterior: Trace) -> Tensor:
@@ -93,27 +72,23 @@ def library_size(
             return batch.observed_library()
         return _value(posterior.nodes["library"], give_mean)
 
-    return _per_cell(
-        vae, data, indices, "library", value, 1, give_mean=give_mean, batch_size=batch_size
-    )
+    return _per_cell(query, "library", value, 1, give_mean=give_mean)
 
 
 def _per_cell(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
+    query: Query,
     site: str,
     value: Callable[[CellBatch, Trace], Tensor],
     width: int,
     *,
     give_mean: bool,
-    batch_size: int | None,
 ) -> NDArray[np.float32]:
     """Join values of mini-batches, each with a posterior draw of `site`: ``[cells, width]``."""
+    vae = query.vae
     guide = vae.guide.alone(site)
     # A mean needs no noise; the guide draws some all the same, which must not advance the state.
     with evaluating(vae), seeded(0 if give_mean else None):
-        batches = chunks(vae, data, indices, batch_size, dense=vae.guide.needs_dense)
+        batches = query.minibatches(dense=vae.guide.needs_dense)
         draws = ((batch, draw_posterior(vae, batch, guide=guide)) for batch in batches)
         parts = [value(batch, draw).cpu().numpy() for batch, draw in draws]
     return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)

@@ -18,9 +18,9 @@ from pyro_contrastive.analysis.likelihood import all_log_weights
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.nuts import NutsDraws, NutsSettings, sample_nuts
 from pyro_contrastive.analysis.progress import counted
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import device_of, dtype_of
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.guide import Moments
 from pyro_contrastive.model import SALIENT
 from pyro_contrastive.vae import ContrastiveVAE
@@ -81,10 +81,7 @@ class PosteriorAccuracy:
 
 
 def posterior_accuracy(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
-    names: pd.Index,
+    query: Query,
     *,
     n_samples: int,
     local: LocalFit | None = None,
@@ -94,10 +91,8 @@ def posterior_accuracy(
 
     Parameters
     ----------
-    vae, data, indices
+    query
         The model, the data and which cells.
-    names
-        Names of these cells.
     n_samples
         Draws per cell for ELBO, log p(x) and k.
     local
@@ -105,14 +100,15 @@ def posterior_accuracy(
     nuts
         How to run NUTS; ``None``: not at all.
     """
-    batch = data.cells(indices, device_of(vae), dtype_of(vae))
-    with counted(len(indices)) as bar, evaluating(vae):
+    vae, names = query.vae, query.names
+    batch = query.data.cells(query.cells, device_of(vae), dtype_of(vae))
+    with counted(len(query)) as bar, evaluating(vae):
         encoder = LocalGuide(vae.guide, batch)
         best = fit_local(vae, batch, local)
         cells = _gaps(vae, batch, best, n_samples)
         drawn = None
         if nuts is None:
-            bar.advance(len(indices))
+            bar.advance(len(query))
         else:
             drawn = sample_nuts(vae, batch, best.moments(), nuts, bar.advance)
     latents = _latents(encoder.moments(), best.moments(), drawn, batch.is_target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +13,11 @@ from numpy.typing import NDArray
 from pyro.poutine import Trace
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
-from pyro_contrastive.analysis.expression import (
-    Decoding,
-    Donors,
-    counterfactual_batch,
-    decoded_under,
-)
-from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model, shared_sites
+from pyro_contrastive.analysis.counterfactuals import Intervention, counterfactual_batch
+from pyro_contrastive.analysis.decoding import decoded_under
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.runs import draw_posterior, run_model, shared_sites
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.vae import ContrastiveVAE
 
 Array = NDArray[np.float32]
 
@@ -44,82 +39,71 @@ class Replicates(NamedTuple):
 
 @dataclass(frozen=True)
 class Predicting:
-    """What to draw.
+    """What replicates are drawn from.
 
     Parameters
     ----------
-    decoding
-        Genes, number of draws, batch and covariates to decode under; at most one batch.
     from_prior
         Draw the latents from their priors, not from the guide.
-    condition, donors
-        Condition code to set all cells to (Pyro's ``do``), and whose salient latents stand for it:
-        see :func:`~pyro_contrastive.analysis.expression.counterfactual_batch`. Default: each cell's
-        own.
+    intervention
+        Condition to set all cells to. Default: each cell keeps its own.
     seed
-        Seed; default: torch's global state.
+        Seed. Default: torch's global state.
     """
 
-    decoding: Decoding = field(default_factory=Decoding)
     from_prior: bool = False
-    condition: int | None = None
-    donors: Donors | None = None
+    intervention: Intervention | None = None
     seed: int | None = None
 
 
-def replicates(
-    vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], predicting: Predicting
-) -> Iterator[Replicates]:
+def replicates(query: Query, predicting: Predicting) -> Iterator[Replicates]:
     """Draw replicate data, a mini-batch of cells at a time.
 
-    Given the latents they are independent of the data. What no cell has for its own (inverse
-    dispersions with a prior) is drawn once, for all mini-batches. Evaluation mode and the seeded
-    random state hold only while a mini-batch is drawn: whoever takes the next one finds all as it
-    was.
+    Given the latents they are independent of the data. Parameters that cells share (inverse
+    dispersions with a prior) are drawn once, for all mini-batches. Evaluation mode and the seeded
+    random state hold only while a mini-batch is drawn, so that code between two mini-batches finds
+    the model and the random state as they were.
 
     Parameters
     ----------
-    vae, data, indices
-        The model, the data and which cells.
+    query
+        The cells, the genes, the number of draws, and the covariates and at most one batch to
+        decode under.
     predicting
-        What to draw.
+        What they are drawn from.
     """
-    decoding = predicting.decoding
+    vae, decoding = query.vae, query.decoding
     start, shared = 0, Trace()
     with ExitStack() as at_end:
-        batches = chunks(vae, data, indices, decoding.batch_size, decoding.n_samples)
+        batches = query.minibatches(decoding.n_samples)
         at_end.callback(batches.close)  # type: ignore[attr-defined]  # a generator
         for number, batch in enumerate(batches):
-            with evaluating(vae), seeded(chunk_seed(predicting.seed, number)):
-                trace = _replicate(vae, batch, predicting, shared)
+            with evaluating(vae), seeded(minibatch_seed(predicting.seed, number)):
+                trace = _replicate(query, batch, predicting, shared)
                 shared = shared_sites(trace)
                 drawn = trace.nodes["x"]["value"][..., decoding.genes].float().cpu().numpy()
                 del trace
-            yield Replicates(indices[start : start + len(batch)], drawn)
+            yield Replicates(query.cells[start : start + len(batch)], drawn)
             start += len(batch)
 
 
-def chunk_seed(seed: int | None, number: int) -> int | None:
+def minibatch_seed(seed: int | None, number: int) -> int | None:
     """Return a seed for one mini-batch, so that nothing is kept between two of them."""
     if seed is None:
         return None
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
 
 
-def _replicate(
-    vae: ContrastiveVAE, batch: CellBatch, predicting: Predicting, shared: Trace
-) -> Trace:
-    decoding = predicting.decoding
+def _replicate(query: Query, batch: CellBatch, predicting: Predicting, shared: Trace) -> Trace:
+    vae, decoding = query.vae, query.decoding
     n_samples = decoding.n_samples
     # Sites that a trace lacks are drawn from their priors.
     drawn = (
         shared if predicting.from_prior else draw_posterior(vae, batch, n_samples, shared=shared)
     )
     do = None
-    if predicting.condition is not None:
-        batch, do = counterfactual_batch(
-            vae, batch, drawn, predicting.condition, n_samples, predicting.donors
-        )
+    if predicting.intervention is not None:
+        batch, do = counterfactual_batch(vae, batch, drawn, predicting.intervention, n_samples)
     batch = decoded_under(batch, decoding, decoding.batches[0] if decoding.batches else None)
     return run_model(vae, batch, drawn, n_samples, do, replicate=True)
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from numpy.typing import NDArray
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.runtime import NonlocalExit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.sites import is_local
 from pyro_contrastive.vae import ContrastiveVAE
-
-DEFAULT_BATCH_SIZE = 1024
-DRAWS_AT_A_TIME = 8192
-"""Cells times posterior draws in memory, each with all genes, when no batch size is given."""
 
 
 def device_of(vae: ContrastiveVAE) -> torch.device:
@@ -34,41 +26,6 @@ def device_of(vae: ContrastiveVAE) -> torch.device:
 def dtype_of(vae: ContrastiveVAE) -> torch.dtype:
     """Return the dtype of the parameters: float32, or what ``module.double()`` made of it."""
     return next(vae.parameters()).dtype
-
-
-def chunks(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
-    batch_size: int | None,
-    n_samples: int = 1,
-    *,
-    dense: bool = True,
-) -> Iterator[CellBatch]:
-    """Yield the cells in order, `batch_size` at a time, on the device of `vae` and in its dtype.
-
-    By default 1,024 (2,048 if not dense), and fewer the more draws each is to have: what is in
-    memory at a time does not grow with `n_samples`. Each counts as done, on the progress bar, when
-    the next is asked for. ``dense=False`` is for who looks at latents only: see
-    :meth:`CellData.cells`.
-
-    Raises
-    ------
-    ValueError
-        If `batch_size` is not positive.
-    """
-    most = DEFAULT_BATCH_SIZE if dense else 2 * DEFAULT_BATCH_SIZE
-    most = min(most, max(1, DRAWS_AT_A_TIME // max(n_samples, 1)))
-    size = most if batch_size is None else batch_size
-    if size < 1:
-        msg = f"batch_size must be at least 1, not {batch_size}."
-        raise ValueError(msg)
-    with counted(len(indices)) as bar:
-        for start in range(0, len(indices), size):
-            some = indices[start : start + size]
-            batch = data.cells(some, device_of(vae), dtype_of(vae), dense=dense)
-            yield batch
-            bar.advance(len(batch))
 
 
 def draw_posterior(
@@ -138,6 +95,11 @@ def run_model(
     model: Any = poutine.uncondition(vae.model) if replicate else vae.model
     program = _replayed(model, posterior, n_samples, do)
     return poutine.trace(program).get_trace(batch)
+
+
+def without_salient(posterior: Trace) -> dict[str, Tensor]:
+    """Return the intervention (Pyro's ``do``) that sets the salient latent of every draw to 0."""
+    return {"s": torch.zeros_like(posterior.nodes["s"]["value"])}
 
 
 def value_at(

@@ -17,7 +17,6 @@ from sklearn.metrics import (
 )
 from sklearn.neighbors import NearestNeighbors
 
-from pyro_contrastive.analysis.diagnosis.readings import READINGS
 from pyro_contrastive.analysis.score_inputs import (
     Codes,
     Latent,
@@ -26,6 +25,7 @@ from pyro_contrastive.analysis.score_inputs import (
     latent_matrix,
     target_codes,
 )
+from pyro_contrastive.analysis.score_readings import READINGS
 from pyro_contrastive.data.indices import in_order, names_of
 
 __all__ = ["label_mixing", "score_labels", "score_latents"]

@@ -15,10 +15,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
-from pyro_contrastive.analysis.predictive import chunk_seed
-from pyro_contrastive.analysis.runs import chunks, draw_posterior, run_model, shared_sites
+from pyro_contrastive.analysis.predictive import minibatch_seed
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.runs import draw_posterior, run_model, shared_sites
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.sites import SalientOfTargets, is_local, observed_sites, site_losses
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -42,8 +42,6 @@ class Export:
         Replicate data from the posterior; latents and data from the prior.
     log_likelihood
         Per cell, per cell and gene, or not at all.
-    batch_size
-        Cells at a time.
     seed
         Seed; default: torch's global state.
     """
@@ -53,7 +51,6 @@ class Export:
     predictive: bool = True
     prior: bool = True
     log_likelihood: LogLikelihood | None = "cell"
-    batch_size: int | None = None
     seed: int | None = None
 
     def check_memory(self, n_cells: int) -> None:
@@ -115,11 +112,8 @@ def container(arviz: Any, groups: Mapping[str, Any]) -> Any:
 
 
 def to_arviz(
-    vae: ContrastiveVAE,
-    data: CellData,
-    indices: NDArray[np.int64],
+    query: Query,
     export: Export,
-    cell_names: NDArray[Any],
     gene_names: NDArray[Any],
     attributes: Mapping[str, str],
 ) -> Any:
@@ -127,27 +121,28 @@ def to_arviz(
 
     Parameters
     ----------
-    vae, data, indices
+    query
         The model, the data and which cells.
     export
         What to export.
-    cell_names, gene_names
-        Of these cells, and of the genes of `export`.
+    gene_names
+        Of the genes of `export`.
     attributes
         Noted with the posterior.
     """
     arviz = import_arviz()
     import xarray  # noqa: PLC0415 - comes with ArviZ
 
-    export.check_memory(len(indices))
+    vae = query.vae
+    export.check_memory(len(query))
     groups: dict[str, dict[str, list[NDArray[Any]]]] = {}
     constant: Arrays = {}  # what belongs to no cell is the same in every part
-    for part, constant in _parts(vae, data, indices, export):  # noqa: B007 - used after the loop
+    for part, constant in _parts(query, export):  # noqa: B007 - used after the loop
         for group, arrays in part.items():
             for name, values in arrays.items():
                 groups.setdefault(group, {}).setdefault(name, []).append(values)
     coords = {
-        "cell": cell_names,
+        "cell": query.names.to_numpy(),
         "gene": gene_names,
         "z_dim": np.arange(vae.n_background_latent),
         "s_dim": np.arange(vae.n_salient_latent),
@@ -161,13 +156,11 @@ def to_arviz(
     return container(arviz, datasets)
 
 
-def _parts(
-    vae: ContrastiveVAE, data: CellData, indices: NDArray[np.int64], export: Export
-) -> Iterator[tuple[Arrays, Arrays]]:
+def _parts(query: Query, export: Export) -> Iterator[tuple[Arrays, Arrays]]:
+    vae = query.vae
     posterior_shared, prior_shared = Trace(), Trace()
-    batches = chunks(vae, data, indices, export.batch_size, export.n_samples)
-    for number, batch in enumerate(batches):
-        with evaluating(vae), seeded(chunk_seed(export.seed, number)):
+    for number, batch in enumerate(query.minibatches(export.n_samples)):
+        with evaluating(vae), seeded(minibatch_seed(export.seed, number)):
             with SalientOfTargets(batch.is_target):
                 posterior = draw_posterior(vae, batch, export.n_samples, shared=posterior_shared)
                 model = run_model(vae, batch, posterior, export.n_samples)

@@ -13,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, hstack
 
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import device_of
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
@@ -21,7 +22,7 @@ from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.data.levels import listed, position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support
-from pyro_contrastive.methods.query_checks import (
+from pyro_contrastive.methods.new_data import (
     check_conditions,
     check_filled,
     warn_of_unknown,
@@ -227,15 +228,30 @@ class ModelBase:
         cells = as_indices(indices, chosen.obs_names)
         return chosen, self._data(adata, cells if need_condition else NO_CELLS), cells
 
-    def _some_cells(
-        self, adata: AnnData | None, indices: ArrayLike | None
-    ) -> tuple[AnnData, CellData, NDArray[np.int64]]:
-        """Read cells, as :meth:`_cells`, of which there must be at least one."""
-        found = self._cells(adata, indices)
-        if not len(found[2]):
+    def _query(
+        self,
+        adata: AnnData | None,
+        indices: ArrayLike | None,
+        batch_size: int | None = None,
+        *,
+        need_condition: bool = True,
+    ) -> Query:
+        """Return a question about the cells asked for; how they are decoded is left open."""
+        chosen, data, cells = self._cells(adata, indices, need_condition=need_condition)
+        return Query(self.module, data, cells, batch_size, obs_names=chosen.obs_names)
+
+    def _query_of_some(
+        self,
+        adata: AnnData | None,
+        indices: ArrayLike | None,
+        batch_size: int | None = None,
+    ) -> Query:
+        """Return a question as :meth:`_query`, which must be about at least one cell."""
+        query = self._query(adata, indices, batch_size)
+        if not len(query):
             msg = "indices selects no cells: there is nothing to look at."
             raise ValueError(msg)
-        return found
+        return query
 
     def _batch_codes(self, batches: Batches, name: str = "transform_batch") -> list[int]:
         """Turn batch categories into codes; ``None`` gives an empty list."""

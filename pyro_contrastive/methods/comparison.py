@@ -18,6 +18,7 @@ from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.pareto import check_draws
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
@@ -141,9 +142,8 @@ def compare_models(
     with progress("Comparison", len(models) * len(cells), silent=silent):
         for name, model in models.items():
             with seeded(seed):
-                weights = log_weights_of_cells(
-                    model.module, data[name], cells, n_samples, batch_size, improver(model)
-                )
+                query = Query(model.module, data[name], cells, batch_size)
+                weights = log_weights_of_cells(query, n_samples, improver(model))
             estimates[name] = estimate(weights)
     n_seen = {
         name: None if found is None else int(np.isin(cells, found).sum())

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.differential import differential_expression
+from pyro_contrastive.analysis.differential_groups import Selection, group_pairs, with_targets
 from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
-from pyro_contrastive.analysis.groups_of_cells import Selection, group_pairs, with_targets
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.methods.base import NO_CELLS, Batches, Level, ModelBase
@@ -148,15 +149,8 @@ class DifferentialMethods(ModelBase):
         data = with_targets(data, obs, target_idx)
         n_draws = 2 * len(pairs) * settings.n_samples_overall
         with seeded(seed), progress("Differential expression", n_draws, silent=silent):
-            return differential_expression(
-                self.module,
-                data,
-                pairs,
-                self.genes,
-                settings,
-                batches=batches,
-                batch_size=batch_size,
-            )
+            query = Query(self.module, data, np.arange(len(data)), batch_size)
+            return differential_expression(query, pairs, self.genes, settings, batches=batches)
 
     def _check_conditions_known(self, adata: AnnData | None, cells: NDArray[np.int64]) -> None:
         """Refuse cells of which `train` was not told whether they are target cells."""

@@ -1,8 +1,9 @@
-"""Latents and library sizes of cells."""
+"""Latents and library sizes of cells, which dimensions are used, and what leaks into which."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -10,17 +11,18 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive._tools.torch_tools import seeded
-from pyro_contrastive.analysis.latent_usage import latent_usage
+from pyro_contrastive.analysis import latent_usage as usage
 from pyro_contrastive.analysis.posterior import SITES, latent_representation, library_size
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.columns import check_key, texts
 from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.methods.labels import UNNAMED_CONDITIONS, known_conditions, label_keys
 
 RepresentationKind = Literal["salient", "background"]
 
 
 class LatentMethods(ModelBase):
-    """Where cells lie in the latent spaces."""
+    """Where cells lie in the latent spaces, and what these hold."""
 
     def get_latent_representation(
         self,
@@ -37,46 +39,30 @@ class LatentMethods(ModelBase):
 
         Parameters
         ----------
-        adata
-            Cells with the model's genes and covariates; default those the model was made with.
-        indices
-            Which cells, as indices or boolean mask; default all. A mask that is a pandas Series is
-            aligned by its index, which must hold the cell names; integers are positions, and their
-            index is not looked at.
+        adata, indices, batch_size, seed, silent
+            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`.
         give_mean
             The posterior mean (default), or one draw from the posterior.
-        batch_size
-            Cells encoded at a time; default 1,024.
         representation_kind
-            ``"salient"`` or ``"background"``.
-        seed
-            Seed of the draw.
-        silent
-            Show no progress bar, however long it takes.
+            ``"salient"`` (default) or ``"background"``.
 
         Returns
         -------
         Array ``[cells, latents]``. The salient latent is what the encoder makes of the counts,
-        q(s | x), whatever the condition of the cell: it is computed for background cells too, as in
-        scvi-tools, although the decoder never uses it; and for cells of which the condition is
-        missing, or none of those the model was set up with. For these it says where among the
-        treated cells they would lie if they were treated; it cannot say that they are.
+        q(s | x), whatever the condition of the cell. So there is one for background cells too, as
+        in scvi-tools, although the decoder never uses it, and for cells whose condition is missing
+        or was not registered. It says where among the treated cells such a cell would lie if it
+        were treated; it cannot say that it is.
 
         Raises
         ------
         ValueError
             If `representation_kind` is neither of the two.
         """
-        _, data, chosen = self._cells(adata, indices, need_condition=False)
-        with seeded(seed), progress("Latents", len(chosen), silent=silent):
-            return latent_representation(
-                self.module,
-                data,
-                chosen,
-                representation_kind,
-                give_mean=give_mean,
-                batch_size=batch_size,
-            )
+        query = self._query(adata, indices, batch_size, need_condition=False)
+        with seeded(seed), progress("Latents", len(query), silent=silent):
+            return latent_representation(query, representation_kind, give_mean=give_mean)
 
     def get_latent_library_size(
         self,
@@ -88,29 +74,24 @@ class LatentMethods(ModelBase):
         seed: int | None = None,
         silent: bool = False,
     ) -> NDArray[np.float32]:
-        """Return the library size of each cell, natural scale.
+        """Return the library size of each cell, on the natural scale.
 
         Parameters
         ----------
-        adata, indices, batch_size
-            As in :meth:`get_latent_representation`.
+        adata, indices, batch_size, seed, silent
+            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`.
         give_mean
-            Mean of the log-normal posterior, exp(m + v / 2), or one draw from it. An observed
-            library size (total counts, or the size factor) is returned as it is.
-        seed
-            Seed of the draw.
-        silent
-            Show no progress bar, however long it takes.
+            The mean of the log-normal posterior, exp(m + v / 2) (default), or one draw from it. An
+            observed library size (total count or size factor) is returned as it is.
 
         Returns
         -------
         Array ``[cells, 1]``.
         """
-        _, data, chosen = self._cells(adata, indices, need_condition=False)
-        with seeded(seed), progress("Library sizes", len(chosen), silent=silent):
-            return library_size(
-                self.module, data, chosen, give_mean=give_mean, batch_size=batch_size
-            )
+        query = self._query(adata, indices, batch_size, need_condition=False)
+        with seeded(seed), progress("Library sizes", len(query), silent=silent):
+            return library_size(query, give_mean=give_mean)
 
     def get_latent_usage(
         self,
@@ -122,26 +103,22 @@ class LatentMethods(ModelBase):
         batch_size: int | None = None,
         silent: bool = False,
     ) -> pd.DataFrame:
-        """Tell which dimensions of a latent are in use, by what the guide says in each.
+        """Tell which dimensions of a latent are in use, by how far the guide is from the prior.
 
-        With :class:`~pyro_contrastive.SparseSalient` this is the report of the dimensions that
-        remain; with other priors it shows which collapsed to the prior.
+        With :class:`~pyro_contrastive.SparseSalient` it reports the dimensions that remain. With
+        other priors it shows which ones collapsed to the prior.
 
         Parameters
         ----------
         representation_kind
-            ``"salient"`` or ``"background"``.
-        adata
-            Cells with the model's genes and conditions; default those it was made with.
-        indices
-            Which cells, as indices or boolean mask; default all. For the salient latent the target
-            cells among them, for others have none.
+            ``"salient"`` (default) or ``"background"``.
+        adata, indices, batch_size, silent
+            Which cells, how many at a time, no progress bar: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`. For the salient latent, the target cells
+            among them are used: the others have none.
         threshold
-            Nats per cell from which on a dimension counts as active. A convention: look for a gap.
-        batch_size
-            Cells at a time; default 1,024.
-        silent
-            Show no progress bar, however long it takes.
+            A dimension is active above this many nats per cell. Default 0.5, a convention: look
+            for a gap.
 
         Returns
         -------
@@ -152,43 +129,73 @@ class LatentMethods(ModelBase):
         Raises
         ------
         ValueError
-            If `representation_kind` is neither of the two, or the prior does not say something of
-            each dimension by itself (mixtures and flows do not; see :meth:`latent_signal`).
+            If `representation_kind` is neither of the two, or the prior does not factor over
+            dimensions (mixtures and flows do not; see :meth:`latent_signal`).
         """
         if representation_kind not in SITES:
             msg = f"representation_kind must be one of {list(SITES)}, not {representation_kind!r}."
             raise ValueError(msg)
-        _, data, cells = self._some_cells(adata, indices)
-        # Draws are made on the way, for priors without a closed form.
-        with seeded(0), progress("Latent usage", len(cells), silent=silent):
-            usage = latent_usage(self.module, data, cells, batch_size)
-        usage = usage[usage["latent"] == representation_kind].set_index("dimension")
-        if usage["kl"].isna().any():
+        query = self._query_of_some(adata, indices, batch_size)
+        # Seeded, since KL divergences without a closed form are estimated from draws.
+        with seeded(0), progress("Latent usage", len(query), silent=silent):
+            found = usage.latent_usage(query)
+        found = found[found["latent"] == representation_kind].set_index("dimension")
+        if found["kl"].isna().any():
             priors = {"salient": "salient_prior", "background": "background_prior"}
             prior = getattr(self.module.model, priors[representation_kind])
             msg = (
-                f"{type(prior).__name__} says nothing of a dimension by itself, so that only the "
-                "sum over dimensions is known: kl_z and kl_s in model.history. latent_signal() "
-                "tells, by variances, with any prior."
+                f"{type(prior).__name__} does not factor over dimensions, so that only the sum "
+                "over dimensions is known: kl_z and kl_s in model.history. latent_signal() works "
+                "with any prior: it compares variances."
             )
             raise ValueError(msg)
-        table = pd.DataFrame({"nats": usage["kl"], "spread": usage["variance_of_means"] ** 0.5})
+        table = pd.DataFrame({"nats": found["kl"], "spread": found["variance_of_means"] ** 0.5})
         table["active"] = table["nats"] > threshold
         return table
+
+    def latent_signal(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        *,
+        seed: int | None = None,
+        silent: bool = False,
+    ) -> pd.DataFrame:
+        """Tell how much each dimension of the latents says about a cell, by variances.
+
+        Unlike :meth:`get_latent_usage`, which compares with the prior, it works with any prior.
+
+        Parameters
+        ----------
+        adata, indices, seed, silent
+            Which cells, seed, no progress bar: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`.
+
+        Returns
+        -------
+        One row per dimension: ``latent``, ``dimension``; ``kl``, the mean KL divergence from the
+        prior in nats (NaN if the prior does not factor over dimensions, as a mixture or a flow);
+        ``variance_of_means`` between cells and ``mean_variance`` within one; ``signal``, the former
+        over their sum: 0 where every cell has the same posterior; ``used``, whether it is at least
+        0.1. For salient dimensions, over target cells.
+        """
+        query = self._query_of_some(adata, indices)
+        with seeded(seed), progress("Latent usage", len(query), silent=silent):
+            return usage.latent_usage(query)
 
     def score_latents(
         self, adata: AnnData | None = None, labels_key: str | None = None, *, seed: int = 0
     ) -> pd.DataFrame:
-        """Score how well the two latents separate: condition, and labels if there are.
+        """Score how well the two latents separate: condition, and labels if there are any.
 
         Parameters
         ----------
         adata
-            Cells with the model's genes and conditions; default those it was made with.
+            The cells: *shared arguments* of :class:`~pyro_contrastive.ContrastiveVI`.
         labels_key
-            Column of labels that the conditions share; default the one set up, if any.
+            Column of labels that the conditions share. Default: the one set up, if any.
         seed
-            Of the clusterings.
+            Seed of the clusterings. Default 0.
 
         Returns
         -------
@@ -205,19 +212,86 @@ class LatentMethods(ModelBase):
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis.separation import score_latents  # noqa: PLC0415
 
-        chosen, data, _ = self._cells(adata, None)
-        if data.condition is None:
-            msg = "The model knows no conditions: set the data up with condition_key=, or train."
-            raise ValueError(msg)
-        names = np.asarray(self.setup.conditions or ("background", "target"))
+        obs = self._adata(adata).obs
+        codes = known_conditions(self._query(adata, None).data)
+        names = np.asarray(self.setup.conditions or UNNAMED_CONDITIONS)
         if labels_key is not None:
-            check_key("labels_key", labels_key, chosen.obs)
+            check_key("labels_key", labels_key, obs)
         key = self.setup.labels_key if labels_key is None else labels_key
         return score_latents(
             self.get_latent_representation(adata, representation_kind="background"),
             self.get_latent_representation(adata, representation_kind="salient"),
-            names[data.condition],
-            labels=None if key is None else texts(chosen.obs, key),
+            names[codes],
+            labels=None if key is None else texts(obs, key),
             background_category=names[0],
             seed=seed,
         )
+
+    def leakage(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        labels_keys: Sequence[str] | str | None = None,
+        *,
+        n_permutations: int = 20,
+        seed: int = 0,
+        silent: bool = False,
+    ) -> pd.DataFrame:
+        """Probe each latent for what it should hold, and for what it should not.
+
+        A probe is a classifier that predicts a label from a latent. The condition is predicted from
+        z and from s of all cells; labels that the conditions share, and batches, from z of all
+        cells and from s of target cells. Latents are posterior draws, not means: a difference that
+        is small beside the posterior's width is invisible to the decoder too.
+
+        Parameters
+        ----------
+        adata, indices, silent
+            Which cells, no progress bar: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`. A few thousand cells are enough; probes are
+            slow.
+        labels_keys
+            Columns of labels that the conditions share. Default: the labels and the batch set up.
+        n_permutations
+            Shuffles of the labels, to see what chance gives. Default 20.
+        seed
+            Seed of draws, folds and shuffles. Default 0.
+
+        Returns
+        -------
+        One row per latent and label: ``latent``, ``of``, ``probe`` (``"linear"`` or
+        ``"neighbors"``, whichever did better), ``balanced_accuracy``, ``auc``, ``chance``,
+        ``upper_chance``, ``p_value``, ``excess``, ``mixing`` and the numbers of classes and cells;
+        see :func:`~pyro_contrastive.analysis.leakage.leakage_row`.
+        """
+        from pyro_contrastive.analysis import leakage  # noqa: PLC0415  # scikit-learn
+
+        obs = self._adata(adata).obs
+        query = self._query_of_some(adata, indices)
+        is_target = known_conditions(query.data)[query.cells] > 0
+        if n_permutations < 1:
+            msg = f"n_permutations must be at least 1, not {n_permutations}."
+            raise ValueError(msg)
+        registered = (self.setup.labels_key, self.setup.batch_key)
+        keys = label_keys(obs, labels_keys, "labels_keys", registered)
+        probes: list[tuple[str, str, Any, Any]] = []
+        with seeded(seed), progress("Leakage", 2 * len(query), silent=silent):
+            draws = {
+                kind: latent_representation(query, kind, give_mean=False)
+                for kind in ("background", "salient")
+            }
+        for latent, values in draws.items():
+            probes.append((latent, "condition", values, is_target))
+            there = np.ones_like(is_target) if latent == "background" else is_target
+            for key in keys:
+                labels = texts(obs.iloc[query.cells], key)
+                probes.append((latent, key, values[there], labels[there]))
+        rows = [
+            {
+                "latent": latent,
+                "of": of,
+                **leakage.leakage_row(values, labels, n_permutations=n_permutations, seed=seed),
+            }
+            for latent, of, values, labels in probes
+        ]
+        return pd.DataFrame(rows)

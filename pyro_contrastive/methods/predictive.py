@@ -1,8 +1,9 @@
-"""Replicate data under the fitted model, or before it has seen any."""
+"""Data drawn from the model: replicates of cells, and draws for ArviZ."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,67 +11,26 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_contrastive.analysis import predictive
-from pyro_contrastive.analysis.predictive import Predicting, Replicates
-from pyro_contrastive.analysis.progress import progress
-from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.levels import several
-from pyro_contrastive.methods.base import Level
-from pyro_contrastive.methods.counterfactual import (
-    CounterfactualHelpers,
-    SalientSource,
-    check_salient_source,
+from pyro_contrastive.analysis.predictive import (
+    Predicting,
+    Replicates,
+    collect_dense,
+    collect_sparse,
+    replicates,
 )
-from pyro_contrastive.methods.decoding import Covariates
+from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.interop.arviz import Export, LogLikelihood, to_arviz
+from pyro_contrastive.methods.base import Level, ModelBase
+from pyro_contrastive.methods.interventions import SalientSource
+from pyro_contrastive.methods.queries import Covariates, decoding_of
+from pyro_contrastive.methods.replicates import ReplicatesWanted, query_for_replicates
 
 Samples: TypeAlias = NDArray[np.float32] | list[sp.csr_matrix]
-Wanted = tuple[CellData, NDArray[np.int64], Predicting]
 
 
-class PredictiveHelpers(CounterfactualHelpers):
-    """From what a user names to what is drawn."""
-
-    def _replicates_of(
-        self,
-        adata: AnnData | None,
-        indices: ArrayLike | None,
-        *,
-        n_samples: int,
-        gene_list: Sequence[str] | None,
-        batch_size: int | None,
-        condition: Level | None = None,
-        transform_batch: Any = None,
-        transform_covariates: Covariates = None,
-        salient_source: SalientSource = "aggregate_posterior",
-        from_prior: bool = False,
-        seed: int | None,
-    ) -> Wanted:
-        """Turn names into the data, the cells, and what to draw for them."""
-        if n_samples < 1:
-            msg = f"n_samples must be at least 1, not {n_samples}."
-            raise ValueError(msg)
-        if batch_size is not None and batch_size < 1:
-            msg = f"batch_size must be at least 1, not {batch_size}."
-            raise ValueError(msg)
-        if several(transform_batch):
-            msg = f"transform_batch must be one batch here, not {transform_batch!r}."
-            raise ValueError(msg)
-        check_salient_source(salient_source)
-        code, donors = None, None
-        if condition is None:
-            _, data, cells = self._cells(adata, indices)
-        else:
-            _, data, cells, code, donors = self._cells_under(
-                condition, adata, indices, salient_source
-            )
-        decoding = self._decoding(
-            gene_list, transform_batch, 1.0, n_samples, False, batch_size, transform_covariates
-        )
-        return data, cells, Predicting(decoding, from_prior, code, donors, seed)
-
-
-class PredictiveMethods(PredictiveHelpers):
-    """New data for cells like those that were seen: from the posterior, or from the prior."""
+class PredictiveMethods(ModelBase):
+    """New data for cells like those that were seen, from the posterior or from the prior."""
 
     def posterior_predictive_sample(
         self,
@@ -92,64 +52,53 @@ class PredictiveMethods(PredictiveHelpers):
 
         The Pyro program is run, in evaluation mode, without its observations. Given the latents,
         replicates are independent of the data; but note what the latents take from them. With an
-        observed library size (the default) that is the total count of the very cell: totals are
-        data, not predicted, and the replicate of a cell has the depth of the cell. With a latent
-        library size they are predicted. The latents come from the guide, so that a replicate is as
-        good as the guide is.
+        observed library size (the default) that includes the total count of the cell, so that a
+        replicate has the depth of its cell; with a latent library size totals are predicted too.
+        The latents come from the guide, so that a replicate is as good as the guide is.
 
         Parameters
         ----------
-        adata, indices
-            As in :meth:`get_latent_representation`.
+        adata, indices, batch_size, silent
+            Which cells, how many at a time, no progress bar: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`.
         n_samples
-            Replicates of each cell.
+            Replicates of each cell. Default 1.
         gene_list
-            Genes to return, in the model's order; default all. All are drawn.
-        batch_size
-            Cells at a time; default 1,024, or fewer with many draws.
+            Genes to return, in the model's order. Default: all. All are drawn in any case.
         condition
             Draw the cells as if given this condition (Pyro's do-operator), as
-            :meth:`get_counterfactual_expression` has it; default: each cell's own. The library size
-            stays that of the cell.
+            :meth:`get_counterfactual_expression` does. Default: each cell's own. The library size
+            remains that of the cell.
         transform_batch
-            Batch to decode under; default: each cell's own.
+            Batch to decode under. Default: each cell's own.
         transform_covariates
-            Covariates to decode under, ``{key: value}``.
+            Covariates to decode under, ``{key: value}``. Default: each cell's own.
         salient_source
             With `condition`: see :meth:`get_counterfactual_expression`.
         sparse
-            Return sparse matrices: a fifth of the memory, for typical counts.
+            Return sparse matrices, which take about a fifth of the memory for typical counts.
         seed
-            Seed; the draws also depend on `batch_size`. Default: torch's global state.
-        silent
-            Show no progress bar, however long it takes.
+            Seed. The draws also depend on `batch_size`. Default: torch's global state.
 
         Returns
         -------
-        ``[n_samples, cells, genes]`` float32 (``n_samples`` also if it is 1); with `sparse` a list
+        ``[n_samples, cells, genes]`` float32 (also if ``n_samples`` is 1); with `sparse` a list
         of `n_samples` CSR matrices ``[cells, genes]``. For more than fits in memory, see
         :meth:`iterate_posterior_predictive`.
 
         Raises
         ------
         ValueError
-            If a gene, condition, batch or covariate is unknown, or `sparse` is asked for where
-            data are no counts.
+            If a gene, condition, batch or covariate is unknown, or `sparse` is asked for where the
+            data are not counts.
         """
-        wanted = self._replicates_of(
-            adata,
-            indices,
-            n_samples=n_samples,
-            gene_list=gene_list,
-            batch_size=batch_size,
-            condition=condition,
-            transform_batch=transform_batch,
-            transform_covariates=transform_covariates,
-            salient_source=salient_source,
-            seed=seed,
+        wanted = ReplicatesWanted(
+            n_samples, gene_list, condition, transform_batch, transform_covariates, salient_source
         )
-        with progress("Replicates", len(wanted[1]), silent=silent):
-            return self._collected(*wanted, sparse=sparse)
+        query, intervention = query_for_replicates(self, adata, indices, batch_size, wanted)
+        predicting = Predicting(intervention=intervention, seed=seed)
+        with progress("Replicates", len(query), silent=silent):
+            return _collected(query, predicting, sparse=sparse)
 
     def prior_predictive_sample(
         self,
@@ -167,9 +116,9 @@ class PredictiveMethods(PredictiveHelpers):
     ) -> Samples:
         """Draw data from the model with latents from their priors, not from the guide.
 
-        What the model takes for possible before it sees a cell. Of each cell it is told the
-        condition, batch and covariates, and, where the library size is observed, the total count;
-        decoder and learned priors are what they are: those of the trained model, if it is trained.
+        This is what the model considers possible before it sees a cell. Of each cell it is given
+        the condition, batch and covariates, and the total count where the library size is observed.
+        The decoder and learned priors are those of the model as it is, trained or not.
 
         Parameters
         ----------
@@ -182,19 +131,15 @@ class PredictiveMethods(PredictiveHelpers):
         -------
         As in :meth:`posterior_predictive_sample`.
         """
-        wanted = self._replicates_of(
-            adata,
-            indices,
-            n_samples=n_samples,
-            gene_list=gene_list,
-            batch_size=batch_size,
+        wanted = ReplicatesWanted(
+            n_samples,
+            gene_list,
             transform_batch=transform_batch,
             transform_covariates=transform_covariates,
-            from_prior=True,
-            seed=seed,
         )
-        with progress("Replicates", len(wanted[1]), silent=silent):
-            return self._collected(*wanted, sparse=sparse)
+        query, _ = query_for_replicates(self, adata, indices, batch_size, wanted)
+        with progress("Replicates", len(query), silent=silent):
+            return _collected(query, Predicting(from_prior=True, seed=seed), sparse=sparse)
 
     def iterate_posterior_predictive(
         self,
@@ -212,7 +157,7 @@ class PredictiveMethods(PredictiveHelpers):
     ) -> Iterator[Replicates]:
         """Yield what :meth:`posterior_predictive_sample` returns, some cells at a time.
 
-        Nothing holds all cells: sum up each part as it comes.
+        All cells are never in memory at once: sum up each part as it comes.
 
         Parameters
         ----------
@@ -224,7 +169,7 @@ class PredictiveMethods(PredictiveHelpers):
         Returns
         -------
         An iterator of pairs: ``cells``, the indices of the cells, and ``x``, their replicates
-        ``[n_samples, cells, genes]``. What is asked for is checked at once, not at the first pair.
+        ``[n_samples, cells, genes]``. Arguments are checked at once, not at the first pair.
 
         Examples
         --------
@@ -237,33 +182,109 @@ class PredictiveMethods(PredictiveHelpers):
         >>> [(int(part.cells[0]), part.x.shape) for part in parts]
         [(0, (2, 40, 2000)), (40, (2, 30, 2000))]
         """
-        wanted = self._replicates_of(
-            adata,
-            indices,
-            n_samples=n_samples,
-            gene_list=gene_list,
-            batch_size=batch_size,
-            condition=condition,
-            transform_batch=transform_batch,
-            transform_covariates=transform_covariates,
-            salient_source=salient_source,
-            seed=seed,
+        wanted = ReplicatesWanted(
+            n_samples, gene_list, condition, transform_batch, transform_covariates, salient_source
         )
-        return predictive.replicates(self.module, *wanted)
+        query, intervention = query_for_replicates(self, adata, indices, batch_size, wanted)
+        return replicates(query, Predicting(intervention=intervention, seed=seed))
 
-    def _collected(
-        self, data: CellData, cells: NDArray[np.int64], predicting: Predicting, *, sparse: bool
-    ) -> Samples:
-        likelihood = self.module.model.likelihood
-        if sparse and not likelihood.support.is_discrete:
-            msg = (
-                f"sparse=True is of no use with {type(likelihood).__name__}: its data are no "
-                "counts, and next to none of the values drawn are 0."
-            )
+    def to_arviz(
+        self,
+        adata: AnnData | None = None,
+        indices: ArrayLike | None = None,
+        n_samples: int = 100,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        *,
+        predictive: bool = True,
+        prior: bool = True,
+        log_likelihood: LogLikelihood | None = "cell",
+        seed: int | None = None,
+        silent: bool = False,
+    ) -> Any:
+        """Return draws for ArviZ, one chain, with named cells and genes.
+
+        The draws come from the guide. They are independent, so that diagnostics of Markov chains
+        do not apply, and as good as the guide is. How far they are from the posterior is in
+        ``sample_stats["log_weight"]``, the log importance weight of every draw and cell,
+        log p(x, latents) - log q(latents | x): with an exact guide it would not vary between draws.
+
+        ``az.loo`` and ``az.compare`` take the log-likelihood given the latents. Every cell has
+        latents of its own, so that nothing is known of them when the cell is left out: the
+        importance weights for that are seldom reliable, and ArviZ will say so (Pareto k above 0.7).
+        To compare models, use log p(x) with the latents integrated out, as by
+        :meth:`get_marginal_ll` on cells that did not train or by
+        :func:`~pyro_contrastive.compare_models`.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, seed, silent
+            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`.
+        n_samples
+            Draws. Default 100.
+        gene_list
+            Genes of the data and replicates, in the model's order. Default: all. The log-likelihood
+            per cell is of all genes in any case.
+        predictive, prior
+            Include ``posterior_predictive``; include ``prior`` and ``prior_predictive``. Default:
+            both.
+        log_likelihood
+            ``"cell"`` (default): [draws, cells]; ``"entry"``: [draws, cells, genes], which
+            ``az.plot_loo_pit`` needs; ``None``: none.
+
+        Returns
+        -------
+        What the installed ArviZ works with: ``xarray.DataTree`` (ArviZ 1.0 and later) or
+        ``arviz.InferenceData`` (before). Its groups are ``posterior`` (``z``, ``s`` as the decoder
+        sees it, 0 in background cells, ``library`` if the likelihood has one, and parameters that
+        have a prior), ``sample_stats``, ``observed_data`` and, if asked for,
+        ``posterior_predictive``, ``prior``, ``prior_predictive`` and ``log_likelihood``. Data are
+        called ``x``.
+
+        Raises
+        ------
+        ImportError
+            If ArviZ is not installed.
+        ValueError
+            If the arrays would take more than 4 GB (the error says what to leave out), a gene is
+            unknown, or `log_likelihood` is not one of the three.
+        """
+        if log_likelihood not in {"cell", "entry", None}:
+            msg = f"log_likelihood must be 'cell', 'entry' or None, not {log_likelihood!r}."
             raise ValueError(msg)
-        n_samples = predicting.decoding.n_samples
-        n_genes = len(np.arange(len(self.setup.genes))[predicting.decoding.genes])
-        parts = predictive.replicates(self.module, data, cells, predicting)
-        if sparse:
-            return predictive.collect_sparse(parts, n_samples, n_genes)
-        return predictive.collect_dense(parts, n_samples, len(cells), n_genes)
+        if n_samples < 1:
+            msg = f"n_samples must be at least 1, not {n_samples}."
+            raise ValueError(msg)
+        query = self._query(adata, indices, batch_size)
+        if not len(query):
+            msg = "There are no cells to export: indices selects none."
+            raise ValueError(msg)
+        query = replace(query, decoding=decoding_of(self, gene_list=gene_list, n_samples=n_samples))
+        export = Export(n_samples, query.genes, predictive, prior, log_likelihood, seed)
+        with progress("Draws", len(query), silent=silent):
+            return to_arviz(
+                query,
+                export,
+                gene_names=np.asarray(self.setup.genes, dtype=object)[query.genes],
+                attributes={
+                    "inference_library": "pyro_contrastive",
+                    "likelihood": type(self.module.model.likelihood).__name__,
+                },
+            )
+
+
+def _collected(query: Query, predicting: Predicting, *, sparse: bool) -> Samples:
+    """Draw all replicates and join them."""
+    likelihood = query.vae.model.likelihood
+    if sparse and not likelihood.support.is_discrete:
+        msg = (
+            f"sparse=True does not help with {type(likelihood).__name__}: its data are not "
+            "counts, and hardly any of the values drawn are 0."
+        )
+        raise ValueError(msg)
+    n_samples, n_genes = query.decoding.n_samples, len(query.genes)
+    parts = replicates(query, predicting)
+    if sparse:
+        return collect_sparse(parts, n_samples, n_genes)
+    return collect_dense(parts, n_samples, len(query), n_genes)

@@ -1,4 +1,4 @@
-"""Saving and loading."""
+"""Saving and loading, and summaries under the names scvi-tools has for them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.interop.scvi_files import read_scvi
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.methods.description import (
+    print_arguments,
+    print_levels,
+    setup_arguments,
+)
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors import PriorLike
 from pyro_contrastive.saving.saved_model import (
@@ -24,6 +29,7 @@ from pyro_contrastive.saving.saved_model import (
     components_of,
     elbo_name,
     read_folder,
+    read_setup,
     refuse_prefix,
     write_folder,
 )
@@ -34,7 +40,96 @@ from pyro_contrastive.vae import ContrastiveVAE
 
 
 class StorageMethods(ModelBase):
-    """A model as a folder, and back."""
+    """A model as a folder, and back; what it is and how it was set up, in words."""
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}: {v}" for k, v in self.settings.items() if k != "elbo_kwargs")
+        likelihood = type(self.module.model.likelihood).__name__
+        trained = f"trained for {self._history.n_epochs} epochs" if self.is_trained else "untrained"
+        return (
+            f"ContrastiveVI ({trained})\n{settings}\n"
+            f"{len(self.setup.genes)} genes, {self.setup.n_batch} batches, "
+            f"likelihood: {likelihood}, conditions: {', '.join(self.setup.conditions) or 'not set'}"
+        )
+
+    @property
+    def summary_string(self) -> str:
+        """The same as ``repr(model)``."""
+        return repr(self)
+
+    @property
+    def summary_stats(self) -> pd.Series:
+        """Numbers of batches, labels, covariates, genes and cells, as ``summary_stats.n_vars``.
+
+        ``n_cells`` is that of ``model.adata``: 0 if the model was loaded without data.
+        """
+        setup = self.setup
+        labels = setup.categories.get(setup.labels_key or "", ["all"])
+        return pd.Series(
+            {
+                "n_batch": setup.n_batch,
+                "n_cells": 0 if self.adata is None else self.adata.n_obs,
+                "n_extra_categorical_covs": len(setup.categorical_covariate_keys),
+                "n_extra_continuous_covs": len(setup.continuous_covariate_keys),
+                "n_labels": len(labels),
+                "n_vars": len(setup.genes),
+            }
+        )
+
+    def get_setup_arg(self, setup_arg: str) -> Any:
+        """Return an argument of :meth:`setup_anndata`, e.g. ``get_setup_arg("batch_key")``.
+
+        Raises
+        ------
+        KeyError
+            If it takes no such argument; the error lists those it takes.
+        """
+        given = setup_arguments(self.setup)
+        if setup_arg not in given:
+            msg = f"{setup_arg!r} is not an argument of setup_anndata; those are {list(given)}."
+            raise KeyError(msg)
+        return given[setup_arg]
+
+    def view_anndata_setup(
+        self, adata: AnnData | None = None, hide_state_registries: bool = False
+    ) -> None:
+        """Print how data are set up: the arguments given, and the levels of each column.
+
+        Parameters
+        ----------
+        adata
+            Registered with :meth:`setup_anndata`. Default: the model's own setup.
+        hide_state_registries
+            Print only the arguments. Default: levels too.
+
+        Raises
+        ------
+        ValueError
+            If `adata` is not registered.
+        """
+        setup = self.setup if adata is None else Setup.of(adata)
+        print_arguments(setup)
+        if not hide_state_registries:
+            print_levels(setup)
+
+    @staticmethod
+    def view_setup_args(dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
+        """Print the arguments of :meth:`setup_anndata` of a saved model, without loading it.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        prefix
+            Must be ``None``: a model has a folder of its own.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such folder, or the file in it is damaged.
+        """
+        refuse_prefix(prefix)
+        print_arguments(read_setup(Path(dir_path)))
 
     def _assemble(
         self,

@@ -11,17 +11,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
+from pyro_contrastive.analysis.ppc.statistics import CELL_STATISTICS, TRENDS
 from pyro_contrastive.data.levels import position_of
 from pyro_contrastive.plotting.style import FEW, INK, MARKERS, tidy
 
 _INSIDE, _OUTSIDE = "#0072B2", "#D55E00"
 _MANY_POINTS = 5000
-NAMES = {
-    "cv": "coefficient of variation",
-    "zero_fraction": "zero fraction",
-    "library_size": "library size",
-    "variance_trend": "variance against mean",
-    "zero_fraction_trend": "zero fraction against mean",
+NAMES = {name: each.title for name, each in CELL_STATISTICS.items()}
+NAMES |= {name: f"{NAMES[of]} against mean" for name, of in TRENDS.items()}
+NAMES |= {
     "abs_correlation": "correlation",
     "log2_fold_change": "log2 fold change",
     "abs_log2_fold_change": "effect of treatment",
@@ -29,15 +27,8 @@ NAMES = {
     "effect_agreement": "agreement of effects",
 }
 PLURAL = {"gene": "genes", "cell": "cells", "bin": "bins", "pair": "gene pairs"}
-UNITS = {
-    "mean": "counts",
-    "variance": "counts squared",
-    "maximum": "counts",
-    "library_size": "counts",
-    "cv": "no unit",
-    "zero_fraction": "share",
-}
-ON_LOG_SCALE = {"mean", "variance", "cv", "maximum", "library_size"}
+UNITS = {name: each.unit for name, each in CELL_STATISTICS.items()}
+ON_LOG_SCALE = {name for name, each in CELL_STATISTICS.items() if each.logs}
 
 
 def draw_against(axes: Axes, chosen: pd.DataFrame, label: str, *, logs: bool, unit: str) -> Axes:

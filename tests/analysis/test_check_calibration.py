@@ -8,10 +8,11 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 from anndata import AnnData
+from ppc_helpers import checked as compared
 from scipy.stats import kstest
 
 from pyro_contrastive import ContrastiveVI, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
-from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck, check_against_replicates
+from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
 from pyro_contrastive.testing.simulation import SimulationSettings, simulate
 
 N_SAMPLES, N_CELLS, N_GENES = 49, 120, 60
@@ -36,7 +37,7 @@ def share_outside(result: PosteriorPredictiveCheck, statistic: str, unit: str = 
 def checked(data: np.ndarray, replicates: np.ndarray, **given: Any) -> PosteriorPredictiveCheck:
     labels = np.where(np.arange(len(data)) % 2, "treated", "control")
     groups = {"groups": {"condition": labels}, "contrast": ("condition", "control")}
-    return check_against_replicates(data, replicates, seed=1, **(groups | given))
+    return compared(data, replicates, seed=1, **(groups | given))
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,30 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from ppc_helpers import checked
 from scipy.sparse import csr_matrix
 
+from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.ppc import (
     PosteriorPredictiveCheck,
+    ReplicateStream,
     Statistic,
-    check_against_replicates,
+    statistics,
 )
-from pyro_contrastive.analysis.ppc.statistics import ALL_STATISTICS, NEED_COUNTS
+from pyro_contrastive.analysis.ppc.statistics import (
+    ALL_STATISTICS,
+    CELL_STATISTICS,
+    GENE_STATISTICS,
+    NEED_COUNTS,
+    BuiltIn,
+)
 from pyro_contrastive.analysis.ppc.sums import RankSums
 from pyro_contrastive.analysis.ppc.tables import compare
 
 COUNTS = np.array([[0, 2, 1], [0, 0, 3], [4, 0, 5], [0, 6, 7]], dtype=np.float32)
 CONDITION = ["control", "control", "treated", "treated"]
 BATCH = ["x", "y", "x", None]
+NO_REPLICATES = ReplicateStream(lambda: [], 19)
 GENES, CELLS = ["a", "b", "c"], ["c1", "c2", "c3", "c4"]
 
 
@@ -34,7 +44,7 @@ def check(observed=COUNTS, replicates=None, **arguments) -> PosteriorPredictiveC
         "cell_names": CELLS,
         "seed": 0,
     }
-    return check_against_replicates(observed, replicates, **(given | arguments))
+    return checked(observed, replicates, **(given | arguments))
 
 
 def values(table: pd.DataFrame, statistic: str, group: tuple[str, str] = ("all", "all")):
@@ -103,13 +113,13 @@ def test_trends_are_averages_over_genes_of_like_mean():
     x = np.tile(np.concatenate([low, high]), (4, 1))
     x[:, 0] = [0, 2, 0, 2]  # mean 1, variance 1, zero fraction 1/2
     x[:, 9] += [2, -2, 2, -2]  # mean 15, variance 4
-    found = check_against_replicates(x, np.repeat(x[None], 19, 0)).trends
+    found = checked(x, np.repeat(x[None], 19, 0)).trends
     assert values(found, "variance_trend") == pytest.approx([1, 4])  # constant genes have none
     assert values(found, "zero_fraction_trend") == pytest.approx([0.1, 0])
 
 
 def test_correlations():
-    raw = check(counts=False).correlations
+    raw = check(are_counts=False).correlations
     expected = [-2 / 18**0.5, 1 / 15**0.5, 3 / 30**0.5]
     assert values(raw, "correlation") == pytest.approx(expected)
     assert raw[["gene", "other_gene"]][:3].to_numpy().tolist() == [
@@ -141,7 +151,7 @@ def test_effects():
     assert set(found["group"]) == {"treated"}
     agreement = result.overall[result.overall["statistic"] == "effect_agreement"]
     assert agreement["observed"].to_numpy() == pytest.approx(1)
-    differences = check(counts=False).effects
+    differences = check(are_counts=False).effects
     assert values(differences, "difference", ("condition", "treated")) == pytest.approx([2, 2, 4])
 
 
@@ -251,11 +261,10 @@ def test_some_cells_at_a_time_is_the_same_as_all_at_once():
         "functions": {"seen": lambda x: (x > 0).sum(axis=1)},
         "seed": 0,
     }
-    whole = check_against_replicates(data, draws, **given)
-    parts = check_against_replicates(
+    whole = checked(data, draws, **given)
+    parts = checked(
         csr_matrix(data.astype(np.float32)),
-        lambda: (draws[:, start : start + 7] for start in range(0, 30, 7)),
-        n_samples=19,
+        ReplicateStream(lambda: (draws[:, start : start + 7] for start in range(0, 30, 7)), 19),
         **given,
     )
     for name in ("overall", "genes", "cells", "trends", "correlations", "effects", "custom"):
@@ -292,15 +301,14 @@ def test_only_what_is_asked_for_is_found():
         ({"contrast": ("condition", "none")}, ValueError, "'none' is not a group of 'condition'"),
         ({"gene_names": ["a"]}, ValueError, "gene_names has 1 names for 3"),
         ({"replicates": np.ones((19, 3, 3))}, ValueError, r"expected \[samples, 4, 3\]"),
-        ({"replicates": lambda: []}, ValueError, "Give n_samples="),
-        ({"replicates": lambda: [], "n_samples": 19}, ValueError, "of 0 cells, and data of 4"),
+        ({"replicates": NO_REPLICATES}, ValueError, "of 0 cells, and data of 4"),
         (
-            {"replicates": lambda: [np.ones((3, 4, 3))], "n_samples": 19},
+            {"replicates": ReplicateStream(lambda: [np.ones((3, 4, 3))], 19)},
             ValueError,
             r"shape \[3, 4, 3\] came for cells from 0 on; expected \[19, cells, 3\], 4 cells",
         ),
         (
-            {"replicates": lambda: [], "n_samples": 19, "observed": COUNTS[:0], "groups": {}},
+            {"replicates": NO_REPLICATES, "observed": COUNTS[:0], "groups": {}},
             ValueError,
             "no cells",
         ),
@@ -315,8 +323,8 @@ def test_statistics_of_counts_have_no_meaning_for_other_data():
     with pytest.raises(
         ValueError, match="cv, zero_fraction has no meaning with Gaussian: its data"
     ):
-        check(counts=False, described="Gaussian", statistics=["cv", "zero_fraction", "mean"])
-    found = check(counts=False)
+        check(are_counts=False, described="Gaussian", statistics=["cv", "zero_fraction", "mean"])
+    found = check(are_counts=False)
     names = (
         set(found.genes["statistic"])
         | set(found.cells["statistic"])
@@ -329,14 +337,11 @@ def test_statistics_of_counts_have_no_meaning_for_other_data():
 def test_whole_replicates_that_would_not_fit_are_refused():
     large = csr_matrix((60_000, 10_000), dtype=np.float32)
     with pytest.raises(ValueError, match=r"a dense replicate takes 2\.4 GB, more than 2 GB"):
-        check_against_replicates(
-            large, lambda: [], n_samples=19, functions={"f": lambda x: x.sum(axis=0)}
-        )
+        checked(large, ReplicateStream(lambda: [], 19), functions={"f": lambda x: x.sum(axis=0)})
     with pytest.raises(ValueError, match=r"\['f'\] look at all cells at once: give whole="):
-        check_against_replicates(
+        checked(
             COUNTS,
-            lambda: [np.repeat(COUNTS[None], 19, 0)],
-            n_samples=19,
+            ReplicateStream(lambda: [np.repeat(COUNTS[None], 19, 0)], 19),
             functions={"f": lambda x: x.sum(axis=0)},
         )
 
@@ -368,3 +373,20 @@ def test_it_prints_what_it_holds_and_not_all_of_it():
     assert f"genes ({len(found.genes)})" in text
     assert "custom" not in text  # there is none
     assert len(text) < 400
+
+
+def test_the_method_names_every_statistic() -> None:
+    documented = ContrastiveVI.posterior_predictive_check.__doc__ or ""
+    assert [name for name in ALL_STATISTICS if f'"{name}"' not in documented] == []
+
+
+def test_a_statistic_is_added_by_one_entry(monkeypatch):
+    """An entry in one table is all that a new statistic of genes and cells needs."""
+    seen = BuiltIn(lambda m: m.n - m.zeros, "cells that express it", "cells")
+    monkeypatch.setitem(CELL_STATISTICS, "seen", seen)
+    monkeypatch.setitem(GENE_STATISTICS, "seen", seen)
+    monkeypatch.setattr(statistics, "ALL_STATISTICS", (*ALL_STATISTICS, "seen"))
+    found = check(statistics=["seen"])
+    assert values(found.genes, "seen").tolist() == [1, 2, 4]
+    assert values(found.cells, "seen").tolist() == [2, 1, 2, 2]
+    assert set(found.overall["unit"]) == {"gene", "cell"}

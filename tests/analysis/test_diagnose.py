@@ -12,6 +12,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from diagnosis_helpers import GOOD, probe_of, table_of, usage
 from linear_gaussian import N_S, N_Z, NOISE, ExactGuide, loadings, set_loadings
 
 from pyro_contrastive import (
@@ -24,54 +25,14 @@ from pyro_contrastive import (
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
 )
-from pyro_contrastive.analysis.diagnosis.diagnose import balanced_sample, salient_structure
-from pyro_contrastive.analysis.diagnosis.facts import Facts, Structure
-from pyro_contrastive.analysis.diagnosis.findings import findings
-from pyro_contrastive.analysis.diagnosis.salient_finding import salient_map
+from pyro_contrastive.analysis.diagnosis.measure import balanced_sample, salient_structure
+from pyro_contrastive.analysis.diagnosis.measurements import Structure
+from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
+from pyro_contrastive.methods.diagnosis import elbo_by_epoch
 
 KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
 FAST: dict[str, Any] = {"n_khat_cells": 5, "n_permutations": 3}
 COLUMNS = ["value", "verdict", "reading", "try"]
-
-
-def probe_of(excess: float) -> dict[str, float | str]:
-    accuracy = 0.5 + excess / 2
-    return {
-        "probe": "linear",
-        "balanced_accuracy": accuracy,
-        "auc": accuracy,
-        "chance": 0.5,
-        "upper_chance": 0.55,
-        "p_value": 0.05,
-        "excess": excess,
-        "mixing": 1 - excess,
-    }
-
-
-def usage(n_z: int = 3, n_s: int = 3) -> pd.DataFrame:
-    rows = [("background", k, k < n_z) for k in range(4)]
-    rows += [("salient", k, k < n_s) for k in range(4)]
-    return pd.DataFrame(rows, columns=["latent", "dimension", "used"])
-
-
-GOOD = Facts(
-    usage=usage(),
-    salient_nats=50.0,
-    condition_in_x=probe_of(0.9),
-    condition_in_z=probe_of(0.05),
-    condition_in_s=probe_of(0.95),
-    structure=Structure(0.3, 3),
-    k=np.full(20, 0.3),
-    n_draws=400,
-    gap=1.0,
-    shared_in_s={"cell_type": probe_of(0.1)},
-    elbo=np.concatenate([np.linspace(500, 300, 50), np.full(50, 300.0)]),
-)
-
-
-def table_of(**changes: Any) -> pd.DataFrame:
-    rows = [dataclasses.asdict(row) for row in findings(dataclasses.replace(GOOD, **changes))]
-    return pd.DataFrame(rows).set_index("diagnostic")
 
 
 def test_a_good_model_gets_good_marks() -> None:
@@ -202,7 +163,7 @@ def test_the_model_gives_its_history_with_its_epochs(monkeypatch: pytest.MonkeyP
 
     model = make_model()
     train(model, 9, check_val_every_n_epoch=3)
-    found = model._elbo_by_epoch()
+    found = elbo_by_epoch(model._history)
     assert found.index.tolist() == [2, 5, 8]
     assert found.tolist() == model.history["elbo_validation"]["elbo_validation"].tolist()
 

@@ -16,8 +16,9 @@ from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import differential
 from pyro_contrastive.analysis import differential_statistics as statistics
 from pyro_contrastive.analysis.differential import differential_expression
+from pyro_contrastive.analysis.differential_groups import GroupPair, group_pairs
 from pyro_contrastive.analysis.differential_settings import DifferentialSettings
-from pyro_contrastive.analysis.groups_of_cells import GroupPair, group_pairs
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.data.cell_data import CellData
 
 BAYES = ["bayes_factor", "scale1", "scale2"]
@@ -49,6 +50,9 @@ def test_tags_up_to_the_expected_fdr():
     assert statistics.tag_by_expected_fdr(p, 0.0501).tolist() == [False, True, True, True]
     assert statistics.tag_by_expected_fdr(p, 0.03).tolist() == [False, True, False, True]
     assert statistics.tag_by_expected_fdr(p, 1.0).all()
+    # Numbers that binary fractions hold exactly: a running mean of 1/4 is not above 1/4.
+    assert statistics.tag_by_expected_fdr([0.5, 1.0], 0.25).all()
+    assert statistics.tag_by_expected_fdr([0.5, 1.0], 0.2499).tolist() == [False, True]
     assert not statistics.tag_by_expected_fdr([0.9, 0.8], 0.05).any()
 
 
@@ -126,17 +130,18 @@ def given(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def set_code(indices: np.ndarray) -> int:
         return int(sum(2 ** int(i) for i in set(np.asarray(indices).tolist())))
 
-    def stand_in(_vae, _data, indices, _decoding):
-        return [cells.draws(indices)]
+    def stand_in(query):
+        return [cells.draws(query.cells)]
 
-    monkeypatch.setattr(differential, "expression", stand_in)
+    monkeypatch.setattr(differential, "decode_cells", stand_in)
     cells.data = CellData(cells.counts, condition=np.arange(9) % 2)
     return cells
 
 
 def run(given: SimpleNamespace, pairs: list[GroupPair], **kwargs: object) -> pd.DataFrame:
     settings = DifferentialSettings(**({"n_samples_overall": 50} | kwargs))
-    return differential_expression(ANY_MODULE, given.data, pairs, given.genes, settings)
+    query = Query(ANY_MODULE, given.data, np.arange(9))
+    return differential_expression(query, pairs, given.genes, settings)
 
 
 def without_order(table: pd.DataFrame) -> pd.DataFrame:

@@ -8,13 +8,14 @@ import pytest
 
 from pyro_contrastive.analysis import differential
 from pyro_contrastive.analysis.differential import draw_scales, pair_draws
-from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
-from pyro_contrastive.analysis.groups_of_cells import (
+from pyro_contrastive.analysis.differential_groups import (
     GroupPair,
     group_pairs,
     select_cells,
     with_targets,
 )
+from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.data.cell_data import CellData
 
 WRONG_SETTINGS = {
@@ -205,17 +206,18 @@ def test_permuted_pairs_are_random():
 def test_each_batch_gets_its_share_of_the_draws(monkeypatch):
     calls = []
 
-    def record(_vae, _data, indices, decoding):
-        calls.append((len(indices), tuple(decoding.batches), decoding.n_samples))
-        assert set(indices.tolist()) <= {3, 4}
-        return [np.ones((len(indices), 2))]
+    def record(query):
+        calls.append((len(query), tuple(query.decoding.batches), query.decoding.n_samples))
+        assert set(query.cells.tolist()) <= {3, 4}
+        return [np.ones((len(query), 2))]
 
-    monkeypatch.setattr(differential, "expression", record)
+    monkeypatch.setattr(differential, "decode_cells", record)
+    group = Query(None, None, np.array([3, 4]))
     rng = np.random.default_rng(0)
     settings = settings_of(n_samples=5)
-    assert draw_scales(None, None, np.array([3, 4]), [2, 0, 1], settings, rng=rng).shape == (10, 2)
+    assert draw_scales(group, [2, 0, 1], settings, rng).shape == (10, 2)
     assert calls == [(4, (2,), 5), (3, (0,), 5), (3, (1,), 5)]
-    draw_scales(None, None, np.array([3, 4]), [], settings, rng=rng)
+    draw_scales(group, [], settings, rng)
     assert calls[-1] == (10, (), 5)
     with pytest.raises(ValueError, match="n_samples_overall=2 is less than one draw for each of 3"):
-        draw_scales(None, None, np.array([3]), [0, 1, 2], settings_of(n_samples_overall=2), rng=rng)
+        draw_scales(group, [0, 1, 2], settings_of(n_samples_overall=2), rng)

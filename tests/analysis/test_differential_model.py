@@ -12,8 +12,9 @@ import torch
 from pyro_contrastive import ContrastiveVAE, ContrastiveVI
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.differential import differential_expression, draw_scales
+from pyro_contrastive.analysis.differential_groups import group_pairs, with_targets
 from pyro_contrastive.analysis.differential_settings import DifferentialSettings, batches_to_decode
-from pyro_contrastive.analysis.groups_of_cells import group_pairs, with_targets
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.testing import SimulationSettings, simulate
 
@@ -54,7 +55,7 @@ def test_in_a_mixed_group_each_cell_is_decoded_by_its_own_condition(counts):
     others = decoded(vae, counts, 0, 1.0), decoded(vae, counts, 3, 0.0)
     assert min(abs(a - b).max() for a in (background, target) for b in others) > 0.03
     rng = np.random.default_rng(0)
-    draws = draw_scales(vae, counts, np.array([0, 3]), [], TEN_DRAWS, rng=rng)
+    draws = draw_scales(Query(vae, counts, np.array([0, 3])), [], TEN_DRAWS, rng)
 
     def rows_like(scale: np.ndarray) -> int:
         return int((abs(draws - scale).max(axis=1) < 0.01).sum())
@@ -69,7 +70,7 @@ def test_target_idx_overrides_the_condition(counts):
     swapped = with_targets(counts, pd.DataFrame(index=range(6)), [0, 1, 2])
     for cell, salient in ((0, 1.0), (3, 0.0)):
         rng = np.random.default_rng(0)
-        draws = draw_scales(vae, swapped, np.array([cell]), [], TEN_DRAWS, rng=rng)
+        draws = draw_scales(Query(vae, swapped, np.array([cell])), [], TEN_DRAWS, rng)
         expected = np.tile(decoded(vae, counts, cell, salient), (10, 1))
         np.testing.assert_allclose(draws, expected, atol=0.01)
 
@@ -94,9 +95,8 @@ def test_batch_correction_takes_out_what_only_the_batch_does():
         batches = batches_to_decode(["p", "q"], batch_correction=correct)
         settings = DifferentialSettings(n_samples_overall=600, **options)
         with seeded(0):
-            return differential_expression(
-                vae, twice, pairs, list("wxyz"), settings, batches=batches
-            )
+            query = Query(vae, twice, np.arange(2))
+            return differential_expression(query, pairs, list("wxyz"), settings, batches=batches)
 
     raw, corrected = table(correct=False), table(correct=True)
     assert raw["lfc_mean"].abs().max() > 0.2
@@ -155,7 +155,8 @@ def compare(model: ContrastiveVI, seed: int | None = 0, **cells: object) -> pd.D
     pairs = group_pairs(adata.obs, **cells)
     data = with_targets(model.setup.extract(adata), adata.obs, None)
     with seeded(seed):
-        return differential_expression(model.module, data, pairs, adata.var_names, settings)
+        query = Query(model.module, data, np.arange(len(data)))
+        return differential_expression(query, pairs, adata.var_names, settings)
 
 
 @pytest.mark.slow

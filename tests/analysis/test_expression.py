@@ -10,12 +10,13 @@ from helpers import N_GENES, make_vae
 
 from pyro_contrastive import Likelihood, Prior
 from pyro_contrastive._tools.torch_tools import seeded
-from pyro_contrastive.analysis.expression import (
-    Decoding,
+from pyro_contrastive.analysis.counterfactuals import (
+    Intervention,
     counterfactual_expression,
-    expression,
     treatment_effect,
 )
+from pyro_contrastive.analysis.decoding import decode_cells
+from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.data import CellData
 
 BACKGROUND, TARGET = np.arange(4), np.arange(4, 10)
@@ -30,9 +31,13 @@ def data() -> CellData:
     return CellData(counts, condition=condition, batch=np.arange(10) % 3)
 
 
+def ask(vae, data, cells=EVERY, batch_size=None, **decoding) -> Query:
+    return Query(vae, data, cells, batch_size, Decoding(**decoding))
+
+
 def both(vae, data, indices=EVERY, seed=0, **kwargs):
     with seeded(seed):
-        return expression(vae, data, indices, Decoding(**kwargs), salient=(True, False))
+        return decode_cells(ask(vae, data, indices, **kwargs), salient=(True, False))
 
 
 def test_scale_is_on_the_simplex_and_rate_times_the_library(data) -> None:
@@ -103,7 +108,8 @@ def test_a_likelihood_without_scale_says_so(data) -> None:
 
 def counterfactual(vae, data, condition, seed=0, indices=EVERY, **kwargs):
     with seeded(seed):
-        return counterfactual_expression(vae, data, indices, condition, Decoding(**kwargs))
+        query = ask(vae, data, indices, **kwargs)
+        return counterfactual_expression(query, Intervention(condition))
 
 
 def test_untreated_is_without_the_salient_latent(data) -> None:
@@ -141,9 +147,7 @@ def test_a_background_cell_if_treated_draws_its_salient_latent_from_the_prior(da
 def test_effects_are_fold_changes_of_the_two_expressions(data) -> None:
     vae = make_vae(n_batch=3)
     with seeded(0):
-        effect = treatment_effect(
-            vae, data, EVERY, Decoding(n_samples=200), interval=0.9, pseudocount=1e-3
-        )
+        effect = treatment_effect(ask(vae, data, n_samples=200), interval=0.9, pseudocount=1e-3)
     given, without = both(vae, data, n_samples=200, average=False)
     change = np.log2(given + 1e-3) - np.log2(without + 1e-3)
     assert effect.mean == pytest.approx(change.mean(0), abs=1e-5)

@@ -10,6 +10,7 @@ from linear_gaussian import N_Z, linear_data, linear_vae, loadings, set_loadings
 from pyro_contrastive import PrivateSalient
 from pyro_contrastive.analysis.latent_usage import latent_usage, salient_log_likelihood
 from pyro_contrastive.analysis.leakage import leakage_row, probe
+from pyro_contrastive.analysis.query import Query
 
 LABELS = np.repeat(["a", "b", "c"], 100)
 
@@ -86,7 +87,7 @@ def collapsed_vae():
 def test_collapsed_dimensions_are_found() -> None:
     data = linear_data(60, 60)
     torch.manual_seed(0)
-    table = latent_usage(collapsed_vae(), data, np.arange(120))
+    table = latent_usage(Query(collapsed_vae(), data, np.arange(120)))
     assert table.query("used")[["latent", "dimension"]].to_numpy().tolist() == [
         ["background", 0],
         ["background", 1],
@@ -101,7 +102,7 @@ def test_collapsed_dimensions_are_found() -> None:
 def test_usage_is_what_it_is_said_to_be() -> None:
     vae, data = linear_vae(), linear_data(20, 20)
     torch.manual_seed(0)
-    table = latent_usage(vae, data, np.arange(40)).set_index(["latent", "dimension"])
+    table = latent_usage(Query(vae, data, np.arange(40))).set_index(["latent", "dimension"])
     batch = data.cells(np.arange(40), dtype=torch.float64)
     for latent, site, cells in (
         ("background", "z", slice(None)),
@@ -123,7 +124,9 @@ def test_dimensions_of_other_treatments_do_not_count() -> None:
     vae.model.salient_prior, vae.guide.used_salient = prior, prior.used
     codes = np.repeat([0, 1, 2], 20)
     torch.manual_seed(0)
-    table = latent_usage(vae, data.with_codes(codes), np.arange(60)).query("latent == 'salient'")
+    table = latent_usage(Query(vae, data.with_codes(codes), np.arange(60))).query(
+        "latent == 'salient'"
+    )
     batch = data.with_codes(codes).cells(np.arange(60), dtype=torch.float64)
     means = vae.guide.encode(batch)["s"][0].numpy()
     expected = [means[20:40, 0].var(), means[40:, 1].var()]
@@ -133,7 +136,7 @@ def test_dimensions_of_other_treatments_do_not_count() -> None:
 def test_what_is_lost_without_the_salient_latent() -> None:
     data = linear_data(5, 5)
     vae = linear_vae(width=1e-6)  # draws are the means
-    lost = salient_log_likelihood(vae, data, np.arange(10), 2)
+    lost = salient_log_likelihood(Query(vae, data, np.arange(10)), 2)
     batch = data.cells(np.arange(10), dtype=torch.float64)
     moments = vae.guide.encode(batch)
     latents = torch.cat([moments["z"][0], moments["s"][0]], -1)

@@ -16,6 +16,7 @@ from pyro_contrastive.analysis.likelihood import (
     log_likelihood_of_reconstruction,
     marginal_log_likelihood,
 )
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.data import CellData
 
 
@@ -75,15 +76,12 @@ def exact(data: CellData) -> np.ndarray:
 
 def repeated(function, vae, data: CellData, times: int, *arguments) -> np.ndarray:
     """Average over repetitions, made by naming each cell many times."""
-    return (
-        function(vae, data, np.tile(np.arange(6), times), *arguments, 2000)
-        .reshape(times, 6)
-        .mean(0)
-    )
+    query = Query(vae, data, np.tile(np.arange(6), times), 2000)
+    return function(query, *arguments).reshape(times, 6).mean(0)
 
 
 def test_importance_weights_give_the_exact_likelihood(data) -> None:
-    estimate = marginal_log_likelihood(Linear(), data, np.arange(6), 20_000, None)
+    estimate = marginal_log_likelihood(Query(Linear(), data, np.arange(6)), 20_000)
     assert estimate == pytest.approx(exact(data), abs=0.05)
 
 
@@ -116,9 +114,9 @@ def test_values_are_per_cell_in_order(latent_library) -> None:
     data = CellData(rng.poisson(3, (7, N_GENES)).astype(np.float32), condition=np.arange(7) % 2)
     vae = make_vae(latent_library=latent_library)
     for function in (elbo, log_likelihood_of_reconstruction):
-        assert function(vae, data, np.array([5, 1]), 1).shape == (2,)
-    every = marginal_log_likelihood(vae, data, np.arange(7), 300, 3)
-    some = marginal_log_likelihood(vae, data, np.array([5, 1]), 300, None)
+        assert function(Query(vae, data, np.array([5, 1]), 1)).shape == (2,)
+    every = marginal_log_likelihood(Query(vae, data, np.arange(7), 3), 300)
+    some = marginal_log_likelihood(Query(vae, data, np.array([5, 1])), 300)
     assert some == pytest.approx(every[[5, 1]], abs=0.5)
     with pytest.raises(ValueError, match="n_mc_samples"):
-        marginal_log_likelihood(vae, data, np.arange(7), 0, None)
+        marginal_log_likelihood(Query(vae, data, np.arange(7)), 0)

@@ -26,6 +26,7 @@ from pyro_contrastive.analysis.likelihood import all_log_weights, log_weights_of
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts
 from pyro_contrastive.analysis.posterior_accuracy import posterior_accuracy
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.plotting import plot_ranks
 
 ALL = np.arange(8)
@@ -37,7 +38,7 @@ def batch_of(data, n=8):
 
 def test_of_an_exact_guide_every_weight_is_the_marginal_likelihood() -> None:
     vae, data = linear_vae(), linear_data(4, 4)
-    weights = log_weights_of_cells(vae, data, ALL, 100)
+    weights = log_weights_of_cells(Query(vae, data, ALL), 100)
     exact = exact_log_likelihood(loadings(True), batch_of(data)).numpy()
     np.testing.assert_allclose(weights, np.repeat(exact[:, None], 100, axis=1), rtol=1e-8)
     found = estimate(weights)
@@ -49,7 +50,9 @@ def test_of_an_exact_guide_every_weight_is_the_marginal_likelihood() -> None:
 def test_k_tells_a_narrow_guide_from_a_wide_one() -> None:
     data = linear_data(4, 4)
     by_width = {
-        width: np.median(estimate(log_weights_of_cells(linear_vae(width=width), data, ALL, 1000)).k)
+        width: np.median(
+            estimate(log_weights_of_cells(Query(linear_vae(width=width), data, ALL), 1000)).k
+        )
         for width in (0.3, 0.7, 1.3)
     }
     # Where draws have w times the right width, the tail of the weights has the shape 1 - w^2.
@@ -60,7 +63,7 @@ def test_k_tells_a_narrow_guide_from_a_wide_one() -> None:
 
 def test_estimates_of_a_wide_guide_are_near_the_marginal_likelihood() -> None:
     data = linear_data(4, 4)
-    found = estimate(log_weights_of_cells(linear_vae(width=1.3), data, ALL, 2000))
+    found = estimate(log_weights_of_cells(Query(linear_vae(width=1.3), data, ALL), 2000))
     exact = exact_log_likelihood(loadings(True), batch_of(data)).numpy()
     assert np.abs(found.psis - exact).max() < 0.15
     assert np.abs(found.iw - exact).max() < 0.15
@@ -130,7 +133,9 @@ def test_accuracy_of_an_exact_guide_is_perfect_and_of_a_bad_one_is_not() -> None
 
     def run(vae):
         torch.manual_seed(0)
-        return posterior_accuracy(vae, data, some, names, n_samples=200, local=LocalFit(150))
+        return posterior_accuracy(
+            Query(vae, data, some, obs_names=names), n_samples=200, local=LocalFit(150)
+        )
 
     good, bad = run(linear_vae()), run(linear_vae(width=0.4, shift=1.0))
     assert good.cells["amortisation_gap"].abs().max() < 0.1
@@ -150,10 +155,7 @@ def test_nuts_is_the_reference_where_it_was_run() -> None:
     names = pd.Index(list("abcd"))
     torch.manual_seed(0)
     found = posterior_accuracy(
-        vae,
-        data,
-        np.arange(4),
-        names,
+        Query(vae, data, np.arange(4), obs_names=names),
         n_samples=100,
         local=LocalFit(5),
         nuts=NutsSettings(n_draws=50, n_warmup=25),
@@ -169,7 +171,7 @@ def test_nuts_is_the_reference_where_it_was_run() -> None:
 def calibration(**guide) -> Calibration:
     vae, data = linear_vae(**guide), linear_data(300, 300)
     torch.manual_seed(0)
-    return calibrate(vae, data, np.arange(600), 99)
+    return calibrate(Query(vae, data, np.arange(600)), 99)
 
 
 def test_ranks_of_an_exact_posterior_are_uniform() -> None:
@@ -203,7 +205,7 @@ def test_a_posterior_that_ignores_the_data_is_noticed_by_the_likelihood_alone() 
         for site, n in (("z", 3), ("s", 2))
     }
     torch.manual_seed(0)
-    table = calibrate(vae, data, np.arange(600), 99).table
+    table = calibrate(Query(vae, data, np.arange(600)), 99).table
     assert table["uniform"].drop("log_likelihood").all()
     assert not table.loc["log_likelihood", "uniform"]
 
@@ -213,8 +215,8 @@ def test_ranks_by_nuts_are_uniform_where_those_of_the_guide_are_not() -> None:
     vae, data = linear_vae(width=0.3), linear_data(20, 20)
     torch.manual_seed(0)
     settings = NutsSettings(n_draws=40, n_warmup=40, cells_at_a_time=40)
-    nuts = calibrate(vae, data, np.arange(40), 19, method="nuts", nuts=settings).table
-    guide = calibrate(vae, data, np.arange(40), 19).table
+    nuts = calibrate(Query(vae, data, np.arange(40)), 19, method="nuts", nuts=settings).table
+    guide = calibrate(Query(vae, data, np.arange(40)), 19).table
     assert nuts["uniform"].all()
     assert not guide["uniform"].all()
 
@@ -222,7 +224,7 @@ def test_ranks_by_nuts_are_uniform_where_those_of_the_guide_are_not() -> None:
 def test_what_too_few_simulated_cells_have_is_not_tested_and_the_rest_is() -> None:
     vae, data = linear_vae(), linear_data(60, 4)
     torch.manual_seed(0)
-    found = calibrate(vae, data, np.arange(64), 19)
+    found = calibrate(Query(vae, data, np.arange(64)), 19)
     table = found.table
     assert table.index[table["uniform"].isna()].tolist() == ["s1", "s2"]
     assert (
@@ -260,7 +262,7 @@ def test_shared_parameters_stay_as_they_are() -> None:
     vae, data = linear_vae(), linear_data(2, 2)
     with evaluating(vae):
         before = vae.model.likelihood.log_scale.clone()
-        calibrate(vae, data, np.tile(np.arange(4), 5), 9)
+        calibrate(Query(vae, data, np.tile(np.arange(4), 5)), 9)
     assert torch.equal(vae.model.likelihood.log_scale, before)
 
 

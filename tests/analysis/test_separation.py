@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_contrastive.analysis.diagnosis.readings import READINGS, Reading
+from pyro_contrastive.analysis.score_readings import READINGS, Reading
 from pyro_contrastive.analysis.separation import label_mixing, score_labels, score_latents
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from ppc_helpers import checked
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.leakage import probe
-from pyro_contrastive.analysis.ppc import check_against_replicates
 from pyro_contrastive.analysis.separation import label_mixing, score_labels, score_latents
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.plotting import plot_embedding, plot_pareto_k
@@ -202,7 +202,7 @@ def test_groups_of_a_check_are_brought_into_the_order_of_the_cells() -> None:
     names = [f"c{i}" for i in range(20)]
     groups = pd.Series(np.repeat(["few", "many"], 10), names)
     counts = np.repeat([1.0, 9.0], 10)[:, None] + np.zeros((20, 3))
-    check = check_against_replicates(
+    check = checked(
         counts.astype(np.float32),
         np.repeat(counts[None], 20, axis=0),
         groups={"depth": groups.sample(frac=1, random_state=0)},

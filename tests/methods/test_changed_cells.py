@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pyro_contrastive import ContrastiveVI, compare_models
+from pyro_contrastive.methods.interventions import query_under
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
@@ -160,8 +161,9 @@ def test_donors_are_training_cells_by_name(model: ContrastiveVI) -> None:
     before = model.adata.copy()
 
     def donors() -> set[str]:
-        found = model._donors(1, "treated", model.adata)
-        return set(model.adata.obs_names[found.indices])
+        _, intervention = query_under(model, "treated", None, None, None, "aggregate_posterior")
+        assert intervention.donors is not None
+        return set(model.adata.obs_names[intervention.donors.cells])
 
     expected = donors()
     assert expected == names(model)[0] & set(before.obs_names[30:])

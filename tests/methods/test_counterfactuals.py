@@ -11,9 +11,16 @@ from helpers import N_GENES, make_vae
 
 from pyro_contrastive import MMD, ContrastiveVI
 from pyro_contrastive._tools.torch_tools import seeded
-from pyro_contrastive.analysis import expression as analysis
-from pyro_contrastive.analysis.expression import Decoding, Donors, counterfactual_expression
+from pyro_contrastive.analysis import counterfactuals as analysis
+from pyro_contrastive.analysis.counterfactuals import (
+    Intervention,
+    counterfactual_expression,
+    draw_salient,
+)
+from pyro_contrastive.analysis.decoding import decode_cells
+from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.data import CellData
+from pyro_contrastive.methods import expression as methods
 
 BACKGROUND, DRUG1, DRUG2 = np.arange(4), np.arange(4, 7), np.arange(7, 10)
 SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
@@ -41,14 +48,15 @@ def vae():
 
 def counterfactual(vae, data, condition, indices, donors, seed=0, **kwargs):
     with seeded(seed):
-        return counterfactual_expression(vae, data, indices, condition, Decoding(**kwargs), donors)
+        query = Query(vae, data, indices, decoding=Decoding(**kwargs))
+        return counterfactual_expression(query, Intervention(condition, donors))
 
 
 @pytest.mark.parametrize("cells", [BACKGROUND, DRUG2])
 def test_cells_never_given_a_treatment_take_the_salient_latents_of_those_that_were(
     vae, data, cells
 ):
-    drawn = counterfactual(vae, data, 1, cells, Donors(data, DRUG1), n_samples=6000)
+    drawn = counterfactual(vae, data, 1, cells, Query(vae, data, DRUG1), n_samples=6000)
     n = 6000
     with torch.no_grad():
         z_mean, z_variance = vae.guide.encode(data.cells(cells))["z"]
@@ -59,16 +67,16 @@ def test_cells_never_given_a_treatment_take_the_salient_latents_of_those_that_we
         expected = vae.model.decode(z, s, data.cells(cells))["scale"].mean(0).numpy()
     assert drawn == pytest.approx(expected, abs=0.004)
     from_prior = counterfactual(vae, data, 1, cells, None, n_samples=6000)
-    other = counterfactual(vae, data, 2, cells, Donors(data, DRUG2), n_samples=6000)
+    other = counterfactual(vae, data, 2, cells, Query(vae, data, DRUG2), n_samples=6000)
     assert np.abs(from_prior - expected).max() > 0.02
     if cells is BACKGROUND:
         assert np.abs(other - expected).max() > 0.02
 
 
 def test_every_draw_of_every_cell_has_a_donor_of_its_own(vae, data):
-    donors = Donors(data, DRUG1)
+    donors = Query(vae, data, DRUG1)
     with torch.no_grad(), seeded(0):
-        s = donors.draw(vae, 50, 20)
+        s = draw_salient(donors, 50, 20)
         mean, variance = vae.guide.encode(data.cells(DRUG1))["s"]
     assert s.shape == (50, 20, 2)
     distance = ((s.unsqueeze(2) - mean) / variance.sqrt()).square().sum(-1)  # [50, 20, donors]
@@ -83,13 +91,13 @@ def test_those_that_were_given_it_and_the_untreated_need_no_donors(vae, data, mo
     def refuse(*_):
         raise AssertionError("asked for a donor")
 
-    monkeypatch.setattr(Donors, "draw", refuse)
-    donors = Donors(data, DRUG1)
+    monkeypatch.setattr(analysis, "draw_salient", refuse)
+    donors = Query(vae, data, DRUG1)
     with seeded(0):
-        (own,) = analysis.expression(vae, data, DRUG1, Decoding(), salient=(True,))
+        (own,) = decode_cells(Query(vae, data, DRUG1))
     assert np.array_equal(counterfactual(vae, data, 1, DRUG1, donors), own)
     with seeded(0):
-        (without,) = analysis.expression(vae, data, np.arange(10), Decoding(), salient=(False,))
+        (without,) = decode_cells(Query(vae, data, np.arange(10)), salient=(False,))
     assert np.array_equal(counterfactual(vae, data, 0, np.arange(10), donors), without)
     with pytest.raises(AssertionError, match="asked for a donor"):
         counterfactual(vae, data, 1, BACKGROUND, donors)
@@ -97,7 +105,7 @@ def test_those_that_were_given_it_and_the_untreated_need_no_donors(vae, data, mo
 
 def test_seeds(vae, data):
     one, same, other = (
-        counterfactual(vae, data, 1, BACKGROUND, Donors(data, DRUG1), seed=s) for s in (1, 1, 2)
+        counterfactual(vae, data, 1, BACKGROUND, Query(vae, data, DRUG1), seed=s) for s in (1, 1, 2)
     )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -119,14 +127,13 @@ def two_drugs(n_cells: int = 90, n_genes: int = 12) -> ad.AnnData:
 @pytest.fixture
 def asked(monkeypatch):
     """Record which donors are asked for."""
-    made: list[Donors] = []
-    original = analysis.counterfactual_expression
+    made: list[Query | None] = []
 
-    def recorded(*arguments):
-        made.append(arguments[-1])
-        return original(*arguments)
+    def recorded(query, intervention):
+        made.append(intervention.donors)
+        return counterfactual_expression(query, intervention)
 
-    monkeypatch.setattr(analysis, "counterfactual_expression", recorded)
+    monkeypatch.setattr(methods, "counterfactual_expression", recorded)
     return made
 
 
@@ -137,18 +144,18 @@ def test_donors_are_cells_of_the_treatment_that_trained(asked, tmp_path):
     model.get_counterfactual_expression("drug2", indices=[0])
     expected = np.intersect1d(model.train_indices, np.arange(40, 60))
     assert 0 < len(expected) < 20
-    assert asked[-1].indices.tolist() == expected.tolist()
+    assert asked[-1].cells.tolist() == expected.tolist()
     model.get_counterfactual_expression("drug2", adata[:20].copy())  # of the model's own data
-    assert asked[-1].indices.tolist() == expected.tolist()
+    assert asked[-1].cells.tolist() == expected.tolist()
     model.get_counterfactual_expression("control")
     assert asked[-1] is None
     model.save(tmp_path / "model")
     loaded = ContrastiveVI.load(tmp_path / "model", adata)
     loaded.get_counterfactual_expression("drug2", indices=[0])
-    assert asked[-1].indices.tolist() == expected.tolist()
+    assert asked[-1].cells.tolist() == expected.tolist()
     waiting = ContrastiveVI.load(tmp_path / "model")
     waiting.get_counterfactual_expression("drug2", adata[::-1].copy(), indices=[0])
-    assert asked[-1].indices.tolist() == list(range(20))  # not known which of them trained
+    assert asked[-1].cells.tolist() == list(range(20))  # not known which of them trained
 
 
 def test_a_model_without_data_takes_donors_of_the_data_given(tmp_path, asked):
@@ -156,7 +163,7 @@ def test_a_model_without_data_takes_donors_of_the_data_given(tmp_path, asked):
     ContrastiveVI(adata, **SMALL).save(tmp_path / "model")
     loaded = ContrastiveVI.load(tmp_path / "model")
     loaded.get_counterfactual_expression("drug1", adata, indices=[0, 1])
-    assert asked[-1].indices.tolist() == list(range(10, 20))
+    assert asked[-1].cells.tolist() == list(range(10, 20))
     controls = adata[:10].copy()
     with pytest.raises(ValueError, match=r"no cells of 'drug1'.*salient_source='prior'"):
         loaded.get_counterfactual_expression("drug1", controls)
@@ -172,8 +179,8 @@ def test_populations_told_to_train_are_donors_too(asked):
     model.train(np.arange(20), np.arange(20, 50), max_epochs=1, enable_progress_bar=False)
     with pytest.warns(UserWarning, match="1 of these cells were neither"):
         model.get_counterfactual_expression(1, indices=[0, 59])
-    assert set(asked[-1].indices) <= set(range(20, 50))
-    assert len(asked[-1].indices) == 27
+    assert set(asked[-1].cells) <= set(range(20, 50))
+    assert len(asked[-1].cells) == 27
 
 
 @pytest.mark.slow

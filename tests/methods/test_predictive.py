@@ -320,7 +320,7 @@ def test_every_likelihood(name, cells):
     if not counts:
         with pytest.raises(ValueError, match=r"zero_fraction has no meaning with Gaussian"):
             model.posterior_predictive_check(statistics=["zero_fraction"])
-        with pytest.raises(ValueError, match=r"sparse=True is of no use with Gaussian"):
+        with pytest.raises(ValueError, match=r"sparse=True does not help with Gaussian"):
             model.posterior_predictive_sample(sparse=True)
     else:
         sparse = model.posterior_predictive_sample(sparse=True, seed=0)

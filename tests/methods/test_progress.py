@@ -147,12 +147,12 @@ def test_the_bar_goes_away_at_the_end_and_on_an_error(model, monkeypatch):
 
 def test_mini_batches_run_by_hand_have_a_bar_of_their_own(model, monkeypatch):
     from pyro_contrastive.analysis.posterior import latent_representation
+    from pyro_contrastive.analysis.query import Query
 
     terminal = Terminal(monkeypatch)
     data = model.setup.extract(model.adata)
-    latent_representation(
-        model.module, data, np.arange(26), "salient", give_mean=True, batch_size=5
-    )
+    query = Query(model.module, data, np.arange(26), batch_size=5)
+    latent_representation(query, "salient", give_mean=True)
     assert "Cells" in terminal.drawn
 
 

@@ -12,8 +12,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from ppc_helpers import checked
 
-from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck, check_against_replicates
+from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
 from pyro_contrastive.plotting import (
     plot_correlations,
     plot_coverage,
@@ -41,10 +42,8 @@ def check() -> PosteriorPredictiveCheck:
     given = {"groups": labels, "contrast": ("condition", "control"), "seed": 0}
     return PosteriorPredictiveCheck.compare(
         {
-            "NB": check_against_replicates(
-                data, rng.poisson(rng.gamma(2, rate / 2, (20, 60, 30))), **given
-            ),
-            "Poisson": check_against_replicates(data, rng.poisson(rate, (20, 60, 30)), **given),
+            "NB": checked(data, rng.poisson(rng.gamma(2, rate / 2, (20, 60, 30))), **given),
+            "Poisson": checked(data, rng.poisson(rate, (20, 60, 30)), **given),
         }
     )
 

@@ -181,3 +181,8 @@ def test_the_fast_schedule_gets_further_in_as_many_steps() -> None:
         model.train(max_epochs=60, enable_progress_bar=False, seed=0, schedule=schedule)
         found[schedule] = model.history["elbo_validation"].iloc[-1].item()
     assert found["fast"] < found["reference"] - 1.0
+
+
+def test_steps_of_warmup_win_over_the_epochs_of_a_schedule() -> None:
+    plan = TrainingPlan.from_kwargs({"n_steps_kl_warmup": 2}, "fast")
+    assert [plan.kl_weight(step, 10, 5) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]

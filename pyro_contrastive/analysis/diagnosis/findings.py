@@ -5,30 +5,32 @@ Every threshold is a rule of thumb, set where the words would change, and justif
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from pyro_contrastive.analysis.calibration import Calibration
-from pyro_contrastive.analysis.diagnosis.facts import (
+from pyro_contrastive.analysis.diagnosis.measurements import (
+    CLEARLY_PREDICTABLE,
     NATS_USED,
+    PREDICTABLE,
     SEPARATED,
     SEPARATED_WELL,
-    TOLD,
-    TOLD_WELL,
     TOO_MUCH_IN_S,
-    Facts,
     Finding,
+    Measurements,
     Probe,
     Verdict,
     grade,
+    predicts,
     raise_or_add,
-    told,
 )
-from pyro_contrastive.analysis.diagnosis.salient_finding import salient_map
+from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
 from pyro_contrastive.analysis.pareto import k_threshold
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 
-__all__ = ["UNTRAINED", "accuracy_findings", "calibration_finding", "findings"]
+__all__ = ["UNTRAINED", "accuracy_findings", "as_table", "calibration_finding", "findings"]
 
 EXPECTED_IN_S = 0.3
 """Excess of a probe up to which treated cells are called not arranged by a label they share."""
@@ -52,22 +54,39 @@ UNTRAINED = Finding(
 )
 
 
-def findings(facts: Facts) -> list[Finding]:
+def findings(measured: Measurements) -> list[Finding]:
     """Put everything that was measured in words; the salient latent comes first."""
     rows = [
-        salient_map(facts),
-        _salient_use(facts),
-        _dimensions(facts, "salient"),
-        _dimensions(facts, "background"),
-        _condition_in_z(facts),
-        _condition_in_s(facts),
+        salient_map(measured),
+        _salient_use(measured),
+        _dimensions(measured, "salient"),
+        _dimensions(measured, "background"),
+        _condition_in_z(measured),
+        _condition_in_s(measured),
     ]
-    rows += [_shared_in_s(name, found, facts) for name, found in facts.shared_in_s.items()]
-    rows += [_batch_in_z(name, found) for name, found in facts.batch_in_z.items()]
-    if facts.treatments_in_s is not None:
-        rows.append(_treatments(facts.treatments_in_s))
-    rows += [_pareto(facts), _gap(facts)]
-    return rows + _training(facts)
+    rows += [_shared_in_s(name, found, measured) for name, found in measured.shared_in_s.items()]
+    rows += [_batch_in_z(name, found) for name, found in measured.batch_in_z.items()]
+    if measured.treatments_in_s is not None:
+        rows.append(_treatments(measured.treatments_in_s))
+    rows += [_pareto(measured), _gap(measured)]
+    return rows + _training(measured)
+
+
+def as_table(rows: Sequence[Finding]) -> pd.DataFrame:
+    """Put findings in a table, a row for each, indexed by ``diagnostic``."""
+    table = pd.DataFrame(
+        [
+            {
+                "diagnostic": row.diagnostic,
+                "value": row.value,
+                "verdict": row.verdict,
+                "reading": row.reading,
+                "try": row.advice,
+            }
+            for row in rows
+        ]
+    )
+    return table.set_index("diagnostic")
 
 
 def _score(found: Probe) -> str:
@@ -77,8 +96,8 @@ def _score(found: Probe) -> str:
     )
 
 
-def _salient_use(facts: Facts) -> Finding:
-    nats = facts.salient_nats
+def _salient_use(measured: Measurements) -> Finding:
+    nats = measured.salient_nats
     if nats >= 3 * NATS_USED:
         reading = f"Without s a treated cell would lose {nats:.1f} nats: the decoder relies on it."
         return Finding("use of the salient latent", nats, "good", reading)
@@ -89,8 +108,8 @@ def _salient_use(facts: Facts) -> Finding:
     return Finding("use of the salient latent", nats, verdict, reading, "see the salient map")
 
 
-def _dimensions(facts: Facts, latent: str) -> Finding:
-    own = facts.usage.query("latent == @latent")
+def _dimensions(measured: Measurements, latent: str) -> Finding:
+    own = measured.usage.query("latent == @latent")
     used, total = int(own["used"].sum()), len(own)
     name = f"unused {latent} dimensions"
     size = f"n_{latent}_latent"
@@ -108,10 +127,10 @@ def _dimensions(facts: Facts, latent: str) -> Finding:
     return Finding(name, total - used, "good", f"{reading} The others do no harm.")
 
 
-def _condition_in_z(facts: Facts) -> Finding:
-    found = facts.condition_in_z
+def _condition_in_z(measured: Measurements) -> Finding:
+    found = measured.condition_in_z
     excess = float(found["excess"])
-    verdict = grade(excess, TOLD, TOLD_WELL) if told(found) else "good"
+    verdict = grade(excess, PREDICTABLE, CLEARLY_PREDICTABLE) if predicts(found) else "good"
     words = {
         "good": "Little of the condition is left in z",
         "look": "Some of the condition is left in z",
@@ -120,15 +139,15 @@ def _condition_in_z(facts: Facts) -> Finding:
     advice = ""
     if verdict != "good":
         advice = (
-            f"{raise_or_add(facts, 'MMD', 'penalties=[MMD(30.0)]')}, or "
+            f"{raise_or_add(measured, 'MMD', 'penalties=[MMD(30.0)]')}, or "
             'from_preset(adata, "separated")'
         )
     reading = f"{words[verdict]}: {_score(found)}."
     return Finding("condition in z", excess, verdict, reading, advice)
 
 
-def _condition_in_s(facts: Facts) -> Finding:
-    found = facts.condition_in_s
+def _condition_in_s(measured: Measurements) -> Finding:
+    found = measured.condition_in_s
     excess = float(found["excess"])
     verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED)
     words = {
@@ -141,7 +160,7 @@ def _condition_in_s(facts: Facts) -> Finding:
     return Finding("condition in s", excess, verdict, reading, advice)
 
 
-def _shared_in_s(name: str, found: Probe, facts: Facts) -> Finding:
+def _shared_in_s(name: str, found: Probe, measured: Measurements) -> Finding:
     excess = float(found["excess"])
     verdict = grade(excess, EXPECTED_IN_S, TOO_MUCH_IN_S)
     words = {
@@ -153,7 +172,8 @@ def _shared_in_s(name: str, found: Probe, facts: Facts) -> Finding:
     advice = ""
     if verdict != "good":
         advice = (
-            f"{raise_or_add(facts, 'HSIC', 'penalties=[HSIC(30.0)]')}; fewer salient dimensions; "
+            f"{raise_or_add(measured, 'HSIC', 'penalties=[HSIC(30.0)]')}; "
+            "fewer salient dimensions; "
             f"ask get_treatment_effect whether the response differs by {name}"
         )
     return Finding(f"{name} in s", excess, verdict, f"{words[verdict]}: {_score(found)}.", advice)
@@ -161,7 +181,7 @@ def _shared_in_s(name: str, found: Probe, facts: Facts) -> Finding:
 
 def _batch_in_z(name: str, found: Probe) -> Finding:
     excess = float(found["excess"])
-    verdict = grade(excess, TOLD, TOLD_WELL) if told(found) else "good"
+    verdict = grade(excess, PREDICTABLE, CLEARLY_PREDICTABLE) if predicts(found) else "good"
     words = {
         "good": "Batches mix in z",
         "look": "Batches differ somewhat in z",
@@ -173,18 +193,18 @@ def _batch_in_z(name: str, found: Probe) -> Finding:
 
 def _treatments(found: Probe) -> Finding:
     excess = float(found["excess"])
-    verdict: Verdict = "good" if told(found) else "look"
-    words = "Treatments are told apart in s" if told(found) else "Treatments look alike in s"
+    verdict: Verdict = "good" if predicts(found) else "look"
+    words = "Treatments are told apart in s" if predicts(found) else "Treatments look alike in s"
     advice = (
-        "" if told(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
+        "" if predicts(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
     )
     return Finding("treatments in s", excess, verdict, f"{words}: {_score(found)}.", advice)
 
 
-def _pareto(facts: Facts) -> Finding:
+def _pareto(measured: Measurements) -> Finding:
     """Grade the median k: above the threshold the draws are too few, above 1 no number suffices."""
-    median, threshold = float(np.median(facts.k)), k_threshold(facts.n_draws)
-    share = float((facts.k > threshold).mean())
+    median, threshold = float(np.median(measured.k)), k_threshold(measured.n_draws)
+    share = float((measured.k > threshold).mean())
     verdict = grade(median, threshold, 1.0)
     meaning = {
         "good": "the guide is near enough to the posterior to be corrected by importance sampling",
@@ -199,26 +219,26 @@ def _pareto(facts: Facts) -> Finding:
     }
     reading = (
         f"Pareto k of the guide: median {median:.2f}, above {threshold:.2f} in {share:.0%} of "
-        f"{len(facts.k)} cells: {meaning[verdict]}."
+        f"{len(measured.k)} cells: {meaning[verdict]}."
     )
     return Finding("pareto k", median, verdict, reading, advice[verdict])
 
 
-def _gap(facts: Facts) -> Finding:
-    per_dimension = facts.gap / len(facts.usage)
+def _gap(measured: Measurements) -> Finding:
+    per_dimension = measured.gap / len(measured.usage)
     verdict = grade(per_dimension, LOOSE, VERY_LOOSE)
     reading = (
-        f"The ELBO lies at least {facts.gap:.1f} nats per cell below log p(x), {per_dimension:.2f} "
-        "per latent dimension."
+        f"The ELBO lies at least {measured.gap:.1f} nats per cell below log p(x), "
+        f"{per_dimension:.2f} per latent dimension."
     )
     if verdict != "good":
         reading += " It understates models whose posterior is hard to fit."
     advice = "" if verdict == "good" else "compare models by compare_models(), not by their ELBO"
-    return Finding("looseness of the ELBO", facts.gap, verdict, reading, advice)
+    return Finding("looseness of the ELBO", measured.gap, verdict, reading, advice)
 
 
-def _training(facts: Facts) -> list[Finding]:
-    by_epoch = pd.Series(facts.elbo, dtype=float)
+def _training(measured: Measurements) -> list[Finding]:
+    by_epoch = pd.Series(measured.elbo, dtype=float)
     by_epoch = by_epoch[np.isfinite(by_epoch)]
     elbo = by_epoch.to_numpy()
     fewest = 5

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.ppc.custom import Statistic
-from pyro_contrastive.analysis.ppc.groups import CellGroups, Group
 from pyro_contrastive.analysis.ppc.statistics import (
     CELL_STATISTICS,
     CORRELATION,
@@ -19,6 +18,7 @@ from pyro_contrastive.analysis.ppc.statistics import (
     TRENDS,
     Moments,
 )
+from pyro_contrastive.analysis.ppc.strata import Group, Strata
 from pyro_contrastive.analysis.ppc.sums import Draws, Floats, GeneSums, Ints, PairSums, RankSums
 from pyro_contrastive.data.counts import Matrix
 
@@ -30,7 +30,7 @@ class Plan:
     """What a check is to find; the arguments of ``check_against_replicates``, made explicit."""
 
     names: tuple[str, ...]
-    groups: CellGroups
+    groups: Strata
     contrast: Group | None
     functions: dict[str, Statistic]
     n_samples: int
@@ -64,7 +64,7 @@ class Plan:
 
 
 @dataclass
-class Side:
+class SampleSums:
     """What is collected of the data (one sample), or of their replicates."""
 
     n_samples: int
@@ -74,7 +74,7 @@ class Side:
     whole: dict[tuple[str, Group], list[Floats]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, n_samples: int, n_genes: int) -> Side:
+    def of(cls, plan: Plan, n_samples: int, n_genes: int) -> SampleSums:
         """Make what the plan asks for, empty."""
         n_strata, n_cells = plan.groups.n_strata, len(plan.cell_names)
         pairs = None
@@ -126,8 +126,8 @@ class Collected:
     def __init__(self, plan: Plan, n_genes: int, rng: np.random.Generator) -> None:
         self.plan = plan
         self.n_genes = n_genes
-        self.observed = Side.of(plan, 1, n_genes)
-        self.replicated = Side.of(plan, plan.n_samples, n_genes)
+        self.observed = SampleSums.of(plan, 1, n_genes)
+        self.replicated = SampleSums.of(plan, plan.n_samples, n_genes)
         self.ranks = (
             RankSums(plan.groups.n_strata, plan.levels, PIT_BINS, rng) if plan.levels else None
         )

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from pyro_contrastive.analysis.ppc.collect import PIT_BINS, Collected, Plan, Side
-from pyro_contrastive.analysis.ppc.groups import Group
+from pyro_contrastive.analysis.ppc.collect import PIT_BINS, Collected, Plan, SampleSums
 from pyro_contrastive.analysis.ppc.statistics import (
     CORRELATION,
     EFFECT,
@@ -20,6 +19,7 @@ from pyro_contrastive.analysis.ppc.statistics import (
     mean,
     trend,
 )
+from pyro_contrastive.analysis.ppc.strata import Group
 from pyro_contrastive.analysis.ppc.sums import Floats, GeneSums
 from pyro_contrastive.analysis.ppc.tables import (
     ALL,
@@ -53,7 +53,7 @@ def all_tables(plan: Plan, collected: Collected) -> dict[str, pd.DataFrame]:
     return {**tables, "calibration": join(calibration), "pit": join(pit)}
 
 
-def _genes(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
+def _genes(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tables) -> None:
     wanted = [name for name in GENE_STATISTICS if name in plan.names]
     for group in plan.groups.names if wanted else ():
         one, many = _moments(plan, observed, group), _moments(plan, replicated, group)
@@ -63,7 +63,7 @@ def _genes(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
             parts["overall"].append(overall_row(name, "gene", group, x, y, plan.interval))
 
 
-def _cells(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
+def _cells(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tables) -> None:
     for name, values in observed.cells.items():
         x, y = values[0], replicated.cells[name]
         parts["cells"].append(_rows(plan, name, EVERY, x, y, cell=plan.cell_names))
@@ -74,7 +74,7 @@ def _cells(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
             )
 
 
-def _trends(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
+def _trends(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tables) -> None:
     wanted = [name for name in TRENDS if name in plan.names]
     if not wanted:
         return
@@ -88,7 +88,7 @@ def _trends(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None
     for group in plan.groups.names:
         one, many = _moments(plan, observed, group), _moments(plan, replicated, group)
         for name in wanted:
-            geometric = plan.counts and TRENDS[name] == "variance"
+            geometric = plan.counts and GENE_STATISTICS[TRENDS[name]].geometric
             of_mean = GENE_STATISTICS[TRENDS[name]]
             x, y = (
                 trend(
@@ -104,7 +104,7 @@ def _trends(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None
             parts["overall"].append(overall_row(name, "bin", group, x[0], y, plan.interval))
 
 
-def _correlations(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
+def _correlations(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tables) -> None:
     if CORRELATION not in plan.names or observed.pairs is None or replicated.pairs is None:
         return
     genes = plan.gene_names[plan.pair_genes]
@@ -119,7 +119,7 @@ def _correlations(plan: Plan, observed: Side, replicated: Side, parts: Tables) -
         parts["overall"].append(row)
 
 
-def _effects(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
+def _effects(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tables) -> None:
     if EFFECT not in plan.names or plan.contrast is None:
         return
     name, change = _effect(plan)
@@ -183,7 +183,7 @@ def _calibration(plan: Plan, collected: Collected) -> tuple[list[pd.DataFrame], 
     return calibration, pit
 
 
-def _custom(plan: Plan, observed: Side, replicated: Side, parts: Tables) -> None:
+def _custom(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tables) -> None:
     for (name, group), values in observed.whole.items():
         x, y = values[0], np.stack(replicated.whole[name, group])
         per = plan.functions[name].per
@@ -203,6 +203,6 @@ def _rows(
     return rows(name, group, compare(x, y, plan.interval), **units)
 
 
-def _moments(plan: Plan, side: Side, group: Group) -> Moments:
-    assert side.genes is not None
-    return side.genes.of(plan.groups.members(group))
+def _moments(plan: Plan, sums: SampleSums, group: Group) -> Moments:
+    assert sums.genes is not None
+    return sums.genes.of(plan.groups.members(group))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,33 @@ Floats = NDArray[np.float64]
 
 PER_COUNTS = 1e4
 """Total to which counts are brought before fold changes are taken, with a pseudocount of 1."""
+
+
+class Sum(NamedTuple):
+    """Something that is summed up over cells, so that replicates need not be kept.
+
+    Attributes
+    ----------
+    of
+        From values and the axis to sum over.
+    combine
+        Joins two parts: ``np.add``, ``np.maximum``.
+    start
+        Of no values.
+    """
+
+    of: Callable[[Floats, int], Floats]
+    combine: np.ufunc
+    start: float = 0.0
+
+
+SUMS = {
+    "total": Sum(lambda x, axis: x.sum(axis=axis), np.add),
+    "squares": Sum(lambda x, axis: np.square(x).sum(axis=axis), np.add),
+    "zeros": Sum(lambda x, axis: (x == 0).sum(axis=axis).astype(np.float64), np.add),
+    "maximum": Sum(lambda x, axis: x.max(axis=axis), np.maximum, -np.inf),
+}
+"""By field of `Moments`."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +51,7 @@ class Moments:
     n
         How many values were summed; broadcasts with the others.
     total, squares, zeros, maximum
-        Sum of the values, sum of their squares, how many are 0, the largest.
+        Sum of the values, sum of their squares, how many are 0, the largest: see `SUMS`.
     """
 
     n: Floats
@@ -36,13 +63,8 @@ class Moments:
     @classmethod
     def of(cls, x: Floats, axis: int) -> Self:
         """Sum up `x` over one axis."""
-        return cls(
-            n=np.array(float(x.shape[axis])),
-            total=x.sum(axis=axis),
-            squares=np.square(x).sum(axis=axis),
-            zeros=(x == 0).sum(axis=axis).astype(np.float64),
-            maximum=x.max(axis=axis),
-        )
+        sums = {name: each.of(x, axis) for name, each in SUMS.items()}
+        return cls(n=np.array(float(x.shape[axis])), **sums)
 
 
 def mean(m: Moments) -> Floats:
@@ -75,23 +97,74 @@ def library_size(m: Moments) -> Floats:
     return m.total
 
 
-GENE_STATISTICS: dict[str, Callable[[Moments], Floats]] = {
-    "mean": mean,
-    "variance": variance,
-    "cv": coefficient_of_variation,
-    "zero_fraction": zero_fraction,
-    "maximum": maximum,
+@dataclass(frozen=True)
+class BuiltIn:
+    """A statistic that a check knows: how it is found, and how it is written and drawn.
+
+    Parameters
+    ----------
+    of
+        From moments to the value of each gene or cell.
+    title, unit
+        For figures.
+    logs
+        Whether figures have it on a logarithmic scale.
+    of_genes
+        Whether it is found of genes too, or of cells only.
+    trend
+        Whether its trend against the mean of genes is found, under its name and ``_trend``.
+    geometric
+        Whether that trend averages geometrically, where the data are counts.
+    needs_counts
+        Whether it has no meaning for values that may be negative and are never exactly 0.
+    """
+
+    of: Callable[[Moments], Floats]
+    title: str
+    unit: str
+    logs: bool = False
+    of_genes: bool = True
+    trend: bool = False
+    geometric: bool = False
+    needs_counts: bool = False
+
+    def __call__(self, moments: Moments) -> Floats:
+        """Return its value of each gene or cell."""
+        return self.of(moments)
+
+
+CELL_STATISTICS: dict[str, BuiltIn] = {
+    "library_size": BuiltIn(
+        library_size, "library size", "counts", logs=True, of_genes=False, needs_counts=True
+    ),
+    "mean": BuiltIn(mean, "mean", "counts", logs=True),
+    "variance": BuiltIn(
+        variance, "variance", "counts squared", logs=True, trend=True, geometric=True
+    ),
+    "cv": BuiltIn(
+        coefficient_of_variation,
+        "coefficient of variation",
+        "no unit",
+        logs=True,
+        needs_counts=True,
+    ),
+    "zero_fraction": BuiltIn(
+        zero_fraction, "zero fraction", "share", trend=True, needs_counts=True
+    ),
+    "maximum": BuiltIn(maximum, "maximum", "counts", logs=True),
 }
-CELL_STATISTICS: dict[str, Callable[[Moments], Floats]] = {
-    "library_size": library_size,
-    **GENE_STATISTICS,
-}
-TRENDS = {"variance_trend": "variance", "zero_fraction_trend": "zero_fraction"}
+"""The statistics of cells, by name. One that is added here is found, named and drawn everywhere."""
+GENE_STATISTICS = {name: each for name, each in CELL_STATISTICS.items() if each.of_genes}
+TRENDS = {f"{name}_trend": name for name, each in GENE_STATISTICS.items() if each.trend}
 CORRELATION, EFFECT, CALIBRATION = "correlation", "effect", "calibration"
 EFFECTS = ("abs_log2_fold_change", "abs_difference", "effect_agreement")
 """What effects are averaged to."""
-NEED_COUNTS = frozenset({"cv", "zero_fraction", "zero_fraction_trend", "library_size"})
-"""Statistics with no meaning for values that may be negative and are never exactly 0."""
+NEED_COUNTS = frozenset(
+    name
+    for name in (*CELL_STATISTICS, *TRENDS)
+    if CELL_STATISTICS[TRENDS.get(name, name)].needs_counts
+)
+"""Statistics with no meaning for data that are not counts."""
 ALL_STATISTICS = (*CELL_STATISTICS, *TRENDS, CORRELATION, EFFECT, CALIBRATION)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_contrastive.analysis.ppc.statistics import Moments
+from pyro_contrastive.analysis.ppc.statistics import SUMS, Moments
 
 Floats = NDArray[np.float64]
 Draws = NDArray[np.float32]
@@ -32,28 +32,23 @@ class GeneSums:
     def __init__(self, n_samples: int, n_strata: int, n_genes: int) -> None:
         shape = (n_samples, n_strata, n_genes)
         self.n = np.zeros(n_strata)
-        self.total, self.squares, self.zeros = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        self.maximum = np.full(shape, -np.inf)
+        self.sums = {name: np.full(shape, each.start) for name, each in SUMS.items()}
 
     def add(self, x: Draws, strata: Ints) -> None:
         """Add some cells, ``[samples, cells, genes]``."""
         for k, values in by_stratum(x, strata):
             m = Moments.of(values, axis=1)
             self.n[k] += float(m.n)
-            self.total[:, k] += m.total
-            self.squares[:, k] += m.squares
-            self.zeros[:, k] += m.zeros
-            self.maximum[:, k] = np.maximum(self.maximum[:, k], m.maximum)
+            for name, sums in self.sums.items():
+                sums[:, k] = SUMS[name].combine(sums[:, k], getattr(m, name))
 
     def of(self, members: Ints) -> Moments:
         """Return the moments of the cells of some strata, ``[samples, genes]``."""
-        return Moments(
-            n=np.array(self.n[members].sum()),
-            total=self.total[:, members].sum(axis=1),
-            squares=self.squares[:, members].sum(axis=1),
-            zeros=self.zeros[:, members].sum(axis=1),
-            maximum=self.maximum[:, members].max(axis=1),
-        )
+        joined = {
+            name: SUMS[name].combine.reduce(values[:, members], axis=1)
+            for name, values in self.sums.items()
+        }
+        return Moments(n=np.array(self.n[members].sum()), **joined)
 
 
 class PairSums:

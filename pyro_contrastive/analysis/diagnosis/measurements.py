@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Facts", "Finding", "Structure", "Verdict", "grade", "raise_or_add", "told"]
+__all__ = ["Finding", "Measurements", "Structure", "Verdict", "grade", "predicts", "raise_or_add"]
 
 Verdict = Literal["good", "look", "bad"]
 Array = NDArray[np.float64]
 Probe = Mapping[str, float | str]
 
-TOLD, TOLD_WELL = 0.2, 0.5
+PREDICTABLE, CLEARLY_PREDICTABLE = 0.2, 0.5
 """Excess of a probe's balanced accuracy over chance (0: chance, 1: never wrong) from which labels
 can be told from a latent, and can be told well. With two classes that is 60 % and 75 % right."""
 SEPARATED, SEPARATED_WELL = 0.3, 0.8
@@ -73,7 +73,7 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Measurements:
     """What was measured.
 
     :func:`~pyro_contrastive.analysis.diagnosis.findings.findings` puts it in words.
@@ -121,14 +121,14 @@ def grade(value: float, good: float, fair: float) -> Verdict:
     return "good" if value <= good else "look" if value <= fair else "bad"
 
 
-def raise_or_add(facts: Facts, name: str, example: str) -> str:
+def raise_or_add(measured: Measurements, name: str, example: str) -> str:
     """Say to raise the weight of a penalty if the model has it, else to add it."""
-    if name in facts.penalties:
-        return f"raise the weight of {name} (now {facts.penalties[name]:g})"
+    if name in measured.penalties:
+        return f"raise the weight of {name} (now {measured.penalties[name]:g})"
     return f"add {example}"
 
 
-def told(found: Probe) -> bool:
+def predicts(found: Probe) -> bool:
     """Whether a probe can tell its labels: clearly, and better than any shuffle of them."""
     by_chance = float(found["balanced_accuracy"]) <= float(found["upper_chance"])
-    return float(found["excess"]) > TOLD and not by_chance
+    return float(found["excess"]) > PREDICTABLE and not by_chance

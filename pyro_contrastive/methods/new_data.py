@@ -44,7 +44,7 @@ def warn_of_unknown(codes: NDArray[np.int64]) -> None:
             "with a salient latent, as in scvi-tools; background cells among them would be decoded "
             "wrongly. Set the data up with condition_key= and background= to have it told by cell.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -1,4 +1,4 @@
-"""What a user may get wrong in checks and diagnoses is said before any work."""
+"""Wrong arguments and empty selections are refused by every method before any work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from pyro_contrastive import ContrastiveVI, compare_models
 from pyro_contrastive.testing import SimulationSettings, simulate
-from pyro_contrastive.training.plan import TrainingPlan
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +65,3 @@ def test_no_cells(model, call) -> None:
 def test_wrong_arguments(model, call, error, match) -> None:
     with pytest.raises(error, match=match):
         call(model)
-
-
-def test_steps_of_warmup_win_over_the_epochs_of_a_schedule() -> None:
-    plan = TrainingPlan.from_kwargs({"n_steps_kl_warmup": 2}, "fast")
-    assert [plan.kl_weight(step, 10, 5) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
-
-
-@pytest.mark.parametrize("max_epochs", [1, 2, 3])
-def test_the_fast_schedule_takes_runs_of_few_steps(model, max_epochs) -> None:
-    result = model.train(
-        schedule="fast",
-        max_epochs=max_epochs,
-        check_val_every_n_epoch=None,
-        enable_progress_bar=False,
-        seed=0,
-    )
-    assert result.n_epochs == max_epochs

@@ -15,16 +15,14 @@ from sklearn.metrics import silhouette_score
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.comparison import estimate
-from pyro_contrastive.analysis.diagnosis.facts import Facts, Structure
+from pyro_contrastive.analysis.diagnosis.measurements import Measurements, Structure
 from pyro_contrastive.analysis.latent_usage import latent_usage, salient_log_likelihood
 from pyro_contrastive.analysis.leakage import FEWEST_PER_CLASS, leakage_row
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.posterior import latent_representation
-from pyro_contrastive.analysis.runs import chunks
+from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND
-from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.guide import ContrastiveGuide
-from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["balanced_sample", "measure", "salient_structure"]
 
@@ -63,9 +61,7 @@ def balanced_sample(condition: NDArray[np.int64], among: Indices, n: int, seed: 
 
 
 def measure(
-    vae: ContrastiveVAE,
-    data: CellData,
-    cells: Indices,
+    query: Query,
     *,
     shared: Mapping[str, NDArray[Any]],
     batch: Mapping[str, NDArray[Any]],
@@ -73,12 +69,12 @@ def measure(
     n_k_cells: int,
     n_permutations: int,
     seed: int,
-) -> Facts:
+) -> Measurements:
     """Measure everything that :mod:`~pyro_contrastive.analysis.diagnosis.findings` reads.
 
     Parameters
     ----------
-    vae, data, cells
+    query
         The model, the data, and a sample of the cells with both populations.
     shared
         Labels that both conditions share, of these cells, by name; batches among them.
@@ -93,29 +89,30 @@ def measure(
     seed
         Of everything.
     """
-    assert data.condition is not None
-    codes = data.condition[cells]
+    assert query.data.condition is not None
+    codes = query.data.condition[query.cells]
     is_target = codes != BACKGROUND
-    targets = cells[is_target]
+    targets = query.of(query.cells[is_target])
     with seeded(seed):
-        usage = latent_usage(vae, data, cells)
-        nats = float(salient_log_likelihood(vae, data, targets).mean())
-        z, s = (_draws(vae, data, cells, kind) for kind in ("background", "salient"))
-        some = np.random.default_rng(seed).permutation(cells)[:n_k_cells]
-        weights = log_weights_of_cells(vae, data, some, N_DRAWS)
+        usage = latent_usage(query)
+        nats = float(salient_log_likelihood(targets).mean())
+        z, s = (
+            latent_representation(query, kind, give_mean=False).astype(float)
+            for kind in ("background", "salient")
+        )
+        some = query.of(np.random.default_rng(seed).permutation(query.cells)[:n_k_cells])
+        weights = log_weights_of_cells(some, N_DRAWS)
     k = estimate(weights)
 
     def probed(latent: Array, labels: NDArray[Any]) -> dict[str, float | str]:
         return leakage_row(latent, labels, n_permutations=n_permutations, seed=seed)
 
-    means = latent_representation(
-        vae, data, targets, "salient", give_mean=True, batch_size=None
-    ).astype(float)
+    means = latent_representation(targets, "salient", give_mean=True).astype(float)
     used = usage.query("latent == 'salient' and used")["dimension"].to_numpy()
-    return Facts(
+    return Measurements(
         usage=usage,
         salient_nats=nats,
-        condition_in_x=probed(_as_encoders_see(vae, data, cells, seed), is_target),
+        condition_in_x=probed(_as_encoders_see(query, seed), is_target),
         condition_in_z=probed(z, is_target),
         condition_in_s=probed(s, is_target),
         structure=salient_structure(means[:, used], seed) if len(used) else None,
@@ -129,7 +126,7 @@ def measure(
         # A penalty that may be on either latent is meant on z, where the advice is about it.
         penalties={
             type(penalty).__name__: penalty.weight
-            for penalty in vae.penalties
+            for penalty in query.vae.penalties
             if penalty.weight and getattr(penalty, "site", "z") == "z"
         },
     )
@@ -151,18 +148,13 @@ def _several(
     ]
 
 
-def _draws(vae: ContrastiveVAE, data: CellData, cells: Indices, kind: str) -> Array:
-    drawn = latent_representation(vae, data, cells, kind, give_mean=False, batch_size=None)
-    return drawn.astype(float)
-
-
-def _as_encoders_see(vae: ContrastiveVAE, data: CellData, cells: Indices, seed: int) -> Array:
+def _as_encoders_see(query: Query, seed: int) -> Array:
     """Principal components of the encoders' input, ``[cells, components]``."""
     see: Any = torch.log1p
-    if isinstance(vae.guide, ContrastiveGuide):
-        see = vae.guide.encoder_input
-    with evaluating(vae):
-        parts = [see(batch.x).cpu().numpy() for batch in chunks(vae, data, cells, None)]
+    if isinstance(query.vae.guide, ContrastiveGuide):
+        see = query.vae.guide.encoder_input
+    with evaluating(query.vae):
+        parts = [see(batch.x).cpu().numpy() for batch in query.minibatches()]
     x = np.concatenate(parts).astype(float)
     n = min(N_COMPONENTS, *x.shape)
     return np.asarray(PCA(n, random_state=seed).fit_transform(x))

@@ -14,7 +14,7 @@ from pyro_contrastive.analysis.ppc.tables import ALL
 Group = tuple[str, str]
 
 
-class CellGroups:
+class Strata:
     """All cells, and the groups in which each of some columns puts them.
 
     Sums are accumulated by stratum: a combination of the groups that occurs. The sum of a group is
@@ -35,7 +35,7 @@ class CellGroups:
 
     Examples
     --------
-    >>> groups = CellGroups({"batch": ["b", "a", "b"]}, n_cells=3)
+    >>> groups = Strata({"batch": ["b", "a", "b"]}, n_cells=3)
     >>> groups.names
     [('all', 'all'), ('batch', 'a'), ('batch', 'b')]
     >>> groups.cells(("batch", "b"))

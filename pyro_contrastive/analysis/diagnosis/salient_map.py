@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pyro_contrastive.analysis.diagnosis.facts import (
+from pyro_contrastive.analysis.diagnosis.measurements import (
     NATS_USED,
+    PREDICTABLE,
     SEPARATED,
     SEPARATED_WELL,
     STRUCTURED,
-    TOLD,
     TOO_MUCH_IN_S,
-    Facts,
     Finding,
+    Measurements,
     Structure,
+    predicts,
     raise_or_add,
-    told,
 )
 
 __all__ = ["salient_map"]
@@ -25,7 +25,7 @@ NOTHING_TO_FIND = (
 )
 
 
-def salient_map(facts: Facts) -> Finding:
+def salient_map(measured: Measurements) -> Finding:
     """Say what a map of the salient latent shows, and why.
 
     It goes through what can be the case, in this order: the salient latent has collapsed (and
@@ -33,20 +33,20 @@ def salient_map(facts: Facts) -> Finding:
     tell treated cells from others, be it for want of a difference or of a penalty; it does, and the
     treated cells fall into groups, or do not.
     """
-    n_used = int(facts.usage.query("latent == 'salient'")["used"].sum())
-    if n_used == 0 or facts.salient_nats < NATS_USED or facts.structure is None:
-        return _collapsed(facts, n_used)
-    if float(facts.condition_in_s["excess"]) < SEPARATED_WELL:
-        return _overlapping(facts, facts.structure)
-    return _apart(facts, facts.structure)
+    n_used = int(measured.usage.query("latent == 'salient'")["used"].sum())
+    if n_used == 0 or measured.salient_nats < NATS_USED or measured.structure is None:
+        return _collapsed(measured, n_used)
+    if float(measured.condition_in_s["excess"]) < SEPARATED_WELL:
+        return _overlapping(measured, measured.structure)
+    return _apart(measured, measured.structure)
 
 
-def _overlapping(facts: Facts, structure: Structure) -> Finding:
+def _overlapping(measured: Measurements, structure: Structure) -> Finding:
     """Say why treated cells do not lie apart from background cells."""
     excess, n_groups = structure.excess, structure.n_groups
-    separation = float(facts.condition_in_s["excess"])
-    if separation < SEPARATED and not told(facts.condition_in_x):
-        seen = facts.condition_in_x
+    separation = float(measured.condition_in_s["excess"])
+    if separation < SEPARATED and not predicts(measured.condition_in_x):
+        seen = measured.condition_in_x
         return Finding(
             NAME,
             excess,
@@ -67,7 +67,7 @@ def _overlapping(facts: Facts, structure: Structure) -> Finding:
             "a penalty does. Within the treated cells "
             + (f"there are about {n_groups} groups." if excess > STRUCTURED else "all look alike."),
             f"map the treated cells alone; "
-            f"{raise_or_add(facts, 'Wasserstein', 'wasserstein_penalty=1')}",
+            f"{raise_or_add(measured, 'Wasserstein', 'wasserstein_penalty=1')}",
         )
     return Finding(
         NAME,
@@ -81,7 +81,7 @@ def _overlapping(facts: Facts, structure: Structure) -> Finding:
     )
 
 
-def _apart(facts: Facts, structure: Structure) -> Finding:
+def _apart(measured: Measurements, structure: Structure) -> Finding:
     """Say how treated cells lie among themselves, once they lie apart from background cells."""
     excess, n_groups = structure.excess, structure.n_groups
     if excess <= STRUCTURED:
@@ -96,7 +96,9 @@ def _apart(facts: Facts, structure: Structure) -> Finding:
             "weights of penalties on s; colour the map by get_treatment_effect",
         )
     arranged = [
-        name for name, found in facts.shared_in_s.items() if float(found["excess"]) > TOO_MUCH_IN_S
+        name
+        for name, found in measured.shared_in_s.items()
+        if float(found["excess"]) > TOO_MUCH_IN_S
     ]
     if arranged:
         return Finding(
@@ -105,7 +107,7 @@ def _apart(facts: Facts, structure: Structure) -> Finding:
             "look",
             f"No blob: treated cells fall into about {n_groups} groups in s, but these follow "
             f"{' and '.join(arranged)}, which both conditions share: rather leakage than response.",
-            f"{raise_or_add(facts, 'HSIC', 'penalties=[HSIC(30.0)]')}; fewer salient dimensions",
+            f"{raise_or_add(measured, 'HSIC', 'penalties=[HSIC(30.0)]')}; fewer salient dimensions",
         )
     return Finding(
         NAME,
@@ -117,16 +119,16 @@ def _apart(facts: Facts, structure: Structure) -> Finding:
     )
 
 
-def _collapsed(facts: Facts, n_used: int) -> Finding:
+def _collapsed(measured: Measurements, n_used: int) -> Finding:
     """Say why a salient latent that says nothing says nothing."""
     how = (
         "no dimension of s says anything of a cell"
         if n_used == 0
-        else f"the decoder makes nothing of s ({facts.salient_nats:.1f} nats per treated cell)"
+        else f"the decoder makes nothing of s ({measured.salient_nats:.1f} nats per treated cell)"
     )
-    value = facts.salient_nats
-    seen, leaked = facts.condition_in_x, facts.condition_in_z
-    if not told(seen):
+    value = measured.salient_nats
+    seen, leaked = measured.condition_in_x, measured.condition_in_z
+    if not predicts(seen):
         return Finding(
             NAME,
             value,
@@ -137,7 +139,7 @@ def _collapsed(facts: Facts, n_used: int) -> Finding:
             f"{seen['chance']:.0%}).",
             NOTHING_TO_FIND,
         )
-    if told(leaked) and float(leaked["excess"]) > TOLD:
+    if predicts(leaked) and float(leaked["excess"]) > PREDICTABLE:
         return Finding(
             NAME,
             value,
@@ -145,10 +147,12 @@ def _collapsed(facts: Facts, n_used: int) -> Finding:
             f"One blob: the salient latent has collapsed ({how}). The response is in the data, and "
             "went into the background latent: from z the condition can be told "
             f"({leaked['balanced_accuracy']:.0%} right).",
-            f"{raise_or_add(facts, 'MMD', 'penalties=[MMD(30.0)]')}, which keeps it out of z, or "
-            'from_preset(adata, "separated"); fewer background dimensions',
+            f"{raise_or_add(measured, 'MMD', 'penalties=[MMD(30.0)]')}, which keeps it out of z, "
+            'or from_preset(adata, "separated"); fewer background dimensions',
         )
-    pinned = [name for name in ("Wasserstein", "NarrowSalient", "HSIC") if name in facts.penalties]
+    pinned = [
+        name for name in ("Wasserstein", "NarrowSalient", "HSIC") if name in measured.penalties
+    ]
     less = f"lower the weight of {' and '.join(pinned)}; " if pinned else ""
     return Finding(
         NAME,

@@ -1,0 +1,151 @@
+"""What cells would express under another condition, by Pyro's do-operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive._tools.torch_tools import evaluating
+from pyro_contrastive.analysis.decoding import Array, decode_batch
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.runs import (
+    device_of,
+    draw_posterior,
+    dtype_of,
+    run_model,
+    without_salient,
+)
+from pyro_contrastive.cells import BACKGROUND, CellBatch
+from pyro_contrastive.vae import ContrastiveVAE
+
+__all__ = [
+    "Effect",
+    "Intervention",
+    "counterfactual_batch",
+    "counterfactual_expression",
+    "draw_salient",
+    "treatment_effect",
+]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """The condition that cells are set to, and where their salient latents then come from.
+
+    Parameters
+    ----------
+    condition
+        Its code.
+    donors
+        Cells that were given the condition, at least one. A cell that was not takes the s of a
+        donor, so that these s are drawn from the aggregate posterior of the treatment. ``None``:
+        they are drawn from the prior p(s | condition).
+    """
+
+    condition: int
+    donors: Query | None = None
+
+
+def draw_salient(donors: Query, n_samples: int, n_cells: int) -> Tensor:
+    """Draw s from q(s | x) of donors chosen at random, ``[n_samples, n_cells, latents]``."""
+    chosen = torch.randint(len(donors), (n_samples * n_cells,)).numpy()
+    vae = donors.vae
+    batch = donors.data.cells(donors.cells[chosen], device_of(vae), dtype_of(vae))
+    return draw_posterior(vae, batch).nodes["s"]["value"].reshape(n_samples, n_cells, -1)
+
+
+def counterfactual_batch(
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    posterior: Trace,
+    intervention: Intervention,
+    n_samples: int,
+) -> tuple[CellBatch, dict[str, Tensor]]:
+    """Return the cells as if given another condition, and the salient latents they then have.
+
+    A cell that has the condition keeps its posterior s. Under the background condition s = 0. Any
+    other cell was never seen under the condition, so there is no posterior of its s: see
+    :class:`Intervention`.
+    """
+    condition = intervention.condition
+    changed = replace(batch, condition=torch.full_like(batch.condition, condition))
+    observed = posterior.nodes["s"]["value"]  # [samples, cells, latents]
+    if condition == BACKGROUND:
+        return changed, without_salient(posterior)
+    others = batch.condition != condition  # [cells]
+    if not others.any():
+        return changed, {"s": observed}
+    s = observed.clone()
+    if intervention.donors is not None:
+        s[:, others] = draw_salient(intervention.donors, n_samples, int(others.sum()))
+    else:
+        # A site that the trace lacks is drawn from its prior, here given the new condition.
+        without_s = posterior.copy()
+        without_s.remove_node("s")
+        prior = run_model(vae, changed, without_s, n_samples).nodes["s"]["value"]
+        s[:, others] = prior[:, others]
+    return changed, {"s": s}
+
+
+def counterfactual_expression(query: Query, intervention: Intervention) -> Array:
+    """Decode cells as if they had been given another condition.
+
+    Returns
+    -------
+    ``[cells, genes]``, or ``[n_samples, cells, genes]`` if the draws are not averaged.
+    """
+    vae, n_samples = query.vae, query.decoding.n_samples
+    result = []
+    with evaluating(vae):
+        for batch in query.minibatches(n_samples):
+            posterior = draw_posterior(vae, batch, n_samples)
+            changed, do = counterfactual_batch(vae, batch, posterior, intervention, n_samples)
+            result.append(decode_batch(query, changed, posterior, do))
+    return np.concatenate(result, axis=0 if query.decoding.average else 1)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Treatment effect per cell and gene, log2 fold changes, each ``[cells, genes]``."""
+
+    mean: Array
+    lower: Array
+    upper: Array
+
+
+def treatment_effect(query: Query, *, interval: float, pseudocount: float) -> Effect:
+    """log2 of a cell's expression over what it would be without its salient variation.
+
+    Parameters
+    ----------
+    query
+        The cells, and how they are decoded; whether draws are averaged has no effect.
+    interval
+        Posterior probability of the interval between `lower` and `upper`.
+    pseudocount
+        Added to both sides.
+    """
+    query = replace(query, decoding=replace(query.decoding, average=False))
+    vae, n_samples = query.vae, query.decoding.n_samples
+    parts: dict[str, list[Array]] = {"mean": [], "lower": [], "upper": []}
+    tails = [(1 - interval) / 2, (1 + interval) / 2]
+    with evaluating(vae):
+        for batch in query.minibatches(n_samples):
+            posterior = draw_posterior(vae, batch, n_samples)
+            with_s, without_s = (
+                np.log2(decode_batch(query, batch, posterior, do) + pseudocount)
+                for do in (None, without_salient(posterior))
+            )
+            change = with_s - without_s  # [samples, cells, genes]
+            parts["mean"].append(change.mean(0))
+            # Weibull's plotting positions: a share k/(n + 1) of the posterior lies below the k-th
+            # of n draws, so that the interval has the probability it is said to have.
+            quantiles = np.quantile(change, tails, axis=0, method="weibull")
+            lower, upper = quantiles.astype(np.float32)
+            parts["lower"].append(lower)
+            parts["upper"].append(upper)
+    return Effect(**{name: np.concatenate(values) for name, values in parts.items()})

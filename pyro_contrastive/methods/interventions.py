@@ -1,0 +1,86 @@
+"""Cells set to a condition that they were not given, and where their salient latents come from."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import ArrayLike
+
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
+from pyro_contrastive.analysis.counterfactuals import Intervention
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.cells import BACKGROUND, CellBatch
+from pyro_contrastive.data.counts import row_sums
+from pyro_contrastive.methods.base import NO_CELLS, Level, ModelBase
+
+SalientSource = Literal["aggregate_posterior", "prior"]
+
+
+def check_salient_source(salient_source: str) -> None:
+    """Refuse an unknown source of salient latents, whether or not it would be used."""
+    known = get_args(SalientSource)
+    if salient_source not in known:
+        msg = f"salient_source must be {known[0]!r} or {known[1]!r}, not {salient_source!r}."
+        raise ValueError(msg)
+
+
+def query_under(
+    model: ModelBase,
+    condition: Level,
+    adata: AnnData | None,
+    indices: ArrayLike | None,
+    batch_size: int | None,
+    salient_source: SalientSource,
+) -> tuple[Query, Intervention]:
+    """Return a question about cells, and the intervention that gives them a condition."""
+    code = model._condition_code(condition)
+    check_salient_source(salient_source)
+    # Under the background condition every cell has s = 0, whatever condition it was given.
+    query = model._query(adata, indices, batch_size, need_condition=code != BACKGROUND)
+    donors = None
+    if code != BACKGROUND and salient_source == "prior":
+        _warn_if_treatments_are_alike(model, code)
+    elif code != BACKGROUND and query.data.condition is not None:
+        donors = _donors(model, code, condition, model._adata(adata))
+    return query, Intervention(code, donors)
+
+
+def _donors(model: ModelBase, code: int, condition: Level, given: AnnData) -> Query:
+    """Return the cells of a treatment that trained, of the model's own data if it has any."""
+    adata = given if model.adata is None else model.adata
+    data = model._extract(adata)
+    codes = model._condition_codes(adata, data)
+    found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
+    if model._trained_cells is not None:
+        trained = model._trained_cells.within(adata.obs_names, row_sums(data.counts))
+        found = found if trained is None else np.intersect1d(found, trained.train)
+    if not found.size:
+        msg = (
+            f"There are no cells of {condition!r} to take salient latents from: give the model "
+            "its data (model.adata, or load(..., adata=)), or use salient_source='prior'."
+        )
+        raise ValueError(msg)
+    return Query(model.module, data, found)
+
+
+def _warn_if_treatments_are_alike(model: ModelBase, code: int) -> None:
+    n_conditions = len(model.setup.conditions)
+    if code == BACKGROUND or n_conditions <= 2:  # noqa: PLR2004  # one treatment
+        return
+    other = next(c for c in range(1, n_conditions) if c != code)
+    draws = []
+    for c in (code, other):
+        cells = CellBatch(condition=torch.tensor([c], device=model.device))
+        with evaluating(model.module), seeded(0):
+            draws.append(model.module.model.s_dist(cells).sample())
+    if torch.equal(*draws):
+        msg = (
+            "The salient prior is the same for every treatment: cells that were not given this "
+            "one are decoded with a salient latent of any treatment. Use a salient_prior that "
+            "looks at the condition, such as PerConditionNormal."
+        )
+        warnings.warn(msg, UserWarning, stacklevel=4)

@@ -1,0 +1,212 @@
+"""The verdicts of a diagnosis change where its texts say they do: at each threshold, both sides.
+
+The numbers are those of the documented rules, not imported ones, so that none changes unnoticed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from diagnosis_helpers import GOOD, probe_of, table_of, usage
+
+from pyro_contrastive.analysis.calibration import Calibration
+from pyro_contrastive.analysis.diagnosis.findings import accuracy_findings, calibration_finding
+from pyro_contrastive.analysis.diagnosis.measure import balanced_sample
+from pyro_contrastive.analysis.diagnosis.measurements import Structure
+from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
+from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
+from pyro_contrastive.analysis.score_readings import READINGS, Reading
+
+
+def still_falling(by: float) -> np.ndarray:
+    """A fall of 1,000, of which the last tenth of the epochs brought `by`."""
+    return np.concatenate([[1100.0], np.full(79, 500.0), np.full(10, 100.0 + by), np.full(10, 100)])
+
+
+def risen(by: float) -> np.ndarray:
+    """A fall of 1,000, and a rise by `by` since."""
+    return np.concatenate([[1100.0], np.full(98, 100.0), [100.0 + by]])
+
+
+# Row, what is changed to reach a value, and the value with the verdict on it.
+EDGES: list[tuple[str, Callable[[float], dict[str, Any]], dict[float, str]]] = [
+    (
+        "use of the salient latent",
+        lambda nats: {"salient_nats": nats},
+        {0.99: "bad", 1.0: "look", 2.99: "look", 3.0: "good"},
+    ),
+    (
+        "condition in z",
+        lambda excess: {"condition_in_z": probe_of(excess)},
+        {0.2: "good", 0.201: "look", 0.5: "look", 0.501: "bad"},
+    ),
+    (
+        "donor in z",
+        lambda excess: {"batch_in_z": {"donor": probe_of(excess)}},
+        {0.2: "good", 0.201: "look", 0.5: "look", 0.501: "bad"},
+    ),
+    (
+        "condition in s",
+        lambda excess: {"condition_in_s": probe_of(excess)},
+        {0.299: "bad", 0.3: "look", 0.799: "look", 0.8: "good"},
+    ),
+    (
+        "cell_type in s",
+        lambda excess: {"shared_in_s": {"cell_type": probe_of(excess)}},
+        {0.3: "good", 0.301: "look", 0.6: "look", 0.601: "bad"},
+    ),
+    (
+        "treatments in s",
+        lambda excess: {"treatments_in_s": probe_of(excess)},
+        {0.2: "look", 0.201: "good"},
+    ),
+    # A probe that does no better than the best of the shuffled labels has found nothing.
+    (
+        "treatments in s",
+        lambda upper: {"treatments_in_s": probe_of(0.5) | {"upper_chance": upper}},
+        {0.749: "good", 0.75: "look"},
+    ),
+    # Of 400 draws the threshold is 1 - 1 / log10(400) = 0.6157.
+    (
+        "pareto k",
+        lambda k: {"k": np.full(20, k)},
+        {0.615: "good", 0.617: "look", 1.0: "look", 1.001: "bad"},
+    ),
+    # A quarter of a nat, and one nat, for each of the 8 dimensions.
+    (
+        "looseness of the ELBO",
+        lambda gap: {"gap": gap},
+        {2.0: "good", 2.01: "look", 8.0: "look", 8.01: "bad"},
+    ),
+    ("training", lambda by: {"elbo": still_falling(by)}, {10.0: "good", 10.1: "look"}),
+    ("training", lambda by: {"elbo": risen(by)}, {30.0: "good", 30.1: "bad"}),
+    (
+        "unused background dimensions",
+        lambda n: {"usage": usage(n_z=int(n))},
+        {0: "bad", 1: "look", 2: "good", 4: "good"},
+    ),
+]
+CASES = [
+    pytest.param(row, change, value, verdict, id=f"{row} {value}")
+    for row, change, verdicts in EDGES
+    for value, verdict in verdicts.items()
+]
+
+
+@pytest.mark.parametrize(("row", "change", "value", "verdict"), CASES)
+def test_a_verdict_changes_at_its_threshold(
+    row: str, change: Callable[[float], dict[str, Any]], value: float, verdict: str
+) -> None:
+    assert table_of(**change(value)).loc[row, "verdict"] == verdict
+
+
+def test_five_epochs_are_enough_to_say_whether_training_has_settled() -> None:
+    assert "training" not in table_of(elbo=np.linspace(5, 1, 4)).index
+    assert "training" in table_of(elbo=np.linspace(5, 1, 5)).index
+
+
+def test_all_dimensions_used_and_some_to_spare_read_differently() -> None:
+    row = "unused background dimensions"
+    assert "None is to spare" in table_of(usage=usage(n_z=4)).loc[row, "reading"]
+    assert "do no harm" in table_of(usage=usage(n_z=3)).loc[row, "reading"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"salient_nats": 0.99}, "has collapsed"),
+        ({"salient_nats": 1.0}, "No blob"),
+        ({"condition_in_s": probe_of(0.799)}, "in part"),
+        ({"condition_in_s": probe_of(0.8)}, "No blob"),
+        ({"condition_in_s": probe_of(0.3)}, "in part"),
+        ({"condition_in_s": probe_of(0.299)}, "lie among the treated ones"),
+        ({"structure": Structure(0.1, 2)}, "one cloud"),
+        ({"structure": Structure(0.101, 2)}, "No blob"),
+        ({"condition_in_s": probe_of(0.1), "structure": Structure(0.1, 2)}, "all look alike"),
+        ({"condition_in_s": probe_of(0.1), "structure": Structure(0.101, 2)}, "about 2 groups"),
+        ({"shared_in_s": {"type": probe_of(0.6)}}, "tells treated from background cells, and"),
+        ({"shared_in_s": {"type": probe_of(0.601)}}, "these follow type"),
+        ({"salient_nats": 0.1, "condition_in_x": probe_of(0.2)}, "nothing salient to find"),
+        ({"salient_nats": 0.1, "condition_in_x": probe_of(0.201)}, "has not found it"),
+        ({"salient_nats": 0.1, "condition_in_z": probe_of(0.2)}, "has not found it"),
+        ({"salient_nats": 0.1, "condition_in_z": probe_of(0.201)}, "into the background latent"),
+    ],
+)
+def test_the_salient_map_reads_differently_at_a_threshold(
+    changes: dict[str, Any], words: str
+) -> None:
+    reading = salient_map(dataclasses.replace(GOOD, **changes)).reading
+    assert words in reading.replace("went ", ""), reading
+
+
+def accuracy(error: float = 0.0, ratio: float = 1.0, gap: float = 0.0) -> PosteriorAccuracy:
+    latents = {"cell": ["a"], "site": ["z"], "dimension": [0]}
+    latents |= {"encoder_mean": [error], "encoder_sd": [ratio]}
+    latents |= {"local_mean": [0.0], "local_sd": [1.0], "nuts_mean": [0.0], "nuts_sd": [1.0]}
+    return PosteriorAccuracy(pd.DataFrame({"amortisation_gap": [gap]}), pd.DataFrame(latents))
+
+
+@pytest.mark.parametrize(
+    ("row", "found", "verdict"),
+    [
+        ("error of z", accuracy(error=0.299), "good"),
+        ("error of z", accuracy(error=0.301), "look"),
+        ("error of z", accuracy(error=1.0), "look"),
+        ("error of z", accuracy(error=1.001), "bad"),
+        ("width of z", accuracy(ratio=1.25), "good"),
+        ("width of z", accuracy(ratio=1.251), "look"),
+        ("width of z", accuracy(ratio=0.799), "look"),
+        ("width of z", accuracy(ratio=2.0), "look"),
+        ("width of z", accuracy(ratio=2.001), "bad"),
+        ("width of z", accuracy(ratio=0.499), "bad"),
+        ("amortisation gap", accuracy(gap=1.0), "good"),
+        ("amortisation gap", accuracy(gap=1.001), "look"),
+        ("amortisation gap", accuracy(gap=5.0), "look"),
+        ("amortisation gap", accuracy(gap=5.001), "bad"),
+    ],
+)
+def test_the_accuracy_of_the_encoder_is_graded(
+    row: str, found: PosteriorAccuracy, verdict: str
+) -> None:
+    rows = {finding.diagnostic: finding for finding in accuracy_findings(found)}
+    assert rows[row].verdict == verdict
+
+
+def test_a_narrow_posterior_is_called_narrow_and_a_wide_one_wide() -> None:
+    def words(ratio: float) -> str:
+        return accuracy_findings(accuracy(ratio=ratio))[1].reading
+
+    assert "narrower than that of NUTS" in words(0.9)
+    assert "wider than that of NUTS" in words(1.1)
+
+
+@pytest.mark.parametrize(
+    ("n_failing", "n_uniform", "verdict"), [(0, 3, "good"), (1, 1, "look"), (2, 1, "bad")]
+)
+def test_calibration_is_bad_where_most_quantities_fail(
+    n_failing: int, n_uniform: int, verdict: str
+) -> None:
+    uniform, constant = np.arange(100.0), np.zeros(100)
+    ranks = {f"fails {i}": constant for i in range(n_failing)}
+    ranks |= {f"holds {i}": uniform for i in range(n_uniform)}
+    found = calibration_finding(Calibration(pd.DataFrame(ranks), 99, "guide"))
+    assert (found.value, found.verdict) == (n_failing, verdict)
+
+
+def test_ten_cells_of_a_population_are_enough() -> None:
+    codes = np.repeat([0, 1], [50, 10])
+    assert (codes[balanced_sample(codes, np.arange(60), 40, 0)] == 1).sum() == 10
+    with pytest.raises(ValueError, match="9 target cells"):
+        balanced_sample(codes, np.arange(59), 40, 0)
+
+
+@pytest.mark.parametrize("reading", READINGS.values(), ids=map(str, READINGS))
+def test_a_score_just_short_of_a_threshold_reads_as_the_next_worse(reading: Reading) -> None:
+    worse = -1e-6 if reading.best == "high" else 1e-6
+    assert reading(reading.good + worse) == reading.sentences[1]
+    assert reading(reading.fair + worse) == reading.sentences[2]

@@ -1,0 +1,46 @@
+"""Differential expression by the model's method: cells by column and by query, arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_model import GENES, make
+
+
+def test_differential_expression_by_column_and_by_query(adata) -> None:
+    model = make(adata)
+    obs = adata.obs.copy()
+    quick = {"silent": True, "n_samples_overall": 200, "seed": 0}
+    table = model.differential_expression(groupby="condition", group1="treated", **quick)
+    assert set(table.index) == set(model.genes)
+    assert {"proba_de", "lfc_mean", "is_de_fdr_0.05", "raw_mean1", "comparison"} <= set(table)
+    query = model.differential_expression(
+        idx1="condition == 'treated'", idx2=np.arange(12), **quick
+    )
+    for column in ("proba_de", "lfc_mean", "scale1", "raw_mean2"):
+        assert np.array_equal(query[column], table[column]), column
+    pd.testing.assert_frame_equal(obs, adata.obs)
+    turned = model.differential_expression(adata[:, ::-1].copy(), groupby="condition", **quick)
+    turned = turned[turned["group1"] == "treated"].loc[table.index]
+    assert turned["raw_mean1"].tolist() == table["raw_mean1"].tolist()
+    with pytest.raises(TypeError, match="nonsense"):
+        model.differential_expression(groupby="condition", nonsense=1)
+
+
+def test_differential_expression_knows_the_populations_train_was_given(adata) -> None:
+    model = make(adata, condition_key=None)
+    quick = {"silent": True, "n_samples_overall": 200, "seed": 0, "groupby": "three"}
+    model.train(
+        np.arange(12), np.arange(12, 24), max_epochs=1, enable_progress_bar=False, train_size=0.8
+    )
+    with pytest.raises(ValueError, match=r"2 of these cells were neither.*target_idx"):
+        model.differential_expression(**quick)
+    told = model.differential_expression(target_idx=np.arange(12, 26), **quick)
+    known = model.differential_expression(adata[:24].copy(), **quick)
+    assert len(told) == len(known) == 3 * GENES
+
+
+def test_arguments_that_differential_expression_does_not_take_are_named(adata) -> None:
+    with pytest.raises(TypeError, match=r"takes no weights, n_draws. .*: all_stats, change_fn"):
+        make(adata).differential_expression(groupby="condition", weights="uniform", n_draws=3)
