@@ -16,8 +16,8 @@ from pyro_contrastive.analysis.differential_statistics import Draws, Vector
 from pyro_contrastive.analysis.expression import Decoding, expression
 from pyro_contrastive.analysis.groups_of_cells import GroupPair
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import Matrix
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.observed.matrix import Matrix
 from pyro_contrastive.vae import ContrastiveVAE
 
 # The change is reported with a smaller pseudocount than it is tested with, as in scvi-tools: the
@@ -80,7 +80,7 @@ def differential_expression(
             for cells, codes in zip((pair.cells1, pair.cells2), batches, strict=True)
         )
         columns = compare_draws(
-            draws1, draws2, data.counts, pair, settings, batches, rng, vae.model.likelihood
+            draws1, draws2, data.rows(), pair, settings, batches, rng, vae.model.likelihood
         )
         tables.append(_table(columns, pair, genes, settings))
     return pd.concat(tables)

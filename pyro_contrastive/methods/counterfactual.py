@@ -18,7 +18,6 @@ from pyro_contrastive.analysis import expression
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.methods.base import NO_CELLS, Batches, Level
 from pyro_contrastive.methods.decoding import Covariates, DecodingHelpers, Expression, LibrarySize
 
@@ -64,7 +63,7 @@ class CounterfactualHelpers(DecodingHelpers):
         codes = self._condition_codes(adata, data)
         found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
         if self._trained_cells is not None:
-            trained = self._trained_cells.within(adata.obs_names, row_sums(data.counts))
+            trained = self._trained_cells.within(adata.obs_names, data.totals())
             found = found if trained is None else np.intersect1d(found, trained.train)
         if not found.size:
             msg = (

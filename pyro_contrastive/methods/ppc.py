@@ -29,8 +29,8 @@ from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.columns import one_or_several
-from pyro_contrastive.data.counts import Matrix
 from pyro_contrastive.methods.predictive import PredictiveHelpers
+from pyro_contrastive.observed.matrix import Matrix
 
 UNNAMED_CONDITIONS = ("background", "target")
 
@@ -137,7 +137,7 @@ class CheckMethods(PredictiveHelpers):
             seed=seed,
         )
         genes = np.arange(len(self.setup.genes))[predicting.decoding.genes]
-        observed: Matrix = data.counts[cells][:, genes]
+        observed: Matrix = data.rows(cells)[:, genes]
         own = as_statistics(functions, lambda n: dense(observed[:n]))
         passes = 1 + n_samples * any(s.per != "cell" for s in own.values())
         groups, contrast = self._groups(chosen, data, cells, groupby)
