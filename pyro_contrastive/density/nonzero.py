@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_contrastive.observed.observation import SparseValues
 
 SMALL_COUNT = 15
 """Whole counts up to this are looked up in tables of every gene."""
@@ -53,32 +53,13 @@ class NonZero(NamedTuple):
         return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
 
 
-# By tensor: its version then, and what is known of it, or how to find out.
-_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def remember_nonzero(counts: Tensor, positions: Callable[[], tuple[Tensor, Tensor]]) -> None:
-    """Remember where a tensor of counts is not zero, so that its log-density need not search.
-
-    Parameters
-    ----------
-    counts
-        The tensor, ``[cells, genes]``; what is remembered goes when it goes, or is changed in
-        place.
-    positions
-        Returns row and column of all its non-zero entries, each once; called when needed.
-    """
-    _known[counts] = (counts._version, positions)
-
-
 def nonzero_of(value: Tensor) -> NonZero:
-    """Find the non-zero counts, or recall them."""
-    known: tuple[int, Any] | None = _known.get(value, None)  # type: ignore[no-untyped-call]
-    if known is None or known[0] != value._version:
-        return NonZero.of(value)
-    version, found = known
-    if not isinstance(found, NonZero):
-        row, column = found()
-        found = NonZero.of(value, (row * value.shape[1] + column, column))
-        _known[value] = (version, found)
-    return found
+    """Find the non-zero counts; those of :class:`SparseValues` once, and without a search."""
+    if isinstance(value, SparseValues) and value.is_unchanged:
+        return value.once(_of_sparse)
+    return NonZero.of(value)
+
+
+def _of_sparse(value: SparseValues) -> NonZero:
+    row, column = value.positions()
+    return NonZero.of(value, (row * value.shape[1] + column, column))

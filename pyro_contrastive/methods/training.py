@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import populations
 from pyro_contrastive.density.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
@@ -223,7 +222,7 @@ class TrainingMethods(ModelBase):
                 *(self.module, data, split, plan, self._history, settings), fabric=fabric, rng=rng
             )
         self.is_trained = True
-        self._trained_cells = TrainedCells.of(split, adata.obs_names, row_sums(data.counts))
+        self._trained_cells = TrainedCells.of(split, adata.obs_names, data.totals())
         if background_indices is not None and self.setup.condition_key is None:
             self._note_populations(adata.obs_names, data, np.concatenate(cells))
         return result
@@ -272,6 +271,6 @@ class TrainingMethods(ModelBase):
             return
         assert data.condition is not None  # train gave it
         self._conditions = pd.DataFrame(
-            {"code": data.condition[cells], "total": row_sums(data.counts)[cells]},
+            {"code": data.condition[cells], "total": data.totals(cells)},
             index=names[cells],
         )

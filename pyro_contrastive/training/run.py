@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.resident import near
+from pyro_contrastive.data.resident import on_device_if_it_fits
 from pyro_contrastive.training.arguments import refuse_never_looking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
@@ -116,7 +116,7 @@ class Run:
     ) -> None:
         self.vae = vae
         self.dtype = next(vae.parameters()).dtype
-        self.data = near(data, fabric.device, self.dtype)
+        self.data = on_device_if_it_fits(data, fabric.device, self.dtype)
         self.split = split
         self.plan = plan
         self.settings = settings

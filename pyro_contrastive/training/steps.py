@@ -12,7 +12,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pyro_contrastive.cells import TENSORS, CellBatch
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.observed.observation import OF_VARYING_SIZE
 from pyro_contrastive.training.captured import CAPTURED_ON, Captured
 from pyro_contrastive.training.recorder import Recorder
 from pyro_contrastive.training.state import Saved, changed, fingerprint
@@ -159,7 +160,7 @@ class RecordedStep:
     def _record(self, shape: Shape, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Take a plain step, and record it."""
         saved, kept = self._saved(self._buffers), fingerprint(self._modules)
-        inputs = [kl_weight, *_tensors(batch).values()]
+        inputs = [kl_weight, *batch.tensors().values()]
         recorder = Recorder(inputs)
         try:
             with recorder.recording():
@@ -211,7 +212,7 @@ class RecordedStep:
         """Evaluate a mini-batch from a recording; ``None``, and nothing changed, if that fails."""
         try:
             with torch.no_grad():
-                found = recording.play(kl_weight, *_tensors(batch).values())
+                found = recording.play(kl_weight, *batch.tensors().values())
             return Evaluated(**found)
         except Exception as error:  # torch and its extensions raise many kinds
             saved.put_back()
@@ -241,21 +242,11 @@ class RecordedStep:
         logger.log(level, "Training takes plain steps, which are slower: %s.", why)
 
 
-def _tensors(batch: CellBatch) -> dict[str, Tensor]:
-    """Return all tensors of a mini-batch by name."""
-    fields = {name: getattr(batch, name) for name in TENSORS}
-    found = {name: tensor for name, tensor in fields.items() if tensor is not None}
-    if batch.rows is not None:
-        rows = batch.rows.cells_by_genes
-        found |= {"indices": rows.indices, "offsets": rows.offsets, "values": rows.values}
-    return found
-
-
 def _shape(batch: CellBatch) -> Shape:
     """Return what a recording holds for: the numbers of all but the non-zero counts."""
     return tuple(
-        (name, tensor.dtype, None if name in {"indices", "values"} else tensor.shape)
-        for name, tensor in _tensors(batch).items()
+        (name, tensor.dtype, None if name.endswith(OF_VARYING_SIZE) else tensor.shape)
+        for name, tensor in batch.tensors().items()
     )
 
 

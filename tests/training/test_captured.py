@@ -139,7 +139,7 @@ def by_graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(steps, "CAPTURED_ON", {"cpu"})
     monkeypatch.setattr(captured, "capture", capture)
     # Sparse rows vary in size, and are not given to a GPU.
-    monkeypatch.setattr("pyro_contrastive.data.cell_data.SparseRows.of", lambda *_: None)
+    monkeypatch.setattr("pyro_contrastive.observed.observation.SparseRows.of", lambda *_: None)
     return made
 
 
