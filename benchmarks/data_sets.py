@@ -112,7 +112,7 @@ def tables(rows: list[dict[str, Any]]) -> pd.DataFrame:
         as_good = curve[curve[:, 1] <= beside[:, 1].min(), 0]
         made["s to the best"] = as_good[0] if len(as_good) else np.nan
         made["times sooner"] = beside[beside[:, 1].argmin(), 0] / made["s to the best"]
-        made["-ELBO less scvi-tools' best"] = curve[-1, 1] - beside[:, 1].min()
+        made["-ELBO minus scvi-tools' best"] = curve[-1, 1] - beside[:, 1].min()
         found.append(made | row["scores"])
     groups = pd.DataFrame(found).groupby(["data", "setting"], sort=False)
     means, deviations, counts = groups.mean(), groups.std(), groups.size()
