@@ -42,7 +42,7 @@ def outer(x, fail):
 def load(tmp_path, monkeypatch):
     """Return a function that loads two functions anew, as another process would."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(code_cache, "_told", set())
+    monkeypatch.setattr(code_cache, "_logged_folders", set())
     (tmp_path / "source.py").write_text(SOURCE)
 
     def load() -> Any:

@@ -136,7 +136,7 @@ def test_the_guide_of_a_positive_latent_is_log_normal() -> None:
 
 @pytest.mark.parametrize("given", [dist.Uniform(0.0, 1.0), dist.Beta(2.0, 2.0), dist.Poisson(3.0)])
 def test_priors_on_intervals_and_integers_are_refused(given) -> None:
-    with pytest.raises(TypeError, match="the guide covers the whole line"):
+    with pytest.raises(TypeError, match="the guide covers only the real line"):
         make_vae(salient_prior=given)
 
 
