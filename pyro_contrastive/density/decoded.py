@@ -112,7 +112,7 @@ def decoded_counts(
     inverse_dispersion: Tensor,
     dropout: str | None,
 ) -> Distribution:
-    """Return :class:`DecodedCounts` where :func:`~density.ways.can_fuse` allows it, else `make()`.
+    """Return :class:`DecodedCounts` where `ways.can_fuse` allows it, else `make()`.
 
     Parameters
     ----------

@@ -125,8 +125,8 @@ def _dependence_of(z: Tensor, s: Tensor, cells: Tensor) -> tuple[Tensor, Tensor,
     (x, k, k_slope), (y, other, other_slope) = (_centred(a, pairs, n_cells) for a in (z, s))
     squares = [a.square().sum((-2, -1), keepdim=True) for a in (k, other)]
     # Where a latent is constant the fraction is 0/0; the bound makes its value and slope 0.
-    least = torch.finfo(k.dtype).eps ** 2
-    norm = (squares[0] * squares[1]).clamp(min=least).sqrt()
+    smallest = torch.finfo(k.dtype).eps ** 2
+    norm = (squares[0] * squares[1]).clamp(min=smallest).sqrt()
     value = (k * other).sum((-2, -1), keepdim=True) / norm
     enough = n_cells >= MIN_CELLS
     gradients = []
@@ -136,7 +136,7 @@ def _dependence_of(z: Tensor, s: Tensor, cells: Tensor) -> tuple[Tensor, Tensor,
     ):
         # The gradient by the centred kernel. It is itself centred, so that it equals the gradient
         # by the kernel before centring.
-        by_kernel = partner / norm - kernel * (value / square.clamp(min=least))
+        by_kernel = partner / norm - kernel * (value / square.clamp(min=smallest))
         by_draws = 4 * _differences(by_kernel.mul_(slope), draws, torch.ones_like(draws[..., :1]))
         gradients.append(by_draws * enough)
     return value[..., 0, 0] * enough, gradients[0], gradients[1]
