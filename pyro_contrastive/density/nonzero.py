@@ -49,9 +49,8 @@ class NonZero(NamedTuple):
         flat, last = at
         x = every.index_select(0, flat).double()
         count = x.clamp(0, SMALL_COUNT).nan_to_num_()
-        large = (
-            (count.floor() != x).nonzero().squeeze(-1)
-        )  # above, or not whole if nobody validates
+        # Above the table, or not a whole number, which only validation would have refused.
+        large = (count.floor() != x).nonzero().squeeze(-1)
         return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
 
 

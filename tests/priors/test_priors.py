@@ -219,7 +219,7 @@ def test_covariates_by_hand() -> None:
         categorical=torch.tensor([[2, 0], [0, 0]]),
         continuous=torch.tensor([[0.5], [-1.0]]),
     )
-    covariates = Covariates(2, [3, 1], 1)  # the category with one level tells nothing
+    covariates = Covariates(2, [3, 1], 1)  # a category with one level has no column
     expected = [[0, 1, 0, 0, 1, 0.5], [1, 0, 1, 0, 0, -1.0]]
     assert covariates.n_out == 6
     assert covariates(cells, like=torch.zeros(1)).tolist() == expected
