@@ -9,26 +9,26 @@ from torch import Tensor
 from pyro_contrastive.observed.observation import SparseValues
 
 SMALL_COUNT = 15
-"""Whole counts up to this are looked up in tables of every gene."""
+"""Largest count that is looked up in a table of every gene."""
 GATHERED_ON = {"cpu"}
 """Types of devices on which non-zero entries are gathered.
 
-Others would have to be waited for, to hear how many there are, and a step that asks could not be
-captured.
+The number of non-zero entries is needed to gather them. On a GPU, asking for it would make the
+program wait for the device, and the step could not be captured as a graph.
 """
 
 
 def is_gathered(value: Tensor) -> bool:
-    """Tell whether the non-zero entries of these counts are evaluated apart from the others."""
+    """Tell whether the non-zero entries of these counts are evaluated separately."""
     return value.device.type in GATHERED_ON
 
 
 class NonZero(NamedTuple):
-    """The non-zero entries of a tensor of counts, which do not change while parameters do.
+    """The non-zero entries of a tensor of counts, which stay the same while parameters change.
 
-    ``flat`` and ``last`` are their positions in the whole and along the last axis, ``x`` they
-    themselves in float64, ``entry`` their positions in the tables of small counts, and ``large``
-    which of them are not to be found there.
+    ``flat`` and ``last`` are their positions in the flattened tensor and along the last axis, ``x``
+    their values in float64, ``entry`` their positions in the table of small counts, and ``large``
+    the indices of those that the table does not have.
     """
 
     flat: Tensor
@@ -39,17 +39,18 @@ class NonZero(NamedTuple):
 
     @classmethod
     def of(cls, value: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Self:
-        """Find them; ``at`` is where they are, in the whole and along the last axis, if known."""
+        """Find them; ``at`` are their positions, ``flat`` and ``last``, if these are known."""
         every = value.reshape(-1)
         n_last = value.shape[-1] if value.dim() else 1
         if at is None:
-            # NaN and (unvalidated) negative counts count as non-zero, to come out as NaN.
+            # NaN and negative counts, if nobody validates them, must come out as NaN: non-zero.
             flat = (every != 0).nonzero().squeeze(-1)
             at = flat, flat % max(n_last, 1)
         flat, last = at
         x = every.index_select(0, flat).double()
         count = x.clamp(0, SMALL_COUNT).nan_to_num_()
-        large = (count.floor() != x).nonzero().squeeze(-1)  # not whole, if nobody checks
+        # Above the table, or not a whole number, which only validation would have refused.
+        large = (count.floor() != x).nonzero().squeeze(-1)
         return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
 
 
