@@ -203,8 +203,8 @@ def test_where_capture_fails_recordings_are_played(
     with caplog.at_level(logging.INFO, "pyro_contrastive"):
         model = trained(True)
     assert [record.getMessage() for record in caplog.records] == [
-        "Recorded steps are not captured as a graph, which is slower: operation not permitted when "
-        "stream is capturing."
+        "Recorded steps are not captured as a CUDA graph, which is slower: "
+        "operation not permitted when stream is capturing."
     ]
     assert failed == [1]  # not tried again
     assert_same(model, trained(False))

@@ -110,7 +110,7 @@ def test_early_stopping_does_not_look_while_the_learning_rate_rises():
     assert result.best_epoch >= 5
     never = cycle | {"cycle_rise": 0.99}
     before = weights(model)
-    with pytest.raises(ValueError, match=r"after the rise of the .*would never look"):
+    with pytest.raises(ValueError, match=r"after the rise of the .*would never check"):
         train(model, 10, plan_kwargs=never, early_stopping=True, check_val_every_n_epoch=9)
     assert all(torch.equal(value, weights(model)[name]) for name, value in before.items())
 

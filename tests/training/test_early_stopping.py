@@ -168,7 +168,7 @@ def test_early_stopping_can_wait_longer_than_the_kl_warm_up(stoppings):
     assert (waited.stopped_early, waited.n_epochs, len(stoppings)) == (True, 8, 3)
     again = train(make_model(), 12, early_stopping_warmup_epochs=0, **kwargs)
     assert again.n_epochs == 4
-    with pytest.raises(ValueError, match="leaves early stopping none of the 5 epochs"):
+    with pytest.raises(ValueError, match="leaves early stopping no epoch to check in a run of 5"):
         train(make_model(), 5, early_stopping_warmup_epochs=5, **kwargs)
 
 
@@ -201,8 +201,8 @@ def test_early_stopping_of_a_run_that_is_all_warm_up_is_refused(plan):
 @pytest.mark.parametrize(
     ("adata_sizes", "kwargs", "message"),
     [
-        ((20, 30), {"train_size": 1.0}, "No cells are held out"),
-        ((3, 30), {}, "No cells are held out"),
+        ((20, 30), {"train_size": 1.0}, "One of the populations has no held-out cells"),
+        ((3, 30), {}, "One of the populations has no held-out cells"),
         ((20, 30), {"early_stopping_monitor": "val_loss"}, r"can watch \['elbo_train'"),
         ((20, 30), {"early_stopping_patience": 0}, "patience of at least 1"),
         ((20, 30), {"early_stopping_min_delta": -1}, "min_delta of at least 0"),

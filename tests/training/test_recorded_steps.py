@@ -159,7 +159,7 @@ PLAIN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
             "salient_prior": dist.Gamma(torch.ones(2), 1.0).to_event(1),
             "n_layers_decoder": 0,
         },
-        "a tensor is made a number .*additive.py",
+        "a tensor becomes a number .*additive.py",
     ),
 }
 
@@ -355,7 +355,7 @@ def test_what_escapes_all_that_is_noticed_by_a_check(played, caplog) -> None:
 
     trained(True, lambda: {"penalties": [Odd(work)]})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "has another result than the plain one" in caplog.text
+    assert "does not have the result of the plain one" in caplog.text
     assert "record_steps" in caplog.text
     assert not played  # noticed in the first step after the recording, which is a check
 
