@@ -23,17 +23,17 @@ class Captured:
 
     Parameters
     ----------
-    play
+    replay
         Function of the inputs that returns a dictionary of results; ``"gradients"`` among them are
         not copied. It is called several times here, and the caller restores what it changes.
     inputs
         Inputs of the shapes it will be replayed on.
     """
 
-    def __init__(self, play: Callable[..., dict[str, Any]], inputs: Sequence[Tensor]) -> None:
-        self._play = play  # keeps alive the tensors that the graph reads
+    def __init__(self, replay: Callable[..., dict[str, Any]], inputs: Sequence[Tensor]) -> None:
+        self._recorded = replay  # keeps alive the tensors that the graph reads
         self._inputs = [tensor.clone() for tensor in inputs]
-        self._found, self._replay = capture(lambda: play(*self._inputs), inputs[0].device)
+        self._found, self._replay = capture(lambda: replay(*self._inputs), inputs[0].device)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Any]:
         """Replay it."""

@@ -90,7 +90,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         something outside torch, which Python may have done anything with; or the values of a tensor
         determined a size.
     devices
-        Types of the devices whose tensors a replay reads or makes; known after :meth:`playing`.
+        Types of the devices whose tensors a replay reads or makes; known after :meth:`replay_of`.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
@@ -146,7 +146,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         """Tensors made outside that were written to inside."""
         return [tensor for tensor in self._others if _storage(tensor) in self._written]
 
-    def playing(self, results: Any) -> Callable[..., Any]:
+    def replay_of(self, results: Any) -> Callable[..., Any]:
         """Return a function that replays the recording on tensors like the inputs.
 
         Parameters
@@ -157,8 +157,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         self._graph.output(tree_map(self._read, results))
         _drop_unused(self._graph)
         self.devices = {n.meta["device"] for n in self._graph.nodes if "device" in n.meta}
-        played, others = fx.GraphModule({}, self._graph).forward, self._others
-        return lambda *inputs: played(others, *inputs)
+        replayed, others = fx.GraphModule({}, self._graph).forward, self._others
+        return lambda *inputs: replayed(others, *inputs)
 
     def _read(self, value: Any) -> Any:
         """Return the node that made a tensor; other values are returned as they are."""

@@ -102,13 +102,13 @@ class PlainStep:
 
 @dataclass(frozen=True)
 class _Recording:
-    play: Callable[..., dict[str, Any]]
+    replay: Callable[..., dict[str, Any]]
     changes: list[Tensor]
-    """Tensors that replaying writes to, beside the gradients it returns."""
+    """Tensors that replay_of writes to, beside the gradients it returns."""
 
 
 class RecordedStep:
-    """Evaluates mini-batches by replaying recordings of plain steps, without Python or Pyro.
+    """Evaluates mini-batches by replay_of recordings of plain steps, without Python or Pyro.
 
     A recording is made for each shape of mini-batches. It is checked against the plain step, with
     the same cells and the same noise, in the first, second, fourth ... step after it was made, and
@@ -146,8 +146,8 @@ class RecordedStep:
         if n_steps & (n_steps - 1) == 0 or n_steps % CHECKED_EVERY == 0:
             return self._checked(recording, batch, kl_weight)
         # A graph runs as a whole or not at all, so there is nothing to put back if it fails.
-        may_change = [] if isinstance(recording.play, Captured) else recording.changes
-        evaluated = self._played(recording, self._saved(may_change), batch, kl_weight)
+        may_change = [] if isinstance(recording.replay, Captured) else recording.changes
+        evaluated = self._replayed(recording, self._saved(may_change), batch, kl_weight)
         if evaluated is None:
             return self.plain(batch, kl_weight)
         for parameter, gradient in zip(self.plain.parameters, evaluated.gradients, strict=True):
@@ -176,7 +176,7 @@ class RecordedStep:
             return evaluated
         outside = {id(tensor): tensor for tensor in [*self._buffers, *recorder.written]}
         try:
-            play = recorder.playing(vars(evaluated))
+            replay = recorder.replay_of(vars(evaluated))
         except Exception as error:  # the operations cannot be written as a program
             self._give_up(logging.INFO, f"recording a step failed ({error})")
             return evaluated
@@ -185,20 +185,20 @@ class RecordedStep:
             # A graph would keep the values that they had when it was captured.
             self._do_not_capture("there are tensors on other devices in a step")
         if self.is_capturing:
-            play = self._captured(play, self._saved(changes), inputs)
-        self._recordings[shape] = _Recording(play, changes)
+            replay = self._captured(replay, self._saved(changes), inputs)
+        self._recordings[shape] = _Recording(replay, changes)
         return evaluated
 
     def _captured(
-        self, play: Callable[..., dict[str, Any]], saved: Saved, inputs: Sequence[Tensor]
+        self, replay: Callable[..., dict[str, Any]], saved: Saved, inputs: Sequence[Tensor]
     ) -> Callable[..., dict[str, Any]]:
         """Return a recording captured as a graph, or the recording itself if that fails."""
         try:
             with torch.no_grad():
-                return Captured(play, inputs)
+                return Captured(replay, inputs)
         except Exception as error:  # CUDA and its libraries raise many kinds
             self._do_not_capture(str(error))
-            return play
+            return replay
         finally:
             saved.put_back()
 
@@ -206,13 +206,13 @@ class RecordedStep:
         self.is_capturing = False
         logger.info("Recorded steps are not captured as a CUDA graph, which is slower: %s.", why)
 
-    def _played(
+    def _replayed(
         self, recording: _Recording, saved: Saved, batch: CellBatch, kl_weight: Tensor
     ) -> Evaluated | None:
         """Evaluate a mini-batch from a recording; if that fails, undo it and return ``None``."""
         try:
             with torch.no_grad():
-                found = recording.play(kl_weight, *_tensors(batch).values())
+                found = recording.replay(kl_weight, *_tensors(batch).values())
             return Evaluated(**found)
         except Exception as error:  # torch and its extensions raise many kinds
             saved.put_back()
@@ -222,17 +222,17 @@ class RecordedStep:
     def _checked(self, recording: _Recording, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Evaluate a plain step, and compare the recording with it."""
         saved = self._saved(recording.changes)
-        played = self._played(recording, saved, batch, kl_weight)
+        replayed = self._replayed(recording, saved, batch, kl_weight)
         after = [tensor.detach().clone() for tensor in recording.changes]
         saved.put_back()
         kept = fingerprint(self._modules)
         evaluated = self.plain(batch, kl_weight)
-        if played is None or not evaluated.total.isfinite():
+        if replayed is None or not evaluated.total.isfinite():
             return evaluated
         own = changed(kept, fingerprint(self._modules))
         if own is not None:
             self._give_up(logging.WARNING, f"a step changes {own}, which torch does not see")
-        elif not (_agree(played, evaluated) and all(map(_close, after, recording.changes))):
+        elif not (_agree(replayed, evaluated) and all(map(_close, after, recording.changes))):
             self._give_up(logging.WARNING, _DISAGREEMENT)
         return evaluated
 
@@ -267,16 +267,16 @@ def _close(a: Tensor, b: Tensor, scale: Tensor | float = 1.0) -> bool:
     return bool((a - b).norm() <= TOLERANCE * size)
 
 
-def _agree(played: Evaluated, plain: Evaluated) -> bool:
+def _agree(replayed: Evaluated, plain: Evaluated) -> bool:
     """Return whether two evaluations of a step agree."""
-    pairs = list(zip(played.gradients, plain.gradients, strict=True))
+    pairs = list(zip(replayed.gradients, plain.gradients, strict=True))
     if any((a is None) != (b is None) for a, b in pairs):
         return False
     gradients = [(a, b) for a, b in pairs if a is not None and b is not None]
     size = torch.stack([b.norm() for _, b in gradients]).norm()
     return (
-        _close(played.loss, plain.loss)
-        and played.terms.keys() == plain.terms.keys()
-        and all(_close(played.terms[n], plain.terms[n], plain.loss.abs()) for n in plain.terms)
+        _close(replayed.loss, plain.loss)
+        and replayed.terms.keys() == plain.terms.keys()
+        and all(_close(replayed.terms[n], plain.terms[n], plain.loss.abs()) for n in plain.terms)
         and all(_close(a, b, size) for a, b in gradients)
     )

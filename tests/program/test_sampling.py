@@ -1,4 +1,4 @@
-"""sample() without arguments: cells like those that trained, before and after saving."""
+"""sample() without arguments draws cells like the training cells, before and after saving."""
 
 from __future__ import annotations
 

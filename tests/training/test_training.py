@@ -1,4 +1,4 @@
-"""KL warm-up, optimiser, history, seeds: with real fits of small data."""
+"""KL warm-up, optimiser, history and seeds, in real fits of small data."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_training_a_second_time_continues():
     assert result.n_epochs == 2
     assert model.history["elbo_train"].index.tolist() == list(range(22))
     np.testing.assert_array_equal(column(model, "train_loss_epoch")[:20], first)
-    for name, value in model.module.named_parameters():  # from the weights there were
+    for name, value in model.module.named_parameters():  # continues from the former weights
         torch.testing.assert_close(value, at_end[name], atol=1e-6, rtol=0)
     assert column(model, "elbo_train")[20] < column(model, "elbo_train")[0]
 
