@@ -1,4 +1,4 @@
-"""Cells kept on a device give the mini-batches that cells on the host give."""
+"""Cells kept on a device give the same mini-batches as cells on the host."""
 
 from __future__ import annotations
 
