@@ -229,12 +229,14 @@ def test_what_too_few_simulated_cells_have_is_not_tested_and_the_rest_is() -> No
     assert table.index[table["uniform"].isna()].tolist() == ["s1", "s2"]
     assert (
         table.loc["s1", "reading"]
-        == "Not tested: 4 simulated cells have it, 10 at least are needed."
+        == "Not tested: only 4 simulated cells have it, at least 10 are needed."
     )
     assert table.loc["z1", "p_adjusted"] == pytest.approx(min(1.0, 4 * table.loc["z1", "p_value"]))
     assert "all 4 quantities are uniform" in calibration_finding(found).reading
     assert len(plot_ranks(found)) == 4
-    with pytest.raises(ValueError, match=r"too few, of \['s1'\]; there are of \['z1', 'z2'"):
+    with pytest.raises(
+        ValueError, match=r"too few ranks of \['s1'\] to draw; available: \['z1', 'z2'"
+    ):
         plot_ranks(found, ["z1", "s1"])
 
 
@@ -245,7 +247,7 @@ def test_too_few_simulated_cells_for_anything_are_said_to_be() -> None:
         "look",
         "Not tested: 3 simulated cells are too few.",
     )
-    with pytest.raises(ValueError, match=r"too few, of \['z1'\]; there are of \[\]"):
+    with pytest.raises(ValueError, match=r"too few ranks of \['z1'\] to draw; available: \[\]"):
         plot_ranks(found)
 
 
