@@ -23,6 +23,7 @@ from pyro_contrastive.training.evaluate import evaluate
 from pyro_contrastive.training.fit import fit
 from pyro_contrastive.training.history import EarlyStopping, History
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
+from pyro_contrastive.training.run import RunSettings
 from pyro_contrastive.training.splits import Population, Split, split_populations
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -151,13 +152,15 @@ def fit_ours(
         data.split,
         TrainingPlan.from_kwargs(dict(setting.plan), setting.schedule),
         Look(),
-        max_epochs=epochs or default_max_epochs(len(data.cells), setting.schedule, steps),
-        batch_size=BATCH_SIZE,
+        RunSettings(
+            epochs or default_max_epochs(len(data.cells), setting.schedule, steps),
+            BATCH_SIZE,
+            stopping,
+            check_val_every_n_epoch=1 if stopping else None,
+            progress_bar=False,
+        ),
         fabric=one_device("cpu", 1),
         rng=np.random.default_rng(seed),
-        progress_bar=False,
-        early_stopping=stopping,
-        check_val_every_n_epoch=1 if stopping else None,
     )
     if stopping is not None:
         clock.look()

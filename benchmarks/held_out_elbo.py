@@ -28,9 +28,11 @@ from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.interop.scvi import rename_scvi_weights
 from pyro_contrastive.training.devices import one_device
-from pyro_contrastive.training.fit import evaluate, fit
+from pyro_contrastive.training.evaluate import evaluate
+from pyro_contrastive.training.fit import fit
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
+from pyro_contrastive.training.run import RunSettings
 from pyro_contrastive.training.splits import Population, Split, split_populations
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -176,12 +178,13 @@ def our_curve(setting: str, epochs: int | None, seed: int) -> Curve:
         split,
         TrainingPlan.from_kwargs(None, "fast"),
         Keeping(),
-        max_epochs=epochs or default_max_epochs(len(data), "fast", steps),
-        batch_size=128,
+        RunSettings(
+            epochs or default_max_epochs(len(data), "fast", steps),
+            check_val_every_n_epoch=None,
+            progress_bar=False,
+        ),
         fabric=one_device("cpu", 1),
         rng=rng,
-        progress_bar=False,
-        check_val_every_n_epoch=None,
     )
     return [(at, held_out(w, data, split.validation)) for at, w in kept]
 
@@ -214,11 +217,9 @@ def main() -> None:
             split,
             TrainingPlan(),
             History(),
-            max_epochs=options.epochs or default_max_epochs(len(data)),
-            batch_size=128,
+            RunSettings(options.epochs or default_max_epochs(len(data)), progress_bar=False),
             fabric=one_device("cpu", 1),
             rng=rng,
-            progress_bar=False,
         )
         rows = (
             ("scvi-tools", reference, reference_seconds),

@@ -23,7 +23,7 @@ from common import arguments_of_data, clock, show, simulated, start
 from step import our_run, our_steps
 
 from pyro_contrastive._tools.torch_tools import own_params, reused_memory
-from pyro_contrastive.training.fit import Run
+from pyro_contrastive.training.run import Run
 from pyro_contrastive.training.steps import RECORDED_AFTER
 
 # Per cell and gene: gradient and value of two heads, of the mean, and of three parameters.
@@ -55,9 +55,9 @@ def parts(run: Run, n_epochs: int, now: Clock) -> pd.Series:
                 batch = run.cells(indices)
                 marks.append(now())
                 run.optimizer.zero_grad()
-                traces = objective._get_trace(vae.model, vae.guide, (batch,), {})
+                (traces,) = objective.traces(vae.model, vae.guide, batch)
                 marks.append(now())
-                _, loss = objective._differentiable_loss_particle(*traces)
+                loss = objective.loss_of_traces(*traces)
                 marks.append(now())
                 loss.backward()
                 marks.append(now())

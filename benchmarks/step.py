@@ -31,8 +31,8 @@ from pyro_contrastive._tools.torch_tools import own_params, reused_memory
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.training.devices import one_device
 from pyro_contrastive.training.finite import no_nan_warnings
-from pyro_contrastive.training.fit import Run
 from pyro_contrastive.training.plan import TrainingPlan
+from pyro_contrastive.training.run import Run, RunSettings
 from pyro_contrastive.training.splits import Population, Split
 
 Steps = Callable[[int], None]
@@ -84,8 +84,7 @@ def our_run(adata: AnnData, batch_size: int, accelerator: str = "cpu", **model_k
         data,
         Split(cells, nothing, nothing),
         TrainingPlan(n_epochs_kl_warmup=0),
-        max_epochs=1,
-        batch_size=batch_size,
+        RunSettings(max_epochs=1, batch_size=batch_size),
         fabric=one_device(accelerator, 1),
         rng=np.random.default_rng(0),
     )

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pyro_contrastive._tools.shell import mistakes_on_one_line, plain_warnings, say_error
+from pyro_contrastive.likelihoods import SHORT_NAMES
 
 # Commands import what they need themselves, so that --help answers at once.
 
@@ -42,15 +43,11 @@ class Schedule(StrEnum):
     reference = "reference"
 
 
-class LikelihoodName(StrEnum):
-    """Short names of the likelihoods."""
-
-    zinb = "zinb"
-    nb = "nb"
-    poisson = "poisson"
-    zip = "zip"
-    bernoulli = "bernoulli"
-    gaussian = "gaussian"
+def _short_name(name: str) -> str:
+    """Accept the short name of a likelihood."""
+    if name not in SHORT_NAMES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(SHORT_NAMES)}.")
+    return name
 
 
 OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -79,8 +76,10 @@ ScheduleOption = Annotated[
     ),
 ]
 LikelihoodOption = Annotated[
-    LikelihoodName | None,
+    str | None,
     typer.Option(
+        parser=_short_name,
+        metavar=f"[{'|'.join(SHORT_NAMES)}]",
         help="Distribution of the data: of counts, of zeros and ones (bernoulli), or of "
         "log-normalised values (gaussian). Default: the preset's, mostly zinb.",
         show_default=False,

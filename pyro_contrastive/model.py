@@ -30,8 +30,12 @@ _expression: ContextVar[bool] = ContextVar("expression", default=True)
 def without_expression() -> Iterator[None]:
     """Run models inside without their sites ``scale`` and ``rate``.
 
-    They are arrays of all cells and genes that an ELBO has no use for, and the log-density of the
-    counts is evaluated in half the time if nobody has looked at them.
+    These sites are arrays of all cells and genes, which an ELBO does not need; and once the head
+    behind them has been evaluated, the log-density takes its slowest way (`density`).
+
+    A context variable, as Pyro's own handlers are ambient: whether anybody wants the sites is known
+    to the objective, which runs the model through Pyro and cannot pass it another argument. It has
+    to be known before the sites are computed, so that a handler that hides them comes too late.
     """
     token = _expression.set(False)
     try:

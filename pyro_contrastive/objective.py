@@ -1,8 +1,8 @@
-"""The loss hook: an ELBO averaged per population, with an annealed KL and penalty terms.
+"""The objective: an ELBO averaged per population, with annealed KL divergences and penalties.
 
-Weights are the objective's business, not the model's: the Pyro programs state plain densities, and
-the objective runs them under a handler that scales their sites. So NUTS, importance sampling or a
-bare ``pyro.infer.Trace_ELBO`` see the model as it is written.
+Weights belong to the objective, not to the model: the Pyro programs state plain densities, and the
+objective runs them under a handler that scales their sites. So NUTS, importance sampling or a bare
+``pyro.infer.Trace_ELBO`` see the model as it is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from pyro_contrastive._tools.torch_tools import tensors_for_items
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.model import without_expression
 from pyro_contrastive.penalties import Penalty
-from pyro_contrastive.sites import SalientOfTargets, WeightedSites, is_local, site_losses
+from pyro_contrastive.sites import (
+    KL,
+    RECONSTRUCTION,
+    SalientOfTargets,
+    WeightedSites,
+    is_local,
+    part_names,
+    site_losses,
+)
 
 Weighting = Literal["population", "proportional"]
 
@@ -45,8 +53,10 @@ def kl_weight_at(step: int, warmup_steps: int, start: float = 0.0, end: float = 
     return start + (end - start) * step / warmup_steps
 
 
-def cell_weights(batch: CellBatch, weighting: Weighting) -> Tensor:
-    """Weight of each cell's ELBO in the loss of a mini-batch, shape ``[cells]``.
+def cell_weights(
+    batch: CellBatch, weighting: Weighting, sizes: tuple[int, int] | None = None
+) -> Tensor:
+    """Weight of each cell's ELBO in the loss, shape ``[cells]``.
 
     Parameters
     ----------
@@ -56,17 +66,27 @@ def cell_weights(batch: CellBatch, weighting: Weighting) -> Tensor:
         ``"population"``: the mean over background cells plus the mean over target cells, as in
         scvi-tools, whatever their numbers. ``"proportional"``: every cell counts the same. Both sum
         to 2 when both populations are present: losses are per background/target pair.
+    sizes
+        Numbers of background and of target cells over which the means are taken, if the batch is
+        only a part of them; default: those of the batch.
     """
     is_target = batch.is_target
     if weighting == "proportional":
-        return torch.full(is_target.shape, 2.0 / len(batch), device=is_target.device)
-    n_target = is_target.sum()
-    per_target, per_background = 1.0 / n_target, 1.0 / (len(batch) - n_target)
+        n_cells = len(batch) if sizes is None else sum(sizes)
+        return torch.full(is_target.shape, 2.0 / n_cells, device=is_target.device)
+    n_background: Tensor | int
+    n_target: Tensor | int
+    if sizes is None:  # kept as tensors, so that a GPU is not waited for
+        n_target = is_target.sum()
+        n_background = len(batch) - n_target
+    else:
+        n_background, n_target = sizes
+    per_target, per_background = 1.0 / n_target, 1.0 / n_background
     return torch.where(is_target, per_target, per_background)  # inf only where not selected
 
 
 def _register(penalty: Penalty) -> None:
-    """Tell Pyro of a penalty's parameters: SVI trains what is registered during its step."""
+    """Register a penalty's parameters with Pyro: SVI trains what it sees during its step."""
     for name, parameter in penalty.named_parameters():
         if parameter.requires_grad:
             pyro.param(f"{unique_name(penalty)}.{name}", parameter)
@@ -86,15 +106,12 @@ class _ContrastiveTerms:
         data_size: int | None = None,
         **elbo_kwargs: Any,
     ) -> None:
-        # One plate, known beforehand: Pyro would find out by running model and guide once more.
+        # There is one plate; otherwise Pyro would run model and guide once more to find that out.
         super().__init__(**({"max_plate_nesting": 1} | elbo_kwargs))
         if weighting not in {"population", "proportional"}:
             msg = f"weighting must be 'population' or 'proportional', not {weighting!r}."
             raise ValueError(msg)
-        names = [penalty.name for penalty in penalties]
-        if len(set(names)) < len(names):
-            msg = f"Two penalties have the same name: {names}. Override `name` in one of them."
-            raise ValueError(msg)
+        _check_names([penalty.name for penalty in penalties])
         self.penalties = penalties
         self.weighting = weighting
         self.annealed = tuple(annealed)
@@ -107,6 +124,79 @@ class _ContrastiveTerms:
         weights = cell_weights(batch, self.weighting)
         global_weight = weights.sum() / (self.data_size or len(batch))
         return WeightedSites(weights, global_weight, self.kl_weight, self.annealed)
+
+    def traces(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[Trace, Trace]]:
+        """Run guide and model as the loss does, and yield the traces of model and of guide.
+
+        One pair for each particle, or a single pair for all of them with ``vectorize_particles``.
+        Log-densities are computed, and scaled as in the loss.
+
+        Parameters
+        ----------
+        model, guide
+            The programs.
+        *args, **kwargs
+            Their arguments: the cells first.
+        """
+        yield from self._get_traces(model, guide, args, kwargs)  # type: ignore[attr-defined]
+
+    def parts(
+        self,
+        model_trace: Trace,
+        guide_trace: Trace,
+        *,
+        sizes: tuple[int, int] | None = None,
+        analytic: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the parts of the negative ELBO, per background/target pair; they add up to it.
+
+        The KL weight and the penalties are left out: a penalty's value is what calling it with the
+        traces and the cells returns.
+
+        Parameters
+        ----------
+        model_trace, guide_trace
+            A pair of :meth:`traces`.
+        sizes
+            Numbers of background and of target cells in the whole of which these cells are a
+            part: the parts of all mini-batches of the whole then add up to its parts. Default:
+            these cells are the whole.
+        analytic
+            Use closed-form KL divergences where there are any; default: as in the loss.
+
+        Returns
+        -------
+        Scalars by name: ``reconstruction_loss`` for the observed data, and ``kl_<site>`` for every
+        latent site. If the model observes several sites, ``reconstruction_loss_<site>`` for each.
+        """
+        batch = model_trace.nodes["_INPUT"]["args"][0]
+        weights = cell_weights(batch, self.weighting, sizes)
+        n_cells = self.data_size or (sum(sizes) if sizes else len(batch))
+        analytic = self.analytic_kl if analytic is None else analytic
+        names = part_names(model_trace)
+        found = {}
+        for site, loss in site_losses(model_trace, guide_trace, analytic=analytic).items():
+            if is_local(
+                model_trace.nodes[site]
+            ):  # [..., cells], averaged over vectorised particles
+                total = (loss * weights).sum(-1).mean()
+            else:  # counts once in the data set, of which these cells have a share
+                total = loss.mean() * weights.sum() / n_cells
+            found[names[site]] = total
+        return found
+
+    def loss_of_traces(self, model_trace: Trace, guide_trace: Trace) -> Tensor:
+        """Evaluate what a pair of :meth:`traces` adds to the loss, to be differentiated.
+
+        Penalties are included, and :attr:`terms` are set.
+        """
+        loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
+        loss, surrogate = loss / self.num_particles, surrogate / self.num_particles  # type: ignore[attr-defined]
+        return loss + (
+            surrogate - surrogate.detach()
+        )  # the value of one, the gradient of the other
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         needed = any(penalty.uses_expression for penalty in self.penalties)
@@ -124,7 +214,8 @@ class _ContrastiveTerms:
         with tensors_for_items():
             loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)  # type: ignore[misc]
         batch = model_trace.nodes["_INPUT"]["args"][0]
-        self._record(model_trace, guide_trace, batch)
+        with torch.no_grad():
+            self.terms = self.parts(model_trace, guide_trace)
         for penalty in self.penalties:
             _register(penalty)
             value = penalty(model_trace, guide_trace, batch)
@@ -133,7 +224,7 @@ class _ContrastiveTerms:
             loss = loss + value.detach() * self._particles_at_once
             own = penalty.own_loss(model_trace, guide_trace, batch) if penalty.training else None
             if own is not None:
-                value = value + (own - own.detach())  # a gradient, and 0 for a value
+                value = value + (own - own.detach())  # adds the gradient, and 0 to the value
             surrogate = surrogate + value * self._particles_at_once
         return loss, surrogate
 
@@ -141,18 +232,6 @@ class _ContrastiveTerms:
     def _particles_at_once(self) -> int:
         """How many particles a trace holds: Pyro sums over them and divides by their number."""
         return self.num_particles if self.vectorize_particles else 1  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def _record(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> None:
-        """Keep the parts of the ELBO, per pair and without the KL weight, for the history."""
-        weights = cell_weights(batch, self.weighting)
-        self.terms = {}
-        for name, term in site_losses(model_trace, guide_trace, analytic=self.analytic_kl).items():
-            if is_local(model_trace.nodes[name]):
-                total = (term * weights).sum(-1).mean()
-            else:
-                total = term.mean() * weights.sum() / (self.data_size or len(batch))
-            self.terms["reconstruction_loss" if name == "x" else f"kl_{name}"] = total
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
         """Make a torch module whose forward is the loss; it holds all that is trained."""
@@ -162,25 +241,32 @@ class _ContrastiveTerms:
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Evaluate the loss, penalties included; agrees with `differentiable_loss`."""
-        return float(sum(loss for loss, _ in self._particles(model, guide, args, kwargs)))
+        traces = self.traces(model, guide, *args, **kwargs)
+        return float(sum(self.loss_of_traces(*pair).detach() for pair in traces))
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Evaluate the loss as a tensor, to be differentiated; a GPU is not waited for."""
-        values, surrogates = zip(*self._particles(model, guide, args, kwargs), strict=True)
-        surrogate: Tensor = sum(surrogates)
-        return sum(values) + (surrogate - surrogate.detach())
+        """Evaluate the loss as a tensor, to be differentiated; does not wait for a GPU."""
+        traces = self.traces(model, guide, *args, **kwargs)
+        total: Tensor = sum(self.loss_of_traces(*pair) for pair in traces)  # type: ignore[assignment]  # there is a pair
+        return total
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Evaluate the loss, and add its gradient to that of every parameter."""
         return float(super().loss_and_grads(model, guide, *args, **kwargs))  # type: ignore[misc]
 
-    def _particles(
-        self, model: Any, guide: Any, args: Any, kwargs: Any
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Evaluate each particle's share of the loss, and of what has its gradient."""
-        for traces in self._get_traces(model, guide, args, kwargs):  # type: ignore[attr-defined]
-            loss, surrogate = self._differentiable_loss_particle(*traces)
-            yield loss / self.num_particles, surrogate / self.num_particles  # type: ignore[attr-defined]
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names of penalties that stand for something else in the history, or for each other."""
+    if len(set(names)) < len(names):
+        msg = f"Two penalties have the same name: {names}. Override `name` in one of them."
+        raise ValueError(msg)
+    for name in names:
+        if name == "loss" or name.startswith(("elbo", KL, RECONSTRUCTION)):
+            msg = (
+                f"A penalty cannot be called {name!r}: in the history that is a part of the ELBO, "
+                "or their sum. Override `name`."
+            )
+            raise ValueError(msg)
 
 
 class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
@@ -193,11 +279,11 @@ class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
         mean over background cells + mean over target cells of
             -log p(x | z, s, l) + w [log q(z) - log p(z)] + w [log q(s) - log p(s)]   # s: targets
             + [log q(l) - log p(l)]                                       # if the library is latent
-        + w * sum of penalty weight * penalty
+        + w * sum of penalty weight * penalty                         # w = 1 if it is not annealed
 
-    (and in training mode the gradient of a penalty's :meth:`~Penalty.own_loss`, if it has one) with
-    w the KL weight. Use it as any Pyro ELBO: ``SVI(vae.model, vae.guide, optim,
-    vae.objective)``, or ``vae.objective(vae.model, vae.guide)`` as a torch module.
+    with w the KL weight; in training mode also the gradient of a penalty's
+    :meth:`~Penalty.own_loss`, if it has one. Use it as any Pyro ELBO: ``SVI(vae.model, vae.guide,
+    optim, vae.objective)``, or ``vae.objective(vae.model, vae.guide)`` as a torch module.
 
     Parameters
     ----------
@@ -216,10 +302,21 @@ class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
     Attributes
     ----------
     kl_weight
-        Weight of the annealed KL terms; set it between steps. Default 1.
+        Weight of the annealed KL divergences and penalties, default 1; set it between steps.
+    data_size
+        As given; set it when the data set is known.
     terms
-        Parts of the loss of the last mini-batch, detached, per pair: ``reconstruction_loss``,
-        ``kl_z``, ``kl_s``, ``kl_library`` (without the KL weight) and each penalty's value.
+        Parts of the loss of the last mini-batch, detached, per pair: what :meth:`parts` returns
+        (``reconstruction_loss``, ``kl_z``, ``kl_s``, ``kl_library``, without the KL weight) and
+        each penalty's value. Every evaluation of the loss replaces them.
+
+    Examples
+    --------
+    The parts of the loss, with their gradients::
+
+        for model_trace, guide_trace in vae.objective.traces(vae.model, vae.guide, batch):
+            parts = vae.objective.parts(model_trace, guide_trace)
+            parts["kl_s"].backward()
     """
 
     analytic_kl = False

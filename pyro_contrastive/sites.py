@@ -1,4 +1,4 @@
-"""Sites of the programs as an ELBO sees them: their weights, and their parts of the loss."""
+"""Sites of model and guide as an ELBO sees them: their weights, and their parts of the loss."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from torch import Tensor
 
 from pyro_contrastive.model import CELLS, SALIENT
 
+RECONSTRUCTION = "reconstruction_loss"
+"""Name of the negative log-likelihood among the parts of the negative ELBO, as in scvi-tools."""
+KL = "kl_"
+"""Before the name of a latent site: its KL divergence among the parts of the negative ELBO."""
+
 
 def is_local(site: dict[str, Any]) -> bool:
-    """Tell whether a site lies in the plate of cells, rather than being shared by all of them."""
+    """Return whether a site is in the plate of cells, rather than shared by all cells."""
     return any(frame.name == CELLS for frame in site["cond_indep_stack"])
 
 
 class WeightedSites(Messenger):
-    """Effect handler that scales the log-densities of a model or guide.
+    """Effect handler that scales the log-densities of a model or guide, site by site.
 
     Parameters
     ----------
@@ -57,8 +62,9 @@ class WeightedSites(Messenger):
 class SalientOfTargets(Messenger):
     """Effect handler that leaves the salient latent of background cells out of an ELBO.
 
-    The decoder does not see it, so its posterior is its prior; q(s | x) of background cells, on
-    the other hand, is where penalties pin it. Neither is evidence about the data.
+    The decoder does not see it, so its posterior is its prior, and its KL divergence would be 0 at
+    best. What q(s | x) says of background cells is decided by penalties, and is not evidence about
+    the data.
 
     Parameters
     ----------
@@ -83,18 +89,17 @@ def site_losses(model_trace: Trace, guide_trace: Trace, *, analytic: bool) -> di
     model_trace, guide_trace
         Traces whose log-densities have been computed (as in Pyro's ELBOs).
     analytic
-        Use the closed-form KL where torch knows one; else, and where there is none, the draw's
-        log q - log p.
+        Use the closed-form KL divergence where torch has one; otherwise, or where it has none,
+        log q - log p of the draw.
 
     Returns
     -------
-    For ``x`` the negative log-likelihood, for a latent its KL divergence: per cell ``[..., cells]``
-    (0 where a site is masked, as :class:`SalientOfTargets` does) for sites in the plate of cells.
+    For an observed site the negative log-likelihood, for a latent one its KL divergence: per cell,
+    ``[..., cells]``, for sites in the plate of cells (0 where a site is masked, as
+    :class:`SalientOfTargets` does).
     """
     losses = {}
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or site["infer"].get("_deterministic"):
-            continue
+    for name, site in _random_sites(model_trace).items():
         if site["is_observed"]:
             term = -site["unscaled_log_prob"]
         else:
@@ -103,10 +108,44 @@ def site_losses(model_trace: Trace, guide_trace: Trace, *, analytic: bool) -> di
     return losses
 
 
+def observed_sites(model_trace: Trace) -> list[str]:
+    """Return the names of the sites at which a model has observed data, in its order."""
+    return [name for name, site in _random_sites(model_trace).items() if site["is_observed"]]
+
+
+def part_names(model_trace: Trace) -> dict[str, str]:
+    """Name the part of the negative ELBO that each site of a model contributes.
+
+    What a part is follows from whether the site is observed, not from what it is called.
+
+    Returns
+    -------
+    By site: ``kl_<site>`` for a latent one; for an observed one ``reconstruction_loss``, or
+    ``reconstruction_loss_<site>`` if the model observes several.
+    """
+    n_observed = len(observed_sites(model_trace))
+    names = {}
+    for name, site in _random_sites(model_trace).items():
+        if not site["is_observed"]:
+            names[name] = f"{KL}{name}"
+        else:
+            names[name] = RECONSTRUCTION if n_observed == 1 else f"{RECONSTRUCTION}_{name}"
+    return names
+
+
+def _random_sites(model_trace: Trace) -> dict[str, dict[str, Any]]:
+    """Return the sites with a density: ``pyro.deterministic`` has none."""
+    return {
+        name: site
+        for name, site in model_trace.nodes.items()
+        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+    }
+
+
 def _kl_divergence(model_site: Any, guide_site: Any, *, analytic: bool) -> Tensor:
     if analytic:
         try:
             return torch.distributions.kl_divergence(guide_site["fn"], model_site["fn"])
-        except NotImplementedError:  # no closed form for this pair: one draw, as Pyro does
+        except NotImplementedError:  # no closed form for this pair: use the draw, as Pyro does
             pass
     return guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]

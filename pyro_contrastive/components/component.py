@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
-from pyro_contrastive.components.library_parts import LIBRARY_PARTS, PART_KINDS
+from pyro_contrastive.components.library_parts import PART_KINDS, library_parts
 
 logger = logging.getLogger(__name__)
 PACKAGE = "pyro_contrastive"
@@ -141,7 +141,7 @@ def is_library_part(spec: Spec) -> bool:
     """
     module, _, name = spec["class"].partition(":")
     is_inside = module == PACKAGE or module.startswith(f"{PACKAGE}.")
-    return is_inside and any(name in names for names in LIBRARY_PARTS.values())
+    return is_inside and any(name in parts for parts in library_parts().values())
 
 
 def class_name(spec: Spec) -> str:
@@ -234,7 +234,7 @@ def refuse_missing_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
 def component_from_spec(spec: Spec, keyword: str) -> Component:
     """Make the library's own part that a saved model names.
 
-    Nothing is looked up by a name from the file but the entries of ``LIBRARY_PARTS``.
+    A name from the file is looked up in :func:`library_parts`, and nowhere else.
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def component_from_spec(spec: Spec, keyword: str) -> Component:
     """
     refuse_missing_parts({keyword: spec})
     name = class_name(spec)
-    kind = next(kind for kind, names in LIBRARY_PARTS.items() if name in names)
+    kind, parts = next(found for found in library_parts().items() if name in found[1])
     wanted = PART_KINDS.get(keyword, "Prior")
     if kind != wanted:
         msg = (
@@ -259,9 +259,8 @@ def component_from_spec(spec: Spec, keyword: str) -> Component:
             "there. The file was changed after it was saved."
         )
         raise ValueError(msg)
-    cls: type[Component] = getattr(import_module(PACKAGE), name)
     try:
-        return cls.from_arguments(spec["arguments"])
+        return parts[name].from_arguments(spec["arguments"])
     except Exception as error:  # what a constructor makes of arguments that were changed
         msg = (
             f"The saved model's {name} could not be made again from its saved arguments ({error}). "

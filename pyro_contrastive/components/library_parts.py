@@ -1,41 +1,12 @@
-"""The names of the parts of a model that the library makes when a file names them."""
+"""The parts of a model that the library makes when a file names them."""
 
 from __future__ import annotations
 
-LIBRARY_PARTS = {
-    "Likelihood": {
-        "AdditivePoisson",
-        "Bernoulli",
-        "Gaussian",
-        "NegativeBinomial",
-        "Poisson",
-        "ZeroInflatedNegativeBinomial",
-        "ZeroInflatedPoisson",
-    },
-    "Prior": {
-        "EscapingPerturbation",
-        "FixedPrior",
-        "LogNormalLibrary",
-        "MixtureOfGaussians",
-        "NormalizingFlowPrior",
-        "PerConditionNormal",
-        "PrivateSalient",
-        "SparseSalient",
-        "StandardNormal",
-        "VampPrior",
-    },
-    "Penalty": {
-        "HSIC",
-        "LateSalient",
-        "MMD",
-        "NarrowSalient",
-        "SalientClassifier",
-        "ShrinkMeans",
-        "TotalCorrelation",
-        "Wasserstein",
-    },
-}
-"""All that is ever made because a file names it, by kind: public names of this package."""
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+_ROOMS = {"Likelihood": "likelihoods", "Prior": "priors", "Penalty": "penalties"}
 PART_KINDS = {
     "likelihood": "Likelihood",
     "background_prior": "Prior",
@@ -45,3 +16,14 @@ PART_KINDS = {
     "penalties": "Penalty",
 }
 """What kind of part a model takes under each keyword."""
+
+
+def library_parts() -> dict[str, Mapping[str, type[Any]]]:
+    """Return the library's own parts by kind and name: all that is made because a file names it.
+
+    Each is the fixed ``LIBRARY`` of its folder. (Imported here and not above, because the classes
+    in these folders are themselves components.)
+    """
+    return {
+        kind: import_module(f"pyro_contrastive.{room}").LIBRARY for kind, room in _ROOMS.items()
+    }

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.data.counts import Matrix, row_sums
 from pyro_contrastive.density.nonzero import remember_nonzero
-from pyro_contrastive.likelihoods.moments import GeneMoments
+from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 from pyro_contrastive.observed.sparse_rows import SparseRows
 
 AT_A_TIME = 10_000
@@ -119,7 +119,7 @@ class CellData:
         # Cells in neither group keep what they are; no mini-batch of training holds them.
         return self.with_codes(condition)
 
-    def gene_moments(self, cells: NDArray[np.int64]) -> GeneMoments:
+    def gene_summary(self, cells: NDArray[np.int64]) -> GeneSummary:
         """Mean and spread of every gene over some cells, at least one, given by their indices."""
 
         def parts() -> Iterator[tuple[csr_matrix, NDArray[np.float64]]]:
@@ -130,7 +130,7 @@ class CellData:
                 known = row_sums(counts) if factors is None else factors[some].astype(np.float64)
                 yield counts, known
 
-        return GeneMoments.of(parts())
+        return GeneSummary.of(parts())
 
     def library_moments(self, n_batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and population variance of the log total counts of each batch, ``[batches]``.

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-import pyro.distributions as dist
-import torch
 from pyro.distributions import Distribution, TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_contrastive.density.fused import decoded_log_density
-from pyro_contrastive.density.heads import SCALE, Heads, Layer
+from pyro_contrastive.density.heads import SCALE, Layer
+from pyro_contrastive.density.ways import Way, can_fuse, log_way
 
 
 class DecodedCounts(TorchDistribution):
@@ -34,6 +33,8 @@ class DecodedCounts(TorchDistribution):
         Broadcastable to ``[cells, genes]``.
     scale, dropout
         Weight and bias of the layers before the softmax, and of the logits of a structural zero.
+    half
+        Multiply matrices in bfloat16.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -49,9 +50,11 @@ class DecodedCounts(TorchDistribution):
         inverse_dispersion: Tensor,
         scale: Layer,
         dropout: Layer | None,
+        half: bool = False,
     ) -> None:
         self._make = make
         self._arguments = (hidden, library, inverse_dispersion, scale, dropout)
+        self._half = half
         super().__init__(hidden.shape[:1], scale[0].shape[:1], validate_args=False)
 
     @cached_property
@@ -90,8 +93,9 @@ class DecodedCounts(TorchDistribution):
         """
         log_prob: Tensor
         if value.shape == self.batch_shape + self.event_shape:
-            log_prob = decoded_log_density(value, *self._arguments)
+            log_prob = decoded_log_density(value, *self._arguments, half=self._half)
         else:
+            log_way(Way.heads, "the counts are not those of one mini-batch")
             log_prob = self.whole.log_prob(value)
         return log_prob
 
@@ -123,21 +127,15 @@ def decoded_counts(
         Name of the head with the logits of a structural zero, if there is one.
     """
     names = [SCALE] if dropout is None else [SCALE, dropout]
-    layers = heads.linear(names) if isinstance(heads, Heads) else None
-    if (
-        not isinstance(heads, Heads)
-        or layers is None
-        or heads.hidden.shape[:-1] != library.shape[:-1]
-        or heads.hidden.dim() != 2  # noqa: PLR2004  # cells and hidden units
-        or dist.is_validation_enabled()
-        or torch.is_autocast_enabled(library.device.type)
-    ):
+    if not can_fuse(heads, names, library):
         return make()
+    scale, *others = heads.layers(names)
     return DecodedCounts(
         make,
         library=library,
         hidden=heads.hidden,
         inverse_dispersion=inverse_dispersion,
-        scale=layers[0],
-        dropout=layers[1] if len(layers) > 1 else None,
+        scale=scale,
+        dropout=others[0] if others else None,
+        half=heads.half,
     )

@@ -12,7 +12,7 @@ from torch import Size, Tensor
 
 from pyro_contrastive.density.counts import log_density
 
-__all__ = ["NegativeBinomial", "ZeroInflatedNegativeBinomial"]
+__all__ = ["NegativeBinomialDistribution", "ZeroInflatedNegativeBinomialDistribution"]
 
 # Above this rate a Poisson draw could overflow the 64-bit integer that torch draws it in.
 _MAX_POISSON_RATE = 1e18
@@ -118,7 +118,7 @@ class CountDistribution(TorchDistribution):
             return counts.masked_fill(dropped.bool(), 0)
 
 
-class NegativeBinomial(CountDistribution):
+class NegativeBinomialDistribution(CountDistribution):
     """Negative binomial distribution with a mean and an inverse dispersion.
 
     With mean ``m`` and inverse dispersion ``t``, a count ``x`` has the log-probability::
@@ -170,11 +170,11 @@ class NegativeBinomial(CountDistribution):
         return self.mean * (1 + self.rate / self.inverse_dispersion)
 
 
-class ZeroInflatedNegativeBinomial(CountDistribution):
+class ZeroInflatedNegativeBinomialDistribution(CountDistribution):
     """Negative binomial distribution with additional, structural zeros.
 
     A count is zero outright with probability ``pi = sigmoid(p)`` and otherwise follows the
-    `NegativeBinomial` with mean ``m`` and inverse dispersion ``t``. Its log-probability is, with
+    negative binomial with mean ``m`` and inverse dispersion ``t``. Its log-probability is, with
     ``A = t log(t / (t + m))``::
 
         x = 0:  softplus(A - p) - softplus(-p)

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from pyro_contrastive.density.counts import count_terms, log_density
-from pyro_contrastive.density.heads import Layer, linear, products_are_half, smallest_scale
-from pyro_contrastive.density.rows import Slopes, by_rows, rows_pay
+from pyro_contrastive.density.heads import Layer, linear, smallest_scale
+from pyro_contrastive.density.rows import Slopes, by_rows
+from pyro_contrastive.density.ways import can_use_rows
 
 
 def decoded_log_density(
@@ -28,6 +29,8 @@ def decoded_log_density(
     inverse_dispersion: Tensor,
     scale: Layer,
     dropout: Layer | None = None,
+    *,
+    half: bool = False,
 ) -> Tensor:
     """Log-probability of the counts of each cell, ``[cells]``, summed over genes.
 
@@ -44,10 +47,12 @@ def decoded_log_density(
     scale, dropout
         Layers whose outputs are the logits of normalised expression, and those of a structural
         zero; no zero inflation if ``None``.
+    half
+        Multiply matrices in bfloat16, here and in the gradient.
     """
     w, b = dropout if dropout is not None else (None, None)
     log_prob: Tensor = _DecodedLogDensity.apply(  # type: ignore[no-untyped-call]
-        value, hidden, library, inverse_dispersion, *scale, w, b
+        value, hidden, library, inverse_dispersion, *scale, w, b, half
     )
     return log_prob
 
@@ -78,11 +83,12 @@ class _DecodedLogDensity(Function):
         b_scale: Tensor,
         w_dropout: Tensor | None,
         b_dropout: Tensor | None,
+        half: bool,
     ) -> Tensor:
-        ctx.half = products_are_half()
-        scale = linear(hidden, w_scale, b_scale)
-        logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout)
-        evaluate = by_rows if rows_pay(value, scale, library, t) else by_tensors
+        ctx.half = half
+        scale = linear(hidden, w_scale, b_scale, half)
+        logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout, half)
+        evaluate = by_rows if can_use_rows(value, scale, library, t) else by_tensors
         log_prob, *slopes = evaluate(value, scale, library, t, logits)
         ctx.save_for_backward(
             *(value, hidden, library, t, w_scale, b_scale, w_dropout, b_dropout), *slopes
@@ -93,7 +99,7 @@ class _DecodedLogDensity(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient is to be differentiated
-            return _differentiable_gradient(saved[:8], ctx.needs_input_grad, grad)
+            return _differentiable_gradient(saved[:8], ctx.needs_input_grad, grad, ctx.half)
         hidden, library, t, w_scale, _, w_dropout = saved[1:7]
         d_scale, d_logits, d_t, total = saved[8:]
         _, by_hidden, by_library, by_t, *_ = ctx.needs_input_grad
@@ -117,7 +123,7 @@ class _DecodedLogDensity(Function):
                 None if no_layer else _product(slopes.t(), weighted, ctx.half),
                 None if no_layer else slopes.t() @ grad,
             ]
-        return None, into_hidden, into_library, into_t, *into_layers
+        return None, into_hidden, into_library, into_t, *into_layers, None
 
 
 def _product(a: Tensor, b: Tensor, half: bool) -> Tensor:
@@ -125,16 +131,16 @@ def _product(a: Tensor, b: Tensor, half: bool) -> Tensor:
 
 
 def _differentiable_gradient(
-    inputs: tuple[Any, ...], needed: tuple[bool, ...], grad: Tensor
+    inputs: tuple[Any, ...], needed: tuple[bool, ...], grad: Tensor, half: bool
 ) -> tuple[Tensor | None, ...]:
     value, hidden, library, t, w_scale, b_scale, w_dropout, b_dropout = inputs
-    rho = linear(hidden, w_scale, b_scale).softmax(-1)
-    logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout)
+    rho = linear(hidden, w_scale, b_scale, half).softmax(-1)
+    logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout, half)
     rate = (rho + smallest_scale(rho.dtype)) * library
     log_prob = log_density(value, rate, t, logits).sum(-1)
     wanted = [i for i, is_needed in enumerate(needed) if is_needed]
     found = torch.autograd.grad(log_prob, [inputs[i] for i in wanted], grad, create_graph=True)
-    gradients: list[Tensor | None] = [None] * len(inputs)
+    gradients: list[Tensor | None] = [None] * len(needed)
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
     return tuple(gradients)

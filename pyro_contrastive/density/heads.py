@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
@@ -39,6 +39,10 @@ def bfloat16_products(on: bool) -> Iterator[None]:
 
     Factors and products are rounded to 8 bits, sums within a product are of single precision, and
     everything else stays as it is: weights, softmax, densities, and the optimiser's step.
+
+    A context variable, like torch's own autocast, because precision is chosen for a training run
+    and not for a model, and Pyro calls the model with the mini-batch only. It is read in one place,
+    where :class:`Heads` are made; from there on it is an argument.
     """
     token = _half.set(on)
     try:
@@ -52,9 +56,9 @@ def products_are_half() -> bool:
     return _half.get()
 
 
-def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a linear layer, in bfloat16 inside :func:`bfloat16_products`; the bias is not."""
-    if not _half.get():
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, half: bool) -> Tensor:
+    """Apply a linear layer; if `half`, its product (but not the bias) is one of bfloat16."""
+    if not half:
         return F.linear(hidden, weight, bias)
     product = F.linear(hidden.bfloat16(), weight.bfloat16()).to(hidden.dtype)
     return product if bias is None else product + bias
@@ -92,7 +96,9 @@ class Heads(MutableMapping[str, Tensor]):
         self.hidden = hidden
         self._layers = dict(layers.items())
         self._values: dict[str, Tensor] = {}
-        self._needs_grad = torch.is_grad_enabled()  # as it is here, not where a head is looked at
+        # Both as they are here, and not where a head is looked at.
+        self._needs_grad = torch.is_grad_enabled()
+        self.half = products_are_half()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._values:
@@ -108,7 +114,7 @@ class Heads(MutableMapping[str, Tensor]):
 
     def _output(self, layer: nn.Module) -> Tensor:
         if _is_plain(layer):
-            return linear(self.hidden, layer.weight, layer.bias)
+            return linear(self.hidden, layer.weight, layer.bias, self.half)
         output: Tensor = layer(self.hidden)
         return output
 
@@ -136,15 +142,20 @@ class Heads(MutableMapping[str, Tensor]):
         joined._layers, joined._values = dict(self._layers), self._values | dict(others)
         return joined
 
-    def linear(self, names: Iterable[str]) -> list[Layer] | None:
-        """Return weight and bias of the layers of these heads, to be evaluated by the caller.
+    def obstacle(self, names: Iterable[str]) -> str | None:
+        """Say why a caller cannot evaluate these heads itself, from :meth:`layers`.
 
-        ``None`` unless all are plain linear layers that nobody has looked at.
+        ``None`` if it can: all are plain linear layers, at whose output nobody has looked.
         """
-        found: list[Layer] = []
         for name in names:
             layer = self._layers.get(name)
-            if name in self._values or not _is_plain(layer) or layer.bias is None:
-                return None
-            found.append((layer.weight, layer.bias))
-        return found
+            if name in self._values:
+                return f"the head {name!r} has been looked at, or set"
+            if not _is_plain(layer) or layer.bias is None:
+                return f"the layer of the head {name!r} is not a plain torch.nn.Linear with a bias"
+        return None
+
+    def layers(self, names: Iterable[str]) -> list[Layer]:
+        """Return weight and bias of the layers of heads to which there is no :meth:`obstacle`."""
+        plain = (cast(nn.Linear, self._layers[name]) for name in names)
+        return [(layer.weight, layer.bias) for layer in plain]

@@ -116,6 +116,15 @@ def log1p64(u: Any, shrink: Any) -> Any:
     return log64(w) + (u - (w - 1.0)) * shrink
 
 
+@inlined
+def sigmoids32(x: Any) -> Any:
+    """1 / (1 + exp(-x)) and 1 / (1 + exp(x)) in single precision."""
+    e = exp32(-abs(x))
+    larger = f4(1) / (f4(1) + e)
+    smaller = e * larger
+    return (larger, smaller) if x >= f4(0) else (smaller, larger)
+
+
 @reordered
 def total(a: Any) -> Any:
     """Sum of an array."""

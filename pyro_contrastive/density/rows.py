@@ -18,9 +18,6 @@ from pyro_contrastive._tools.operators import define
 from pyro_contrastive.density.heads import smallest_scale
 
 logger = logging.getLogger(__name__)
-FEWEST_ENTRIES = 2**15
-"""Cells times genes below which calling compiled code is not worth its compilation."""
-
 BLOCK = 16
 """Cells that a thread takes at a time."""
 
@@ -64,17 +61,6 @@ def kernel() -> ModuleType | None:
 
 def _tell(error: Exception) -> None:
     logger.info("Training without compiled code, which is slower: %s.", error)
-
-
-def rows_pay(value: Tensor, scale: Tensor, library: Tensor, t: Tensor) -> bool:
-    """Tell whether :func:`by_rows` can evaluate these, and is worth it."""
-    return (
-        value.numel() >= FEWEST_ENTRIES
-        and value.device.type == "cpu"
-        and {a.dtype for a in (value, scale, library, t)} == {torch.float32}
-        and t.shape == value.shape[1:]
-        and kernel() is not None
-    )
 
 
 def by_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from pyro_contrastive.analysis.predictive import minibatch_seed
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import draw_posterior, run_model, shared_sites
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.sites import SalientOfTargets, is_local, site_losses
+from pyro_contrastive.sites import SalientOfTargets, is_local, observed_sites, site_losses
 from pyro_contrastive.vae import ContrastiveVAE
 
 LogLikelihood = Literal["cell", "entry"]
@@ -150,9 +150,8 @@ def to_arviz(
     datasets = {}
     for group, parts in groups.items():
         axis = 0 if group == "observed_data" else 1
-        joined = {name: np.concatenate(values, axis=axis) for name, values in parts.items()}
-        joined |= constant.get(group, {})
-        datasets[group] = _dataset(xarray, group, joined, coords)
+        of_cells = {name: np.concatenate(values, axis=axis) for name, values in parts.items()}
+        datasets[group] = _dataset(xarray, group, of_cells, constant.get(group, {}), coords)
     datasets["posterior"].attrs.update(attributes)
     return container(arviz, datasets)
 
@@ -167,16 +166,17 @@ def _parts(query: Query, export: Export) -> Iterator[tuple[Arrays, Arrays]]:
                 model = run_model(vae, batch, posterior, export.n_samples)
             posterior_shared = shared_sites(posterior)
             part = _observed(vae, batch, export, posterior, model)
+            data_sites = [name for name in observed_sites(model) if is_local(model.nodes[name])]
             if export.predictive:
                 drawn = run_model(vae, batch, posterior, export.n_samples, replicate=True)
-                part["posterior_predictive"] = {"x": _data_of(vae, drawn, export)}
-            shared = {"posterior": _globals(posterior_shared, export, vae.n_input)}
+                part["posterior_predictive"] = _data(vae, drawn, data_sites, export)
+            shared = {"posterior": _globals(vae, posterior_shared, export)}
             if export.prior:
                 drawn = run_model(vae, batch, prior_shared, export.n_samples, replicate=True)
                 prior_shared = shared_sites(drawn)
                 part["prior"] = _latents(vae, batch, drawn, export.n_samples)
-                part["prior_predictive"] = {"x": _data_of(vae, drawn, export)}
-                shared["prior"] = _globals(prior_shared, export, vae.n_input)
+                part["prior_predictive"] = _data(vae, drawn, data_sites, export)
+                shared["prior"] = _globals(vae, prior_shared, export)
         yield part, shared
 
 
@@ -187,19 +187,25 @@ def _observed(
     for trace in (posterior, model):
         trace.compute_log_prob()
     losses = site_losses(model, posterior, analytic=False)
-    local = [loss for name, loss in losses.items() if is_local(model.nodes[name])]
     shape = (export.n_samples, len(batch))
-    weight = -torch.stack([loss.double().expand(shape) for loss in local]).sum(0)
+    local = {
+        name: loss.double().expand(shape)
+        for name, loss in losses.items()
+        if is_local(model.nodes[name])
+    }
+    data_sites = [name for name in observed_sites(model) if name in local]
     part: Arrays = {
         "posterior": _latents(vae, batch, model, export.n_samples),
-        "sample_stats": {"log_weight": _array(weight)},
-        "observed_data": {"x": _as_data(vae, batch.x, export)},
+        "sample_stats": {"log_weight": _array(-torch.stack(list(local.values())).sum(0))},
+        "observed_data": _data(vae, model, data_sites, export),
     }
     if export.log_likelihood == "cell":
-        part["log_likelihood"] = {"x": _array(-losses["x"].double().expand(shape))}
+        part["log_likelihood"] = {name: _array(-local[name]) for name in data_sites}
     elif export.log_likelihood == "entry":
-        entries = _entry_log_likelihood(model.nodes["x"])
-        part["log_likelihood"] = {"x": _array(entries[..., export.genes])}
+        entries = {name: _entry_log_likelihood(model.nodes[name]) for name in data_sites}
+        part["log_likelihood"] = {
+            name: _array(_of_genes(value, vae, export)) for name, value in entries.items()
+        }
     return part
 
 
@@ -230,26 +236,27 @@ def _latents(
     return {name: _array(value) for name, value in found.items()}
 
 
-def _globals(shared: Trace, export: Export, n_genes: int) -> dict[str, NDArray[Any]]:
-    """Draws of parameters, ``[draws, ...]``: without the axis of one where others have cells."""
+def _globals(vae: ContrastiveVAE, shared: Trace, export: Export) -> dict[str, NDArray[Any]]:
+    """Draws of parameters, ``[draws, ...]``: without the axis that cells have in other arrays."""
+    values = {name: site["value"][:, 0] for name, site in shared.nodes.items()}
+    return {name: _array(_of_genes(value, vae, export)) for name, value in values.items()}
+
+
+def _data(
+    vae: ContrastiveVAE, trace: Trace, sites: Sequence[str], export: Export
+) -> dict[str, NDArray[Any]]:
+    """Return the data at these sites; counts as integers, for which ArviZ draws histograms."""
     found = {}
-    for name, site in shared.nodes.items():
-        value = site["value"][:, 0]
-        found[name] = _array(value[..., export.genes] if value.shape[-1] == n_genes else value)
+    for name in sites:
+        site = trace.nodes[name]
+        values = _array(_of_genes(site["value"], vae, export))
+        found[name] = values.astype(np.int32) if site["fn"].support.is_discrete else values
     return found
 
 
-def _data_of(vae: ContrastiveVAE, trace: Trace, export: Export) -> NDArray[Any]:
-    return _as_data(vae, trace.nodes["x"]["value"], export)
-
-
-def _as_data(vae: ContrastiveVAE, x: Tensor | None, export: Export) -> NDArray[Any]:
-    """Return data of the chosen genes; counts as integers, which ArviZ draws as histograms."""
-    if x is None:  # pragma: no cover - cells of a data set carry data
-        msg = "These cells carry no data."
-        raise ValueError(msg)
-    values = _array(x[..., export.genes])
-    return values.astype(np.int32) if vae.model.likelihood.support.is_discrete else values
+def _of_genes(value: Tensor, vae: ContrastiveVAE, export: Export) -> Tensor:
+    """Return the chosen genes of what has a last axis of genes; all of anything else."""
+    return value[..., export.genes] if value.shape[-1] == vae.n_input else value
 
 
 def _array(value: Tensor) -> NDArray[Any]:
@@ -259,21 +266,28 @@ def _array(value: Tensor) -> NDArray[Any]:
 DIMS = {"z": ("cell", "z_dim"), "s": ("cell", "s_dim"), "library": ("cell",)}
 
 
-def _dataset(xarray: Any, group: str, arrays: Mapping[str, Any], coords: Mapping[str, Any]) -> Any:
+def _dataset(
+    xarray: Any,
+    group: str,
+    of_cells: dict[str, Any],
+    shared: dict[str, Any],
+    coords: Mapping[str, Any],
+) -> Any:
     """Name the axes of every array; draws get the axis of one chain that ArviZ expects."""
+    observed = group == "observed_data"
     variables: dict[str, Any] = {}
-    used: dict[str, Any] = {}
-    for name, values in arrays.items():
-        observed = group == "observed_data"
-        n_axes = values.ndim - (not observed)
-        default: tuple[str, ...] = ("cell", "gene")[:n_axes]
-        if name not in {"x", "log_weight", *DIMS}:
-            default = tuple(f"{name}_dim_{i}" for i in range(n_axes))
-            if values.shape[-1] == len(coords["gene"]):
-                default = (*default[:-1], "gene")
-        dims = DIMS.get(name, default)
-        used |= {dim: coords[dim] for dim in dims if dim in coords}
-        variables[name] = (dims, values) if observed else (("chain", "draw", *dims), values[None])
-        if not observed:
-            used |= {"chain": [0], "draw": np.arange(len(values))}
+    for name, values in (of_cells | shared).items():
+        n_axes = values.ndim - (not observed)  # without that of draws
+        dims = [f"{name}_dim_{i}" for i in range(n_axes)]
+        if dims and values.shape[-1] == len(coords["gene"]):
+            dims[-1:] = ["gene"]
+        if name in of_cells:
+            dims[0] = "cell"
+        dims = list(DIMS.get(name, dims))
+        variables[name] = (dims, values) if observed else (["chain", "draw", *dims], values[None])
+    named = {dim for dims, _ in variables.values() for dim in dims}
+    used = {dim: values for dim, values in coords.items() if dim in named}
+    if not observed:
+        n_draws = next(iter(of_cells.values())).shape[0]
+        used |= {"chain": [0], "draw": np.arange(n_draws)}
     return xarray.Dataset(variables, coords=used)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components.component import Component
 from pyro_contrastive.density.heads import SCALE, Heads
-from pyro_contrastive.likelihoods.moments import GeneMoments
+from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 
 DROPOUT = "dropout"
 """Name of the head with the logits of a structural zero."""
@@ -99,7 +99,7 @@ class Likelihood(Component):
         self.layers = nn.ModuleDict({name: nn.Linear(n_hidden, n_genes) for name in self.heads})
 
     @torch.no_grad()
-    def start_from(self, moments: GeneMoments) -> None:
+    def start_from(self, moments: GeneSummary) -> None:
         """Let parameters start at what is typical of each gene, in place of at random.
 
         Called before the first training with ``schedule="fast"``. By default the bias of the scale

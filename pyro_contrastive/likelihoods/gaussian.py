@@ -10,7 +10,7 @@ from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
 from pyro_contrastive.likelihoods.base import Likelihood
-from pyro_contrastive.likelihoods.moments import GeneMoments
+from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 
 MEAN = "mean"
 SMALLEST_SCALE = 0.01
@@ -60,7 +60,7 @@ class Gaussian(Likelihood):
         self.log_scale = nn.Parameter(torch.full((n_genes,), INITIAL_LOG_SCALE))
 
     @torch.no_grad()
-    def start_from(self, moments: GeneMoments) -> None:
+    def start_from(self, moments: GeneSummary) -> None:
         """Let mean and standard deviation start at those of the gene."""
         self.start_head(MEAN, moments.mean)
         deviation = torch.as_tensor(moments.variance).sqrt()

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.density.decoded import decoded_counts
-from pyro_contrastive.density.distributions import NegativeBinomial as NegativeBinomialDistribution
 from pyro_contrastive.density.distributions import (
-    ZeroInflatedNegativeBinomial as ZeroInflatedNegativeBinomialDistribution,
+    NegativeBinomialDistribution,
+    ZeroInflatedNegativeBinomialDistribution,
 )
 from pyro_contrastive.density.heads import SCALE
 from pyro_contrastive.likelihoods.base import DROPOUT, Likelihood
-from pyro_contrastive.likelihoods.moments import GeneMoments
+from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 
 INVERSE_DISPERSION = "inverse_dispersion"
 """Name of the inverse dispersion, among the heads and as a site where it has a prior."""
@@ -72,7 +72,7 @@ class NegativeBinomial(Likelihood):
         self.log_inverse_dispersion = None if shape is None else nn.Parameter(torch.randn(shape))
 
     @torch.no_grad()
-    def start_from(self, moments: GeneMoments) -> None:
+    def start_from(self, moments: GeneSummary) -> None:
         """Let scale and inverse dispersion start where mean and variance of the gene are."""
         super().start_from(moments)
         log_theta = np.log(moments.inverse_dispersion)

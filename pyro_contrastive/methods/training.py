@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import row_sums
-from pyro_contrastive.data.indices import as_indices, populations
+from pyro_contrastive.data.indices import populations
 from pyro_contrastive.density.heads import bfloat16_products
-from pyro_contrastive.methods.base import NO_CELLS, ModelBase
-from pyro_contrastive.training.arguments import check_looks, check_whole, refuse_unknown
+from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.training.arguments import (
+    check_looks,
+    check_modes,
+    check_whole,
+    refuse_unknown,
+)
 from pyro_contrastive.training.history import EarlyStopping, FitResult
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
-from pyro_contrastive.training.splits import Split, external_split, split_populations
+from pyro_contrastive.training.splits import Indices, SplitSettings, split_cells
 from pyro_contrastive.training.trained_cells import TrainedCells
 
 
@@ -44,52 +49,13 @@ def _check_agreement(
             raise ValueError(msg)
 
 
-def _split(
-    background: NDArray[np.int64],
-    target: NDArray[np.int64],
-    datasplitter_kwargs: dict[str, Any],
-    names: pd.Index,
-    *,
-    train_size: float | None,
-    validation_size: float | None,
-    shuffle: bool,
-    rng: np.random.Generator,
-) -> Split:
-    """Split the populations as told, or else at random; refuse to be told both."""
-    unknown = sorted(set(datasplitter_kwargs) - {"external_indexing"})
-    if unknown:
-        msg = f"datasplitter_kwargs takes external_indexing alone, not {unknown}."
-        raise TypeError(msg)
-    if not datasplitter_kwargs:
-        return split_populations(
-            background,
-            target,
-            train_size=train_size,
-            validation_size=validation_size,
-            shuffle=shuffle,
-            rng=rng,
-        )
-    if train_size is not None or validation_size is not None:
-        msg = "external_indexing is the split itself; leave out train_size and validation_size."
-        raise ValueError(msg)
-    given = datasplitter_kwargs["external_indexing"]
-    if not isinstance(given, Sequence):
-        msg = (
-            "external_indexing must be a list of training, validation and test cells, not a "
-            f"{type(given).__name__}."
-        )
-        raise TypeError(msg)
-    parts = [_part(part, names, f"external_indexing[{i}]") for i, part in enumerate(given)]
-    return external_split(background, target, external_indexing=parts)
-
-
-def _part(part: ArrayLike | None, names: pd.Index, name: str) -> NDArray[np.int64]:
-    """Return the cells of one part of a split; ``None`` for none."""
-    if part is None:
-        return NO_CELLS
-    if np.issubdtype(np.asarray(part).dtype, np.integer) and np.ndim(part) == 1:
-        return np.asarray(part, dtype=np.int64)  # those that are no cells are counted later
-    return as_indices(part, names, name)
+def _max_epochs(
+    cells: tuple[Indices, Indices], schedule: str, train_size: float | None, batch_size: int
+) -> int:
+    """Return the number of epochs of a schedule for these populations."""
+    n_train = (train_size or 0.9) * max(map(len, cells))
+    steps_per_epoch = math.ceil(n_train / max(batch_size, 1))
+    return default_max_epochs(sum(map(len, cells)), schedule, max(steps_per_epoch, 1))
 
 
 class TrainingMethods(ModelBase):
@@ -217,30 +183,21 @@ class TrainingMethods(ModelBase):
             early_stopping_warmup_epochs=early_stopping_warmup_epochs,
             seed=seed,
         )
+        check_modes(load_sparse_tensor=load_sparse_tensor, precision=precision)
         # Lightning takes seconds to import, and only training needs it.
         from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
         from pyro_contrastive.training.fit import fit  # noqa: PLC0415
+        from pyro_contrastive.training.run import RunSettings  # noqa: PLC0415
 
-        if load_sparse_tensor:
-            msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
-            raise ValueError(msg)
-        if precision not in {"32-true", "bf16-mixed"}:
-            msg = f"precision must be '32-true' or 'bf16-mixed', not {precision!r}."
-            raise ValueError(msg)
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
         if self.is_trained or self._history.n_epochs:  # go on from what was learned, error or not
             plan = replace(plan, start_from_data=False)
         batch_size = 128 if batch_size is None else batch_size
         fabric = one_device(accelerator, devices)
         adata = self._adata(None)
-        data = self._extract(adata, with_condition=True)
-        cells = populations(data.condition, background_indices, target_indices, adata.obs_names)
-        if background_indices is not None and data.condition is not None:
-            _check_agreement(data.condition, *cells)
-        data = data.with_condition(*cells)
+        data, cells = self._data_of_populations(adata, background_indices, target_indices)
         if max_epochs is None:
-            steps = math.ceil((train_size or 0.9) * max(map(len, cells)) / max(batch_size, 1))
-            max_epochs = default_max_epochs(sum(map(len, cells)), schedule, max(steps, 1))
+            max_epochs = _max_epochs(cells, schedule, train_size, batch_size)
         stopping = None
         if early_stopping:
             stopping = EarlyStopping(
@@ -253,36 +210,36 @@ class TrainingMethods(ModelBase):
             if check_val_every_n_epoch is None:
                 check_val_every_n_epoch = 1  # as in scvi-tools
             check_looks(check_val_every_n_epoch, max_epochs)
+        split_settings = SplitSettings(
+            train_size, validation_size, shuffle_set_split, datasplitter_kwargs or {}
+        )
         with seeded(seed), bfloat16_products(precision == "bf16-mixed"):
             rng = numpy_rng()
-            split = _split(
-                *cells,
-                datasplitter_kwargs or {},
-                adata.obs_names,
-                train_size=train_size,
-                validation_size=validation_size,
-                shuffle=shuffle_set_split,
-                rng=rng,
+            split = split_cells(*cells, split_settings, adata.obs_names, rng)
+            settings = RunSettings(
+                max_epochs, batch_size, stopping, check_val_every_n_epoch, enable_progress_bar
             )
             result = fit(
-                self.module,
-                data,
-                split,
-                plan,
-                self._history,
-                max_epochs=max_epochs,
-                batch_size=batch_size,
-                fabric=fabric,
-                rng=rng,
-                early_stopping=stopping,
-                check_val_every_n_epoch=check_val_every_n_epoch,
-                progress_bar=enable_progress_bar,
+                *(self.module, data, split, plan, self._history, settings), fabric=fabric, rng=rng
             )
         self.is_trained = True
         self._trained_cells = TrainedCells.of(split, adata.obs_names, row_sums(data.counts))
         if background_indices is not None and self.setup.condition_key is None:
             self._note_populations(adata.obs_names, data, np.concatenate(cells))
         return result
+
+    def _data_of_populations(
+        self,
+        adata: AnnData,
+        background_indices: ArrayLike | None,
+        target_indices: ArrayLike | None,
+    ) -> tuple[CellData, tuple[Indices, Indices]]:
+        """Return the data, and the indices of their background and of their target cells."""
+        data = self._extract(adata, with_condition=True)
+        cells = populations(data.condition, background_indices, target_indices, adata.obs_names)
+        if background_indices is not None and data.condition is not None:
+            _check_agreement(data.condition, *cells)
+        return data.with_condition(*cells), cells
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.priors.base import Prior
-from pyro_contrastive.priors.learned import check_at_least
+from pyro_contrastive.priors.base import Prior, check_at_least
 
 
 class _MaskedAffine(Transform):

@@ -7,36 +7,19 @@ the draw's log q - log p takes its place, which is unbiased.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
-from pyro.poutine import Trace
 from scipy.sparse import csr_matrix, issparse, spmatrix
 from torch import Tensor, nn
 
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.networks import Block
-from pyro_contrastive.penalties import Penalty
-from pyro_contrastive.priors.base import Prior
-
-
-def check_at_least(minimum: int, owner: str, **sizes: int) -> None:
-    """Refuse a size that is too small, naming it.
-
-    Raises
-    ------
-    ValueError
-        If one of `sizes` is below `minimum`.
-    """
-    for name, size in sizes.items():
-        if size < minimum:
-            msg = f"{owner}: {name} must be at least {minimum}, not {size}."
-            raise ValueError(msg)
+from pyro_contrastive.priors.base import Prior, check_at_least
 
 
 def _mixture(logits: Tensor, mean: Tensor, scale: Tensor) -> dist.Distribution:
@@ -207,10 +190,10 @@ class PerConditionNormal(Prior):
     .. math:: s_n \sim N(m_{c(n)}, I)
 
     with :math:`c(n)` the condition of cell n: the perturbation-specific prior of contrastiveVI+
-    as an idea; the means start at 0. It has a closed-form KL divergence
-    from the guide. By itself it leaves the means free. To shrink them to 0, add the penalty
-    :class:`ShrinkMeans`: a prior on the means is a statement about the whole data set, and this
-    module is only ever asked about one mini-batch.
+    as an idea; the means start at 0. It has a closed-form KL divergence from the guide. By itself
+    it leaves the means free. To shrink them to 0, add the penalty
+    :class:`~pyro_contrastive.ShrinkMeans`: a prior on the means is a statement about the whole data
+    set, and this module is only ever asked about one mini-batch.
 
     As salient prior, row 0 (background cells, which have no s) is never trained and stays 0.
 
@@ -233,55 +216,3 @@ class PerConditionNormal(Prior):
         """Return a normal per cell: batch shape ``[cells]``, event ``[n_latent]``."""
         means = self.means[batch.condition.long()]  # [cells, n_latent]
         return dist.Normal(means, torch.ones_like(means)).to_event(1)
-
-
-class ShrinkMeans(Penalty):
-    r"""Shrinks the prior means of the conditions to 0: the MAP estimate under a normal prior.
-
-    .. math:: m_c \sim N(0, I / w), \quad
-        -\log p(m) = \frac{w}{2} \sum_c \lVert m_c \rVert^2 + \mathrm{const}
-
-    with w the weight: where every cell weighs the same, as if each condition had w further cells
-    with s = 0. The objective is per pair of cells, that is 2 / N of the data set's, so what is
-    added to it is :math:`w / N \sum_c \lVert m_c \rVert^2`, as for any global site. A mini-batch
-    estimates that without bias as the average over its cells of
-    :math:`w \lVert m_{c(n)} \rVert^2 / N_{c(n)}`, if it is drawn uniformly from all cells. Never
-    annealed: it is not part of a KL divergence.
-
-    Parameters
-    ----------
-    cells_per_condition
-        Number of cells :math:`N_c` of each condition in the whole data set, background first.
-    weight
-        Precision w of the prior of the means.
-    site
-        Which latent has the :class:`PerConditionNormal` prior: ``"s"`` or ``"z"``.
-
-    Raises
-    ------
-    ValueError
-        If the weight is negative, or `site` is neither.
-    """
-
-    uses_expression = False
-
-    def __init__(
-        self, cells_per_condition: Sequence[int], weight: float = 1.0, site: str = "s"
-    ) -> None:
-        super().__init__(weight, annealed=False)
-        if site not in {"z", "s"}:
-            msg = f"ShrinkMeans: site must be 'z' or 's', not {site!r}."
-            raise ValueError(msg)
-        self.cells_per_condition = [int(n) for n in cells_per_condition]
-        self.site = site
-
-    @property
-    def name(self) -> str:
-        """Named after the site too, so that both latents can be shrunk."""
-        return f"shrinkmeans_{self.site}"
-
-    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
-        """Return the average over cells of the squared mean over the size of the condition."""
-        means = model_trace.nodes[self.site]["fn"].mean  # [..., cells, latents]
-        sizes = means.new_tensor(self.cells_per_condition).clamp(min=1.0)
-        return (means.square().sum(-1) / sizes[batch.condition.long()]).mean()

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.priors.base import Prior
-from pyro_contrastive.priors.learned import check_at_least
+from pyro_contrastive.priors.base import Prior, check_at_least
 
 
 class SparseSalient(Prior):

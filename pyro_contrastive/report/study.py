@@ -11,15 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_contrastive.components.component import Component
-from pyro_contrastive.likelihoods import (
-    Bernoulli,
-    Gaussian,
-    Likelihood,
-    NegativeBinomial,
-    Poisson,
-    ZeroInflatedNegativeBinomial,
-    ZeroInflatedPoisson,
-)
+from pyro_contrastive.likelihoods import SHORT_NAMES, Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.presets import PRESETS, Sizes, preset_arguments
 
 __all__ = [
@@ -32,7 +24,6 @@ __all__ = [
     "chosen_schedule",
     "flat_settings",
     "known_preset",
-    "named_likelihood",
     "study_of_file",
 ]
 
@@ -154,25 +145,6 @@ class FittedModel(Protocol):
         """Write the model into a folder."""
 
 
-def named_likelihood(name: str) -> Likelihood:
-    """Make the likelihood of a short name.
-
-    Parameters
-    ----------
-    name
-        "zinb", "nb", "poisson", "zip", "bernoulli" or "gaussian".
-    """
-    named: dict[str, type[Likelihood]] = {
-        "zinb": ZeroInflatedNegativeBinomial,
-        "nb": NegativeBinomial,
-        "poisson": Poisson,
-        "zip": ZeroInflatedPoisson,
-        "bernoulli": Bernoulli,
-        "gaussian": Gaussian,
-    }
-    return named[name]()
-
-
 def known_preset(name: str) -> str | None:
     """Return the preset as the table of presets writes it; ``None`` for "none".
 
@@ -190,7 +162,7 @@ def known_preset(name: str) -> str | None:
 def chosen_likelihood(name: str | None, preset: str | None) -> Likelihood:
     """Make the likelihood of a short name, or by default the preset's."""
     if name is not None:
-        return named_likelihood(name)
+        return SHORT_NAMES[name]()
     # A preset's likelihood does not depend on the sizes.
     own = preset_arguments(preset, Sizes(2, 1, 1)).get("likelihood") if preset else None
     return own or ZeroInflatedNegativeBinomial()

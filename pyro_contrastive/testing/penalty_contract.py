@@ -118,8 +118,7 @@ def check_penalty(
 
 
 def _traces(vae: ContrastiveVAE, batch: CellBatch) -> Traces:
-    traces: Traces = next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {})))
-    return traces
+    return next(vae.objective.traces(vae.model, vae.guide, batch))
 
 
 def _eval_value(vae: ContrastiveVAE, batch: CellBatch) -> Tensor:

@@ -69,6 +69,22 @@ def check_whole(**numbers: object) -> None:
             raise ValueError(msg) from None
 
 
+def check_modes(*, load_sparse_tensor: bool, precision: str) -> None:
+    """Refuse sparse mini-batches, and a precision there is not.
+
+    Raises
+    ------
+    ValueError
+        If one of them is asked for.
+    """
+    if load_sparse_tensor:
+        msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
+        raise ValueError(msg)
+    if precision not in {"32-true", "bf16-mixed"}:
+        msg = f"precision must be '32-true' or 'bf16-mixed', not {precision!r}."
+        raise ValueError(msg)
+
+
 def check_looks(every: int, max_epochs: int) -> None:
     """Refuse early stopping that would never look."""
     if every > max_epochs:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
+from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.cells import CellBatch
@@ -58,7 +59,7 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
         with explained(vae), outputs_checked(vae, len(batch)), pyro.validation_enabled(True):
             loss = vae.objective.loss(vae.model, vae.guide, batch)
         if not torch.isfinite(torch.as_tensor(loss)):
-            raise explain_non_finite(vae, batch, "before the first step")
+            raise explain_non_finite(vae, batch, "before the first step", vae.objective.terms)
         _refuse_loose_parameters(vae, batch)
         warn_of_idle_penalties(vae, batch)
 
@@ -66,7 +67,7 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
 def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
     stored = dict(pyro.get_param_store().named_parameters())
     own = {id(parameter) for parameter in vae.parameters()}
-    for trace in next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))):
+    for trace in next(vae.objective.traces(vae.model, vae.guide, batch)):
         for name in trace.param_nodes:
             if id(stored[name]) not in own:
                 msg = (
@@ -77,7 +78,9 @@ def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
                 raise ValueError(msg)
 
 
-def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonFiniteLossError:
+def explain_non_finite(
+    vae: ContrastiveVAE, batch: CellBatch, when: str, terms: Mapping[str, Tensor]
+) -> NonFiniteLossError:
     """Find the first site that is not finite, and say so in an error to be raised.
 
     Parameters
@@ -88,13 +91,14 @@ def explain_non_finite(vae: ContrastiveVAE, batch: CellBatch, when: str) -> NonF
         The cells it was given.
     when
         Put into the message.
+    terms
+        The parts of that loss: :attr:`ContrastiveELBO.terms`.
     """
-    terms = vae.objective.terms
     bad_terms = [name for name, value in terms.items() if not torch.isfinite(value).all()]
     with pyro.validation_enabled(False), torch.no_grad():
         found = None
         for _ in range(N_TRIES):  # new noise each time: it need not happen in every draw
-            traces = next(iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {})))
+            traces = next(vae.objective.traces(vae.model, vae.guide, batch))
             found = _first_bad_site("guide", traces[1]) or _first_bad_site("model", traces[0])
             if found:
                 break

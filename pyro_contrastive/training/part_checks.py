@@ -62,10 +62,8 @@ def warn_of_idle_penalties(vae: ContrastiveVAE, batch: CellBatch) -> None:
     if not own:
         return
     with torch.enable_grad():
-        model_trace, guide_trace = next(
-            iter(vae.objective._get_traces(vae.model, vae.guide, (batch,), {}))
-        )
-        idle = [p for p in own if not p(model_trace, guide_trace, batch).requires_grad]
+        traces = next(vae.objective.traces(vae.model, vae.guide, batch))
+        idle = [penalty for penalty in own if not penalty(*traces, batch).requires_grad]
     for penalty in idle:
         warnings.warn(
             f"{_name(('penalties', penalty))} has no gradient: it is added to the loss, but trains "

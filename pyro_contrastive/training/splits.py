@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+from pyro_contrastive.data.indices import as_indices
 
 Indices = NDArray[np.int64]
 ROUNDING = 1e-6
@@ -31,6 +35,100 @@ class Split:
     train: Population
     validation: Population
     test: Population
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How to split the cells: at random, or as given.
+
+    Parameters
+    ----------
+    train_size, validation_size, shuffle
+        See :func:`split_populations`.
+    datasplitter_kwargs
+        Empty, or ``{"external_indexing": [train, validation, test]}``: the split itself, as indices
+        or masks of cells; the latter two may be left out, or ``None``.
+    """
+
+    train_size: float | None = None
+    validation_size: float | None = None
+    shuffle: bool = True
+    datasplitter_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def external_parts(self, names: pd.Index) -> list[Indices] | None:
+        """Return the indices of the parts given, or ``None`` if the split is to be random.
+
+        Raises
+        ------
+        TypeError
+            If `datasplitter_kwargs` has anything else, or its parts are not a list.
+        ValueError
+            If fractions are given as well, or indices are not those of cells.
+        """
+        unknown = sorted(set(self.datasplitter_kwargs) - {"external_indexing"})
+        if unknown:
+            msg = f"datasplitter_kwargs takes external_indexing only, not {unknown}."
+            raise TypeError(msg)
+        if not self.datasplitter_kwargs:
+            return None
+        if self.train_size is not None or self.validation_size is not None:
+            msg = "external_indexing is the split itself; leave out train_size and validation_size."
+            raise ValueError(msg)
+        given = self.datasplitter_kwargs["external_indexing"]
+        if not isinstance(given, Sequence):
+            msg = (
+                "external_indexing must be a list of training, validation and test cells, not a "
+                f"{type(given).__name__}."
+            )
+            raise TypeError(msg)
+        return [_part(part, names, f"external_indexing[{i}]") for i, part in enumerate(given)]
+
+
+def _part(part: ArrayLike | None, names: pd.Index, name: str) -> Indices:
+    """Return the cells of one part of a split; ``None`` stands for no cells."""
+    if part is None:
+        return np.empty(0, dtype=np.int64)
+    if np.issubdtype(np.asarray(part).dtype, np.integer) and np.ndim(part) == 1:
+        return np.asarray(part, dtype=np.int64)  # `external_split` counts those that are not cells
+    return as_indices(part, names, name)
+
+
+def split_cells(
+    background: Indices,
+    target: Indices,
+    settings: SplitSettings,
+    names: pd.Index,
+    rng: np.random.Generator,
+) -> Split:
+    """Split both populations, at random or as given.
+
+    Parameters
+    ----------
+    background, target
+        Indices of the cells.
+    settings
+        How.
+    names
+        Names of all cells of the data.
+    rng
+        Source of the shuffle.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See :meth:`SplitSettings.external_parts`, :func:`split_populations`, :func:`external_split`.
+    """
+    parts = settings.external_parts(names)
+    if parts is not None:
+        return external_split(background, target, external_indexing=parts)
+    return split_populations(
+        background,
+        target,
+        train_size=settings.train_size,
+        validation_size=settings.validation_size,
+        shuffle=settings.shuffle,
+        rng=rng,
+    )
 
 
 def split_populations(
@@ -91,7 +189,7 @@ def split_populations(
 def external_split(
     background: Indices, target: Indices, *, external_indexing: Sequence[ArrayLike]
 ) -> Split:
-    """Split the populations as told.
+    """Split the populations as given.
 
     Parameters
     ----------

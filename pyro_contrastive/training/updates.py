@@ -120,9 +120,8 @@ class Updates:
                 buffer.copy_(value)
 
     def _explain(self, step: _Step, *, was_last: bool) -> NonFiniteLossError:
-        self.vae.objective.terms = step.terms
         if not step.loss.isfinite():
-            return explain_non_finite(self.vae, step.batch, step.when)
+            return explain_non_finite(self.vae, step.batch, step.when, step.terms)
         if not was_last:  # the gradients there are now are those of a later step
             self.plain(step.batch, step.kl_weight)
         return explain_gradient(self.vae, step.when)

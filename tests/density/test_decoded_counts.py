@@ -23,7 +23,7 @@ from pyro_contrastive import (
     ZeroInflatedNegativeBinomial,
 )
 from pyro_contrastive.analysis.runs import draw_posterior, value_at
-from pyro_contrastive.density import rows
+from pyro_contrastive.density import rows, ways
 from pyro_contrastive.density.decoded import DecodedCounts
 from pyro_contrastive.density.fused import by_tensors, decoded_log_density
 from pyro_contrastive.density.heads import Heads, bfloat16_products, products_are_half
@@ -139,7 +139,7 @@ def test_what_is_not_finite_is_not_hidden_by_the_compiled_code(which: int, bad: 
 def test_without_numba_the_step_is_the_slower_one_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(rows, "FEWEST_ENTRIES", 0)
+    monkeypatch.setattr(ways, "FEWEST_ENTRIES", 0)
     monkeypatch.delitem(sys.modules, "pyro_contrastive.density.kernel", raising=False)
     monkeypatch.delattr("pyro_contrastive.density.kernel", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
@@ -149,8 +149,8 @@ def test_without_numba_the_step_is_the_slower_one_and_the_log_says_so(
     rows.kernel.cache_clear()
     try:
         with caplog.at_level("INFO", "pyro_contrastive"):
-            assert not rows.rows_pay(x, scale, library, t)
-            assert not rows.rows_pay(x, scale, library, t)
+            assert not ways.can_use_rows(x, scale, library, t)
+            assert not ways.can_use_rows(x, scale, library, t)
     finally:
         rows.kernel.cache_clear()
     assert [r.message for r in caplog.records if "compiled code" in r.message] == [
@@ -338,7 +338,7 @@ def test_a_penalty_sees_expression_unless_it_says_that_it_does_not_look() -> Non
     batch = make_batch()
     for penalties, there in (([Wasserstein(1.0)], False), ([SumOfScale(1.0)], True)):
         vae = make_vae(penalties=penalties)
-        (traces,) = vae.objective._get_traces(vae.model, vae.guide, (batch,), {})
+        (traces,) = vae.objective.traces(vae.model, vae.guide, batch)
         assert ("scale" in traces[0].nodes) is there
     loss = vae.objective.loss(vae.model, vae.guide, batch)
     assert math.isfinite(loss)
@@ -370,7 +370,7 @@ def test_training_by_rows_and_by_tensors_takes_the_same_step(
 ) -> None:
     found = []
     for fewest in (0, 10**9):
-        monkeypatch.setattr(rows, "FEWEST_ENTRIES", fewest)
+        monkeypatch.setattr(ways, "FEWEST_ENTRIES", fewest)
         pyro.set_rng_seed(0)
         vae, batch = make_vae(), make_batch()
         pyro.set_rng_seed(1)

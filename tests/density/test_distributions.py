@@ -20,7 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_contrastive.density.counts import _count_terms
-from pyro_contrastive.density.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyro_contrastive.density.distributions import (
+    NegativeBinomialDistribution,
+    ZeroInflatedNegativeBinomialDistribution,
+)
 
 DTYPES = [torch.float32, torch.float64]
 # Of the value, and of the gradient times the parameter: either may be met.
@@ -41,7 +44,11 @@ def high_precision() -> Iterator[None]:
 
 
 def make(parameters: Sequence[Tensor], validate_args: bool | None = None) -> TorchDistribution:
-    kind = NegativeBinomial if len(parameters) == 2 else ZeroInflatedNegativeBinomial
+    kind = (
+        NegativeBinomialDistribution
+        if len(parameters) == 2
+        else ZeroInflatedNegativeBinomialDistribution
+    )
     return kind(*parameters, validate_args=validate_args)
 
 
@@ -185,7 +192,7 @@ def test_large_inverse_dispersion_where_the_usual_formula_fails() -> None:
         - (x + 1).lgamma()
     )
     assert abs(usual.item() - want) > 1
-    assert NegativeBinomial(m, t).log_prob(x).item() == pytest.approx(want, rel=1e-6)
+    assert NegativeBinomialDistribution(m, t).log_prob(x).item() == pytest.approx(want, rel=1e-6)
 
 
 @pytest.mark.parametrize("m", [0.2, 6.0])
@@ -220,7 +227,9 @@ def test_mean_of_zero(dtype: torch.dtype) -> None:
 def test_gradient_where_the_mean_is_zero_and_the_count_is_not() -> None:
     m = torch.zeros((), requires_grad=True)
     t = torch.tensor(2.0, requires_grad=True)
-    gradients = torch.autograd.grad(NegativeBinomial(m, t).log_prob(torch.tensor(3.0)), [m, t])
+    gradients = torch.autograd.grad(
+        NegativeBinomialDistribution(m, t).log_prob(torch.tensor(3.0)), [m, t]
+    )
     assert gradients[0].item() > 1e30
     assert gradients[1].isfinite()
 
@@ -322,21 +331,23 @@ def test_memory_layout_does_not_matter() -> None:
     want = scipy_log_prob(x, m, t, p)
     for parameters in itertools.product((m, m.contiguous()), (t, t.contiguous()), (p, p.clone())):
         for counts in (x, x.contiguous()):
-            got = ZeroInflatedNegativeBinomial(*parameters).log_prob(counts)
+            got = ZeroInflatedNegativeBinomialDistribution(*parameters).log_prob(counts)
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64])
 def test_dtype_of_counts(dtype: torch.dtype) -> None:
     x = torch.tensor([0, 1, 5], dtype=dtype)
-    log_prob = NegativeBinomial(torch.tensor(2.0), torch.tensor(3.0)).log_prob(x)
+    log_prob = NegativeBinomialDistribution(torch.tensor(2.0), torch.tensor(3.0)).log_prob(x)
     assert log_prob.dtype == torch.float32
     np.testing.assert_allclose(log_prob, scipy_log_prob(x, 2.0, 3.0), rtol=1e-6)
 
 
 def test_parameters_may_be_numbers_and_of_mixed_dtype() -> None:
-    assert NegativeBinomial(2, 3.0).log_prob(torch.tensor(1)).dtype == torch.float32
-    mixed = ZeroInflatedNegativeBinomial(torch.tensor([2.0]).double(), torch.tensor(3.0), 0)
+    assert NegativeBinomialDistribution(2, 3.0).log_prob(torch.tensor(1)).dtype == torch.float32
+    mixed = ZeroInflatedNegativeBinomialDistribution(
+        torch.tensor([2.0]).double(), torch.tensor(3.0), 0
+    )
     assert mixed.rate.dtype == mixed.inverse_dispersion.dtype == mixed.zi_logits.dtype
     assert mixed.log_prob(torch.tensor([1])).dtype == torch.float64
 
@@ -409,14 +420,14 @@ def test_samples_at_the_extremes(dtype: torch.dtype) -> None:
 def test_tiny_inverse_dispersion_gives_its_share_of_zeros() -> None:
     n = 100_000
     zero = float(mpmath.exp(exact_log_prob(0, 100.0, 1e-2)))
-    sample = NegativeBinomial(torch.tensor(100.0), torch.tensor(1e-2)).sample((n,))
+    sample = NegativeBinomialDistribution(torch.tensor(100.0), torch.tensor(1e-2)).sample((n,))
     fraction = (sample == 0).double().mean().item()
     assert abs(fraction - zero) < 4.5 * math.sqrt(zero * (1 - zero) / n)
 
 
 def test_samples_follow_the_seed_and_carry_no_gradient() -> None:
     m = torch.full((20,), 5.0, requires_grad=True)
-    distribution = ZeroInflatedNegativeBinomial(m, torch.tensor(2.0), torch.tensor(0.0))
+    distribution = ZeroInflatedNegativeBinomialDistribution(m, torch.tensor(2.0), torch.tensor(0.0))
     draws = []
     for seed in (1, 1, 2):
         pyro.set_rng_seed(seed)
@@ -451,20 +462,24 @@ def test_expand_and_to_event(zero_inflated: bool) -> None:
 
 def test_expand_keeps_validation() -> None:
     for validate_args in (True, False):
-        distribution = NegativeBinomial(torch.ones(3), torch.ones(3), validate_args=validate_args)
+        distribution = NegativeBinomialDistribution(
+            torch.ones(3), torch.ones(3), validate_args=validate_args
+        )
         assert distribution.expand((2, 3))._validate_args is validate_args
 
 
 def test_names() -> None:
     m, t, p = torch.tensor([2.0, 4.0]), torch.tensor(3.0), torch.tensor(1.0)
-    distribution = ZeroInflatedNegativeBinomial(mean=m, inverse_dispersion=t, zi_logits=p)
+    distribution = ZeroInflatedNegativeBinomialDistribution(
+        mean=m, inverse_dispersion=t, zi_logits=p
+    )
     assert torch.equal(distribution.rate, m)
     probability = special.expit(1.0)
     np.testing.assert_allclose(distribution.zi_probs, [probability] * 2, rtol=1e-6)
     np.testing.assert_allclose(distribution.mean, (1 - probability) * m, rtol=1e-6)
-    assert torch.equal(NegativeBinomial(mean=m, inverse_dispersion=t).mean, m)
+    assert torch.equal(NegativeBinomialDistribution(mean=m, inverse_dispersion=t).mean, m)
     shapes = {"mean": (4, 3), "inverse_dispersion": (3,), "zi_logits": (4, 3)}
-    assert ZeroInflatedNegativeBinomial.infer_shapes(**shapes) == ((4, 3), ())
+    assert ZeroInflatedNegativeBinomialDistribution.infer_shapes(**shapes) == ((4, 3), ())
 
 
 @pytest.mark.parametrize(
@@ -500,7 +515,9 @@ def test_bad_counts_are_refused(value: float, zero_inflated: bool) -> None:
 
 def test_counts_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="broadcastable"):
-        NegativeBinomial(torch.ones(2), torch.ones(2), validate_args=True).log_prob(torch.ones(3))
+        NegativeBinomialDistribution(torch.ones(2), torch.ones(2), validate_args=True).log_prob(
+            torch.ones(3)
+        )
 
 
 def test_in_a_pyro_model() -> None:
@@ -509,7 +526,7 @@ def test_in_a_pyro_model() -> None:
 
     def model(counts: Tensor | None) -> Tensor:
         with pyro.plate("cells", 4):
-            likelihood = ZeroInflatedNegativeBinomial(m, t, p).to_event(1)
+            likelihood = ZeroInflatedNegativeBinomialDistribution(m, t, p).to_event(1)
             return pyro.sample("x", likelihood, obs=counts)
 
     trace = pyro.poutine.trace(model).get_trace(x)

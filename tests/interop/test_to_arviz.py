@@ -11,13 +11,16 @@ from contextlib import contextmanager
 import anndata as ad
 import matplotlib as mpl
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from every_likelihood import KEYS, LAYERS
 
 from pyro_contrastive import (
     Bernoulli,
+    ContrastiveModel,
     ContrastiveVI,
     Gaussian,
     Likelihood,
@@ -308,3 +311,34 @@ def test_without_arviz_the_error_says_what_to_install(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match=r"pip install 'pyro-contrastive\[arviz\]'"):
         model.to_arviz(n_samples=2)
+
+
+class WithTotals(ContrastiveModel):
+    """Observes two numbers of a cell beside its counts."""
+
+    def latents(self, batch):
+        z, s, library = super().latents(batch)
+        totals = batch.observed_library().log().expand(-1, 2)
+        pyro.sample("totals", dist.Normal(z[..., :2], 1.0).to_event(1), obs=totals)
+        return z, s, library
+
+
+@pytest.mark.parametrize("log_likelihood", ["cell", "entry"])
+def test_every_observed_site_is_exported(cells, log_likelihood):
+    model = model_of(cells, likelihood=Poisson())
+    model.module.model.__class__ = WithTotals
+    data = model.to_arviz(n_samples=30, indices=range(7), seed=0, log_likelihood=log_likelihood)
+    observed = data.observed_data["totals"]
+    assert observed.dims == ("cell", "totals_dim_1")
+    logs = np.log(np.asarray(model.adata.X.sum(1))[:7])
+    np.testing.assert_allclose(observed.values, np.repeat(logs, 2, axis=1), rtol=1e-5)
+    for group in (data.posterior_predictive, data.prior_predictive):
+        assert set(group.data_vars) == {"x", "totals"}
+        assert group["totals"].shape == (1, 30, 7, 2)
+        assert group["totals"].dtype.kind == "f"
+        assert group["x"].dtype.kind == "i"
+    z = data.posterior["z"].values[..., :2]
+    expected = scipy.stats.norm.logpdf(observed.values, z)
+    found = data.log_likelihood["totals"].values
+    expected = expected.sum(-1) if log_likelihood == "cell" else expected
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

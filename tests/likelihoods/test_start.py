@@ -22,7 +22,11 @@ from pyro_contrastive import (
     ZeroInflatedNegativeBinomial,
 )
 from pyro_contrastive.data import CellData, cell_data, load_kang
-from pyro_contrastive.likelihoods.moments import LEAST, MOST, GeneMoments
+from pyro_contrastive.likelihoods.gene_summary import (
+    LARGEST_INVERSE_DISPERSION,
+    SMALLEST_INVERSE_DISPERSION,
+    GeneSummary,
+)
 from pyro_contrastive.testing import SimulationSettings, simulate
 from pyro_contrastive.training.finite import NonFiniteLossError
 
@@ -39,15 +43,15 @@ def negative_binomial(seed: int = 0) -> tuple[NDArray[Any], ...]:
     return counts.astype(np.float32), library.astype(np.float32), share, theta
 
 
-def moments_of(counts: Any, **kwargs: Any) -> GeneMoments:
+def summary_of(counts: Any, **kwargs: Any) -> GeneSummary:
     data = CellData(counts, **kwargs)
-    return data.gene_moments(np.arange(len(data)))
+    return data.gene_summary(np.arange(len(data)))
 
 
 @pytest.mark.parametrize("is_known", [True, False])
-def test_moments_find_what_negative_binomial_counts_were_drawn_with(is_known: bool) -> None:
+def test_summaries_find_what_negative_binomial_counts_were_drawn_with(is_known: bool) -> None:
     counts, library, share, theta = negative_binomial()
-    found = moments_of(sp.csr_matrix(counts), size_factor=library if is_known else None)
+    found = summary_of(sp.csr_matrix(counts), size_factor=library if is_known else None)
     np.testing.assert_allclose(found.share, share, rtol=0.03)
     # Without size factors it is the number of counts, which varies about the size drawn.
     np.testing.assert_allclose(found.inverse_dispersion, theta, rtol=0.15 if is_known else 0.25)
@@ -57,25 +61,25 @@ def test_mean_and_variance_are_those_of_numpy_a_part_at_a_time(monkeypatch) -> N
     counts, *_ = negative_binomial()
     monkeypatch.setattr(cell_data, "AT_A_TIME", 7_001)
     for matrix in (counts, sp.csr_matrix(counts)):
-        found = moments_of(matrix)
+        found = summary_of(matrix)
         np.testing.assert_allclose(found.mean, counts.mean(0, dtype=float), rtol=1e-12)
         np.testing.assert_allclose(found.variance, counts.var(0, dtype=float), rtol=1e-9)
     some = np.array([5, 2, 9])
-    few = CellData(counts).gene_moments(some)
+    few = CellData(counts).gene_summary(some)
     np.testing.assert_allclose(few.mean, counts[some].mean(0), rtol=1e-6)
 
 
-def test_moments_of_genes_without_counts_and_of_poisson_counts_are_finite() -> None:
+def test_summaries_of_genes_without_counts_and_of_poisson_counts_are_finite() -> None:
     counts = np.zeros((50, 3), np.float32)
     counts[:, 1] = 4.0  # less spread than a Poisson's
-    found = moments_of(sp.csr_matrix(counts))
-    assert found.inverse_dispersion[1] == MOST
+    found = summary_of(sp.csr_matrix(counts))
+    assert found.inverse_dispersion[1] == LARGEST_INVERSE_DISPERSION
     assert (found.share > 0).all()
     assert found.share[0] == pytest.approx(0.5 / 201.5)
-    nothing = moments_of(sp.csr_matrix(np.zeros((5, 3), np.float32)))
+    nothing = summary_of(sp.csr_matrix(np.zeros((5, 3), np.float32)))
     for values in vars(nothing).values():
         assert np.isfinite(values).all()
-    assert (nothing.inverse_dispersion >= LEAST).all()
+    assert (nothing.inverse_dispersion >= SMALLEST_INVERSE_DISPERSION).all()
 
 
 class Own(Likelihood):
@@ -85,10 +89,10 @@ class Own(Likelihood):
         raise NotImplementedError
 
 
-def moments(n_genes: int = 5) -> GeneMoments:
+def summary(n_genes: int = 5) -> GeneSummary:
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.ones(n_genes))
-    return GeneMoments(10 * share, 5 + rng.random(n_genes), share, 1 + rng.random(n_genes))
+    return GeneSummary(10 * share, 5 + rng.random(n_genes), share, 1 + rng.random(n_genes))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def moments(n_genes: int = 5) -> GeneMoments:
 def test_scale_and_dispersion_start_where_the_data_are(likelihood: Likelihood) -> None:
     likelihood.build(4, 5, 2)
     weight = likelihood.layers["scale"].weight.detach().clone()
-    given = moments()
+    given = summary()
     likelihood.start_from(given)
     scale = likelihood.layers["scale"].bias.softmax(-1).detach()
     torch.testing.assert_close(scale, torch.tensor(given.share).float())
@@ -120,7 +124,7 @@ def test_scale_and_dispersion_start_where_the_data_are(likelihood: Likelihood) -
 
 
 def test_a_gaussian_starts_at_mean_and_deviation() -> None:
-    likelihood, given = Gaussian(), moments()
+    likelihood, given = Gaussian(), summary()
     likelihood.build(4, 5)
     likelihood.start_from(given)
     torch.testing.assert_close(
@@ -142,17 +146,17 @@ def test_others_start_as_they_did(make: Any) -> None:
     likelihood = make()
     likelihood.build(4, 5)
     before = {name: value.clone() for name, value in likelihood.state_dict().items()}
-    likelihood.start_from(moments())
+    likelihood.start_from(summary())
     assert all(torch.equal(before[n], value) for n, value in likelihood.state_dict().items())
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[GeneMoments]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[GeneSummary]:
     """Record with what a likelihood was started."""
-    found: list[GeneMoments] = []
+    found: list[GeneSummary] = []
     original = Likelihood.start_from
 
-    def start_from(self: Likelihood, given: GeneMoments) -> None:
+    def start_from(self: Likelihood, given: GeneSummary) -> None:
         found.append(given)
         original(self, given)
 

@@ -13,8 +13,10 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro_contrastive import CellBatch, Gaussian, Likelihood, NegativeBinomial
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import read_counts
-from pyro_contrastive.density.distributions import NegativeBinomial as Plain
-from pyro_contrastive.density.distributions import ZeroInflatedNegativeBinomial as ZeroInflated
+from pyro_contrastive.density.distributions import NegativeBinomialDistribution as Plain
+from pyro_contrastive.density.distributions import (
+    ZeroInflatedNegativeBinomialDistribution as ZeroInflated,
+)
 from pyro_contrastive.density.nonzero import _known
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.observed.sparse_rows import PAYS_BELOW, SparseRows

@@ -21,11 +21,11 @@ from pyro_contrastive import CellBatch, ContrastiveVI
 from pyro_contrastive.components.component import component_from_spec
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.penalties import ShrinkMeans
 from pyro_contrastive.priors import (
     MixtureOfGaussians,
     NormalizingFlowPrior,
     PerConditionNormal,
-    ShrinkMeans,
     SparseSalient,
     VampPrior,
 )
@@ -228,7 +228,7 @@ def test_the_sampled_kl_averages_to_the_monte_carlo_kl(name) -> None:
     vae, batch = make_with(name).eval(), make_batch()
     objective = contrastive_elbo(TraceMeanField_ELBO, num_particles=4000, vectorize_particles=True)
     with torch.no_grad():
-        ((model_trace, guide_trace),) = objective._get_traces(vae.model, vae.guide, (batch,), {})
+        ((model_trace, guide_trace),) = objective.traces(vae.model, vae.guide, batch)
         with pytest.raises(NotImplementedError):
             torch.distributions.kl_divergence(
                 guide_trace.nodes["z"]["fn"], model_trace.nodes["z"]["fn"]
@@ -384,7 +384,7 @@ def test_shrinkage_does_not_depend_on_the_mini_batches() -> None:
 
     def value(cells) -> float:
         objective = contrastive_elbo(Trace_ELBO)
-        ((model_trace, guide_trace),) = objective._get_traces(vae.model, vae.guide, (cells,), {})
+        ((model_trace, guide_trace),) = objective.traces(vae.model, vae.guide, cells)
         return float(penalty(model_trace, guide_trace, cells).detach())
 
     each = [CellBatch(condition=batch.condition[[i]], x=batch.x[[i]]) for i in range(12)]

@@ -85,11 +85,10 @@ def trace_loss_by_scipy(vae, model_trace, guide_trace, batch, kl_weight: float) 
 def test_the_trace_objective_equals_scipys_densities() -> None:
     vae, batch = make_vae().eval(), make_batch()
     vae.objective.kl_weight = 0.3
-    ((model_trace, guide_trace),) = vae.objective._get_traces(vae.model, vae.guide, (batch,), {})
-    loss, surrogate = vae.objective._differentiable_loss_particle(model_trace, guide_trace)
+    ((model_trace, guide_trace),) = vae.objective.traces(vae.model, vae.guide, batch)
+    loss = vae.objective.loss_of_traces(model_trace, guide_trace)
     expected = trace_loss_by_scipy(vae, model_trace, guide_trace, batch, 0.3)
-    assert loss == pytest.approx(expected, rel=1e-5)
-    assert float(surrogate.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 class Conjugate(PyroModule):
@@ -223,8 +222,11 @@ def test_weights_average_each_population() -> None:
     weights = cell_weights(batch, "population")
     assert weights.tolist() == pytest.approx([1 / 2] * 2 + [1 / 6] * 6)
     assert cell_weights(batch, "proportional").tolist() == pytest.approx([2 / 8] * 8)
-    alone = cell_weights(make_batch(0, 4), "population")
-    assert alone.tolist() == pytest.approx([1 / 4] * 4)
+    of_one = cell_weights(make_batch(0, 4), "population")
+    assert of_one.tolist() == pytest.approx([1 / 4] * 4)
+    part = cell_weights(batch, "population", (20, 30))
+    assert part.tolist() == pytest.approx([1 / 20] * 2 + [1 / 30] * 6)
+    assert cell_weights(batch, "proportional", (20, 30)).tolist() == pytest.approx([2 / 50] * 8)
     with pytest.raises(ValueError, match="weighting must be"):
         contrastive_elbo(Trace_ELBO, weighting="typo")
 
@@ -243,6 +245,14 @@ def test_proportional_weighting_counts_every_cell_the_same() -> None:
 def test_two_penalties_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="same name"):
         make_vae(penalties=[MMD(1.0), MMD(2.0)])
+
+
+@pytest.mark.parametrize("name", ["kl_z", "kl_other", "reconstruction_loss", "elbo", "loss"])
+def test_penalties_with_the_name_of_a_part_of_the_elbo_are_refused(name) -> None:
+    penalty = Constant(1.0)
+    penalty.__class__ = type("Renamed", (Constant,), {"name": name})
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+        make_vae(penalties=[penalty])
 
 
 class Constant(Penalty):

@@ -204,7 +204,7 @@ def test_copies_of_a_model_train_on_their_own(clone) -> None:
 def test_vectorised_particles_go_through_batch_norm() -> None:
     vae, batch = make_vae(elbo_kwargs={"num_particles": 4, "vectorize_particles": True}), None
     batch = make_batch()
-    (traces,) = vae.objective._get_traces(vae.model, vae.guide, (batch,), {})
+    (traces,) = vae.objective.traces(vae.model, vae.guide, batch)
     assert traces[0].nodes["z"]["value"].shape == (4, len(batch), 3)
     assert traces[0].nodes["x"]["fn"].mean.shape == (4, len(batch), N_GENES)
     assert traces[0].nodes["x"]["log_prob"].shape == (4, len(batch))

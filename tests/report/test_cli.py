@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import pyro_contrastive
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.cli import app
+from pyro_contrastive.likelihoods import SHORT_NAMES
 from pyro_contrastive.report import demo as demo_module
 from pyro_contrastive.report import pipeline
 from pyro_contrastive.report.study import FitSettings, Study
@@ -331,23 +332,24 @@ def test_what_registration_refuses_is_one_line(
     assert_mistake(run(app, fit_arguments(counts, tmp_path / "o")), "counts must be integers")
 
 
-LIKELIHOODS = {
-    "zinb": pyro_contrastive.ZeroInflatedNegativeBinomial,
-    "poisson": pyro_contrastive.Poisson,
-    "zip": pyro_contrastive.ZeroInflatedPoisson,
-    "bernoulli": pyro_contrastive.Bernoulli,
-    "gaussian": pyro_contrastive.Gaussian,
-}
+def test_an_unknown_likelihood_is_refused_with_the_names_there_are(
+    counts: Path, tmp_path: Path
+) -> None:
+    result = run(app, fit_arguments(counts, tmp_path / "o", **{"--likelihood": "normal"}))
+    assert result.exit_code == 2
+    for name in SHORT_NAMES:
+        assert name in result.stderr
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", SHORT_NAMES)
 def test_likelihoods_by_name(
     name: str, counts: Path, tmp_path: Path, calls: dict[str, Any]
 ) -> None:
     options = {"--likelihood": name, "--embedding": "pca"}
     assert run(app, fit_arguments(counts, tmp_path / "o", **options)).exit_code == 0
-    assert type(calls["likelihood"]) is LIKELIHOODS[name]
+    assert type(calls["likelihood"]) is SHORT_NAMES[name]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -23,9 +24,9 @@ from safetensors.torch import load_file, save_file
 import pyro_contrastive
 from pyro_contrastive import MMD, ContrastiveVI, FixedPrior
 from pyro_contrastive.components.component import Component
-from pyro_contrastive.components.library_parts import LIBRARY_PARTS, PART_KINDS
+from pyro_contrastive.components.library_parts import PART_KINDS, library_parts
 from pyro_contrastive.data.files import read_h5ad, read_zarr
-from pyro_contrastive.priors.base import FIXED
+from pyro_contrastive.priors.fixed import FIXED
 from pyro_contrastive.saving import saved_config
 from pyro_contrastive.testing import SimulationSettings, simulate
 
@@ -142,16 +143,13 @@ def test_files_of_earlier_versions_name_modules_of_the_library(folder, name):
     assert "pyro_contrastive.since_moved" not in sys.modules
 
 
+LIBRARY = library_parts()
 KINDS = {"Likelihood": "likelihood", "Prior": "salient_prior", "Penalty": "penalties"}
 
 
 @pytest.mark.parametrize(
     ("keyword", "name"),
-    [
-        (KINDS[k], n)
-        for k, o in itertools.permutations(LIBRARY_PARTS, 2)
-        for n in sorted(LIBRARY_PARTS[o])
-    ],
+    [(KINDS[k], n) for k, o in itertools.permutations(LIBRARY, 2) for n in sorted(LIBRARY[o])],
 )
 def test_a_part_of_the_wrong_kind_is_refused(folder, keyword, name):
     name_part(folder, keyword, f"pyro_contrastive:{name}")
@@ -159,13 +157,18 @@ def test_a_part_of_the_wrong_kind_is_refused(folder, keyword, name):
         ContrastiveVI.load(folder)
 
 
-def test_every_part_of_the_library_can_be_named():
+def test_the_parts_that_can_be_named_are_those_of_the_library_and_fixed():
     public = {n: getattr(pyro_contrastive, n) for n in pyro_contrastive.__all__}
-    bases = [getattr(pyro_contrastive, kind) for kind in LIBRARY_PARTS]
     parts = {n for n, v in public.items() if isinstance(v, type) and issubclass(v, Component)}
-    for base, (kind, names) in zip(bases, LIBRARY_PARTS.items(), strict=True):
-        assert names == {n for n in parts if issubclass(public[n], base)} - {kind}
-    assert set(PART_KINDS.values()) == set(LIBRARY_PARTS)
+    for kind, named in LIBRARY.items():
+        base = public[kind]
+        assert set(named) == {n for n in parts if issubclass(public[n], base)} - {kind}
+        for name, cls in named.items():
+            assert cls is public[name]
+            assert cls.__module__.startswith("pyro_contrastive.")
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            named["Popen"] = subprocess.Popen
+    assert set(PART_KINDS.values()) == set(LIBRARY)
 
 
 # What a configuration can hold
@@ -313,7 +316,7 @@ def test_the_list_leaves_out_no_distribution(monkeypatch, recwarn):
         def __contains__(self, name: object) -> bool:
             return True
 
-    monkeypatch.setattr("pyro_contrastive.priors.base.FIXED", All(FIXED))
+    monkeypatch.setattr("pyro_contrastive.priors.fixed.FIXED", All(FIXED))
     assert set(univariate()) == set(FIXED)
 
 

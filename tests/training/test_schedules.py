@@ -12,7 +12,7 @@ import torch
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.testing import SimulationSettings, simulate
-from pyro_contrastive.training import TrainingPlan, fit
+from pyro_contrastive.training import TrainingPlan, fit, run
 from pyro_contrastive.training.plan import FAST_EPOCHS, SCHEDULES, default_max_epochs
 
 SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
@@ -30,13 +30,13 @@ def make_model(n_background: int = 20, n_target: int = 30, n_genes: int = 10) ->
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Learning rate of every step taken."""
     seen: list[float] = []
-    original = fit.Run.train_step
+    original = run.Run.train_step
 
-    def train_step(self: fit.Run, *args: Any) -> Any:
+    def train_step(self: run.Run, *args: Any) -> Any:
         seen.append(self.optimizer.optimizer.param_groups[0]["lr"])
         return original(self, *args)
 
-    monkeypatch.setattr(fit.Run, "train_step", train_step)
+    monkeypatch.setattr(run.Run, "train_step", train_step)
     return seen
 
 
@@ -132,8 +132,8 @@ def test_train_finds_the_number_of_epochs_of_a_schedule(monkeypatch) -> None:
     class Stop(Exception):  # noqa: N818  # not an error
         pass
 
-    def fake(*args: Any, max_epochs: int, **kwargs: Any) -> None:
-        asked[schedule] = max_epochs
+    def fake(*args: Any, **kwargs: Any) -> None:
+        asked[schedule] = args[-1].max_epochs
         raise Stop
 
     monkeypatch.setattr(fit, "fit", fake)

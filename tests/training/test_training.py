@@ -23,7 +23,7 @@ from pyro_contrastive import (
     Wasserstein,
 )
 from pyro_contrastive.guide import ContrastiveGuide
-from pyro_contrastive.training import TrainingPlan, fit
+from pyro_contrastive.training import TrainingPlan, run
 from pyro_contrastive.training.evaluate import evaluate
 from pyro_contrastive.training.plan import default_max_epochs
 from pyro_contrastive.training.splits import (
@@ -37,13 +37,13 @@ from pyro_contrastive.training.splits import (
 def kl_weights(monkeypatch):
     """Record the KL weight of every training step."""
     used: list[float] = []
-    original = fit._Loss.forward
+    original = run._Loss.forward
 
-    def forward(self: fit._Loss, batch: CellBatch) -> Tensor:
+    def forward(self: run._Loss, batch: CellBatch) -> Tensor:
         used.append(self.vae.objective.kl_weight)
         return original(self, batch)
 
-    monkeypatch.setattr(fit._Loss, "forward", forward)
+    monkeypatch.setattr(run._Loss, "forward", forward)
     return used
 
 
@@ -103,7 +103,9 @@ def test_plan_reaches_the_optimiser():
     assert [settings[k] for k in ("lr", "weight_decay", "eps")] == [0.2, 0.3, 0.4]
 
 
-@pytest.mark.parametrize(("n_cells", "expected"), [(50, 400), (40_000, 200), (10**8, 1)])
+@pytest.mark.parametrize(
+    ("n_cells", "expected"), [(50, 400), (40_000, 200), (30_000, 267), (10**8, 1)]
+)
 def test_default_number_of_epochs_is_scvi_tools(n_cells, expected):
     assert default_max_epochs(n_cells) == expected
 

@@ -19,7 +19,7 @@ from pyro_contrastive import (
     Penalty,
     Prior,
 )
-from pyro_contrastive.training import fit
+from pyro_contrastive.training import run
 from pyro_contrastive.training.evaluate import evaluate
 from pyro_contrastive.training.finite import NonFiniteLossError
 
@@ -141,14 +141,14 @@ def test_every_parameter_is_trained():
 
 
 def interrupt_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = fit.Run.train_step
+    original = run.Run.train_step
 
-    def train_step(self: fit.Run, *args: Any) -> Any:
+    def train_step(self: run.Run, *args: Any) -> Any:
         if self.step == step:
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(fit.Run, "train_step", train_step)
+    monkeypatch.setattr(run.Run, "train_step", train_step)
 
 
 def test_ctrl_c_keeps_what_was_learned(monkeypatch, caplog):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_contrastive import CellBatch, ContrastiveVI, Penalty
 from pyro_contrastive.testing import SimulationSettings, simulate
-from pyro_contrastive.training import fit
+from pyro_contrastive.training import run
 from pyro_contrastive.training.finite import NonFiniteLossError
 from pyro_contrastive.training.updates import Updates
 
@@ -45,7 +45,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, looks_every: int | None, **fails: A
     model = ContrastiveVI(adata, **sizes, penalties=[Fails(**fails)])
     if looks_every is not None:
         made = partial(Updates, looks_every=looks_every)
-        monkeypatch.setattr(fit, "Updates", lambda *args: made(*args[:3]))
+        monkeypatch.setattr(run, "Updates", lambda *args: made(*args[:3]))
     with pytest.raises(NonFiniteLossError) as caught:
         model.train(
             max_epochs=9,
@@ -84,15 +84,15 @@ def test_weights_are_those_before_the_step_that_failed(monkeypatch, what, for_ev
 
 
 def test_ctrl_c_between_two_looks_does_not_hide_a_failure(monkeypatch):
-    original, n_taken = fit.Run.train_step, [0]
+    original, n_taken = run.Run.train_step, [0]
 
-    def train_step(self: fit.Run, *args: Any) -> Any:
+    def train_step(self: run.Run, *args: Any) -> Any:
         n_taken[0] += 1
         if n_taken[0] == 8:  # after the seventh, which fails
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(fit.Run, "train_step", train_step)
+    monkeypatch.setattr(run.Run, "train_step", train_step)
     model, said = stopped(monkeypatch, 16, what="loss", for_ever=False)
     assert "epoch 1, step 6" in said
     for value in model.module.state_dict().values():
@@ -105,7 +105,7 @@ def test_a_run_without_failure_is_the_same(monkeypatch):
         ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
         torch.manual_seed(0)
         model = ContrastiveVI(adata, n_hidden=8)
-        monkeypatch.setattr(fit, "Updates", lambda *args: Updates(*args[:3], looks_every))
+        monkeypatch.setattr(run, "Updates", lambda *args: Updates(*args[:3], looks_every))
         model.train(max_epochs=5, batch_size=12, seed=0, enable_progress_bar=False)
         return model.module.state_dict()
 

@@ -8,7 +8,10 @@ from pyro.distributions import Distribution
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.density.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
+from pyro_contrastive.density.distributions import (
+    NegativeBinomialDistribution,
+    ZeroInflatedNegativeBinomialDistribution,
+)
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.module import populations as groups
 from pyro_contrastive.interop.module.populations import Groups
@@ -18,8 +21,8 @@ from pyro_contrastive.model import CELLS, ContrastiveModel
 def counts_distribution(px_rate: Tensor, px_r: Tensor, px_dropout: Tensor | None) -> Distribution:
     """Return the (zero-inflated) negative binomial the reference's ``px_*`` describe."""
     if px_dropout is None:
-        return NegativeBinomial(px_rate, px_r).to_event(1)
-    return ZeroInflatedNegativeBinomial(px_rate, px_r, px_dropout).to_event(1)
+        return NegativeBinomialDistribution(px_rate, px_r).to_event(1)
+    return ZeroInflatedNegativeBinomialDistribution(px_rate, px_r, px_dropout).to_event(1)
 
 
 class GivenOutputs:

@@ -22,7 +22,7 @@ from pyro_contrastive.likelihoods import INVERSE_DISPERSION
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.objective import contrastive_elbo
 from pyro_contrastive.penalties import Penalty, Wasserstein
-from pyro_contrastive.sites import site_losses
+from pyro_contrastive.sites import observed_sites, part_names, site_losses
 
 
 class ReferenceMethods:
@@ -167,19 +167,20 @@ class ReferenceMethods:
         given = GivenOutputs(self.model, self.guide, inference_outputs, generative_outputs)
         objective = contrastive_elbo(TraceMeanField_ELBO, self.penalties, **given.particles)
         objective.kl_weight = kl_weight
-        (traces,) = objective._get_traces(given.model, given.guide, (batch,), {})
-        _, loss = objective._differentiable_loss_particle(*traces)
+        (traces,) = objective.traces(given.model, given.guide, batch)
+        loss = objective.loss_of_traces(*traces)
         n_background = len(background["X"])
         terms = site_losses(*traces, analytic=True)
+        names = part_names(traces[0])
         pairs = {name: groups.pair(term, n_background) for name, term in terms.items()}
-        # A masked site's pair is the target cell's term alone: the background part is 0.
+        # Where a site is masked in background cells, the pair has the target cell's term only.
         none = torch.zeros_like(pairs["z"])
         extra = {p.name: objective.terms[p.name] for p in self.penalties}
         # Reported whether or not it is a penalty, as in scvi-tools.
         extra["wasserstein_loss_sum"] = Wasserstein(1.0)(*traces, batch) * none.numel()
         return LossOutput(
-            loss=loss / objective.num_particles,
-            reconstruction_loss={"reconstruction_loss": pairs["x"]},
+            loss=loss,
+            reconstruction_loss={names[site]: pairs[site] for site in observed_sites(traces[0])},
             kl_local={f"kl_divergence_{k[0]}": pairs.get(k, none) for k in ("library", "z", "s")},
             extra_metrics=extra,
         )

@@ -98,10 +98,11 @@ class Sampling(nn.Module):
             if library is not None and not self.use_observed_lib_size:
                 model = poutine.condition(model, {"library": cells.library})
             sites = poutine.trace(model).get_trace(cells).nodes
+        counts: Tensor = sites["_RETURN"]["value"]
         if not return_latents:
-            return sites["x"]["value"]
-        names = [n for n in ("x", "z", "s", "library", "scale", "rate") if n in sites]
-        drawn = {name: sites[name]["value"] for name in names}
+            return counts
+        names = [n for n in ("z", "s", "library", "scale", "rate") if n in sites]
+        drawn = {"x": counts} | {name: sites[name]["value"] for name in names}
         drawn["s"] = self.model.used_salient(drawn["s"], cells)
         return drawn | {"condition": cells.condition, "batch": cells.batch_codes}
 

@@ -1,4 +1,4 @@
-"""Mean and spread of every gene, where the parameters of a likelihood may start."""
+"""Mean, spread and share of every gene, from which the parameters of a likelihood may start."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 Vector = NDArray[np.float64]
-LEAST, MOST = 0.05, 50.0
-"""Bounds of an inverse dispersion: outside of them a few cells decide, and their noise."""
+SMALLEST_INVERSE_DISPERSION, LARGEST_INVERSE_DISPERSION = 0.05, 50.0
+"""Bounds of the estimate, beyond which it is decided by the noise of a few cells."""
 
 
 @dataclass(frozen=True)
-class GeneMoments:
-    """What is typical of every gene, each ``[genes]``.
+class GeneSummary:
+    """Estimates for every gene over some cells, each ``[genes]``.
 
     Parameters
     ----------
     mean, variance
-        Over cells.
+        Of the data.
     share
-        Sum of the counts of a gene, and half a count, over the sum of the library sizes: normalised
-        expression that is the same in all cells.
+        The gene's count plus one half, divided by the sum of the library sizes: the normalised
+        expression of a model in which it is the same in all cells.
     inverse_dispersion
-        The theta with which a negative binomial of mean l x share (l the library size of the cell)
-        would have the sum of squared deviations that the counts have; between 0.05 and 50.
+        Moment estimate of theta: with it, a negative binomial of mean l x share (l the library size
+        of the cell) has the sum of squared deviations that is observed. Between 0.05 and 50.
     """
 
     mean: Vector
@@ -38,12 +38,13 @@ class GeneMoments:
 
     @classmethod
     def of(cls, parts: Iterable[tuple[csr_matrix, Vector]]) -> Self:
-        """Find the moments of some cells, at least one.
+        """Summarise some cells, at least one.
 
         Parameters
         ----------
         parts
-            Some of the cells at a time: data, ``[cells, genes]``, and library sizes, ``[cells]``.
+            The cells in parts: data, ``[cells, genes]``, and library sizes, ``[cells]``. Only sums
+            are kept from one part to the next, so that the data need not be in memory at once.
         """
         n_cells, total, total_squares = 0, 0.0, 0.0
         sums, squares, products = (np.zeros(1) for _ in range(3))
@@ -56,14 +57,17 @@ class GeneMoments:
             total += float(library.sum())
             total_squares += float((library**2).sum())
         mean, n_genes = sums / n_cells, len(sums)
+        # The half count keeps the logarithm finite for a gene without counts.
         share = (sums + 0.5) / max(total + 0.5 * n_genes, 1.0)
-        # The sum of (x - l share)^2 should be that of l share + (l share)^2 / theta.
+        # Solve sum (x - l share)^2 = sum l share + (l share)^2 / theta for theta.
         expected = total_squares * share**2
         excess = squares - 2 * share * products + expected - total * share
-        theta = np.divide(expected, excess, out=np.full(n_genes, MOST), where=excess > 0)
+        # A gene that varies less than a Poisson's counts has no solution: take the bound.
+        largest = np.full(n_genes, LARGEST_INVERSE_DISPERSION)
+        theta = np.divide(expected, excess, out=largest, where=excess > 0)
         return cls(
             mean=mean,
             variance=np.maximum(squares / n_cells - mean**2, 0.0),
             share=share,
-            inverse_dispersion=theta.clip(LEAST, MOST),
+            inverse_dispersion=theta.clip(SMALLEST_INVERSE_DISPERSION, LARGEST_INVERSE_DISPERSION),
         )

@@ -1,0 +1,63 @@
+"""A penalty that shrinks the prior means of the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.penalties.base import Penalty
+
+
+class ShrinkMeans(Penalty):
+    r"""Shrinks the prior means of the conditions to 0: the MAP estimate under a normal prior.
+
+    .. math:: m_c \sim N(0, I / w), \quad
+        -\log p(m) = \frac{w}{2} \sum_c \lVert m_c \rVert^2 + \mathrm{const}
+
+    with w the weight: where every cell weighs the same, as if each condition had w further cells
+    with s = 0. The objective is per pair of cells, that is 2 / N of the data set's, so what is
+    added to it is :math:`w / N \sum_c \lVert m_c \rVert^2`, as for any global site. A mini-batch
+    estimates that without bias as the average over its cells of
+    :math:`w \lVert m_{c(n)} \rVert^2 / N_{c(n)}`, if it is drawn uniformly from all cells. Never
+    annealed: it is not part of a KL divergence.
+
+    Parameters
+    ----------
+    cells_per_condition
+        Number of cells :math:`N_c` of each condition in the whole data set, background first.
+    weight
+        Precision w of the prior of the means.
+    site
+        Which latent has the :class:`PerConditionNormal` prior: ``"s"`` or ``"z"``.
+
+    Raises
+    ------
+    ValueError
+        If the weight is negative, or `site` is neither.
+    """
+
+    uses_expression = False
+
+    def __init__(
+        self, cells_per_condition: Sequence[int], weight: float = 1.0, site: str = "s"
+    ) -> None:
+        super().__init__(weight, annealed=False)
+        if site not in {"z", "s"}:
+            msg = f"ShrinkMeans: site must be 'z' or 's', not {site!r}."
+            raise ValueError(msg)
+        self.cells_per_condition = [int(n) for n in cells_per_condition]
+        self.site = site
+
+    @property
+    def name(self) -> str:
+        """Named after the site too, so that both latents can be shrunk."""
+        return f"shrinkmeans_{self.site}"
+
+    def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
+        """Return the average over cells of the squared mean over the size of the condition."""
+        means = model_trace.nodes[self.site]["fn"].mean  # [..., cells, latents]
+        sizes = means.new_tensor(self.cells_per_condition).clamp(min=1.0)
+        return (means.square().sum(-1) / sizes[batch.condition.long()]).mean()
