@@ -15,9 +15,12 @@ import pytest
 from diagnosis_helpers import GOOD, probe_of, table_of, usage
 
 from pyro_contrastive.analysis.calibration import Calibration
-from pyro_contrastive.analysis.diagnosis.findings import accuracy_findings, calibration_finding
 from pyro_contrastive.analysis.diagnosis.measure import balanced_sample
 from pyro_contrastive.analysis.diagnosis.measurements import Structure
+from pyro_contrastive.analysis.diagnosis.posterior_findings import (
+    accuracy_findings,
+    calibration_finding,
+)
 from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 from pyro_contrastive.analysis.score_readings import READINGS, Reading

@@ -21,7 +21,7 @@ from pyro_contrastive import CellBatch, Poisson
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.calibration import Calibration, calibrate, rank_histogram
 from pyro_contrastive.analysis.comparison import estimate
-from pyro_contrastive.analysis.diagnosis.findings import calibration_finding
+from pyro_contrastive.analysis.diagnosis.posterior_findings import calibration_finding
 from pyro_contrastive.analysis.likelihood import all_log_weights, log_weights_of_cells
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts
