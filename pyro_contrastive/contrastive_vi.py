@@ -66,9 +66,9 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
     Raises
     ------
     ValueError
-        If `adata` is not registered, the likelihood cannot have its data (the error names the
-        first cell and gene, and says what to do), or its size factors are asked for beside a
-        latent library size or a likelihood without any.
+        If `adata` is not registered, its data are outside the likelihood's support (the error names
+        the first cell and gene, and says what to do), or it has size factors but the library size
+        is latent, or the likelihood has none.
 
     Notes
     -----
@@ -177,37 +177,40 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         condition_key: str | None = None,
         background: str | float | None = None,
     ) -> None:
-        """Say what is what in `adata`; checks it, and leaves a record in ``adata.uns``.
+        """Name the columns of `adata` to use; checks them, and notes them in ``adata.uns``.
 
-        The data may be any finite numbers; a warning says if they are no raw counts, which most
-        likelihoods need. Whether they suit the likelihood is checked when the model is made.
-        Warnings also say if a population has fewer than 10 cells, and if no batch (or value of a
-        categorical covariate) has both background and target cells: then no model can tell the
-        batch's effect from the treatment's; if levels of a column are most likely one that is
-        spelled in two ways, so that ``"Control"`` is a treatment beside ``"control"``; and if
-        ``adata.var`` says that some features are no genes.
+        The data may be any finite numbers. Whether they suit the likelihood is checked when the
+        model is made. Warnings say
+
+        * if they are not raw counts, which most likelihoods need;
+        * if a population has fewer than 10 cells;
+        * if no batch (or value of a categorical covariate) has both background and target cells, so
+          that no model can separate the effect of the batch from that of the treatment;
+        * if two levels of a column are probably one with two spellings, such as ``"Control"`` and
+          ``"control"``, of which one would be a treatment;
+        * if ``adata.var`` says that some features are not genes.
 
         Parameters
         ----------
         adata
             Cells by genes, in memory.
         layer
-            Layer with the raw counts, or other data for the likelihood; default ``adata.X``.
+            Layer with the raw counts, or other data for the likelihood. Default: ``adata.X``.
         batch_key
-            Column of ``adata.obs`` with the batch of each cell: told to encoders and decoder.
+            Column of ``adata.obs`` with the batch of each cell, an input of encoders and decoder.
         labels_key
-            Column with labels (cell types), for analysis; the model is not told of it.
+            Column with labels (cell types), for analysis; the model does not use them.
         size_factor_key
             Column with size factors, used as library size instead of the total counts. Only their
-            ratios count: they are brought to the mean of the total counts.
+            ratios matter: they are scaled to the mean of the total counts.
         categorical_covariate_keys, continuous_covariate_keys
-            Columns with further covariates: told to encoders and decoder.
+            Columns with further covariates, inputs of encoders and decoder.
         condition_key
             Column with the condition of each cell. Without it, give the indices of background and
             target cells to :meth:`train`.
         background
-            Which value of the condition marks background (control) cells, as it stands in the
-            column (a string, a number or a truth value). All others are target.
+            The value of the condition that marks background (control) cells: a string, a number or
+            a boolean, as in the column. All other cells are target cells.
 
         Raises
         ------
@@ -218,7 +221,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             a column has missing values, gene names repeat, or `background` is not one of the
             conditions.
         TypeError
-            If the name of a column or layer is no string, such as the column itself.
+            If the name of a column or layer is not a string, but the column itself, say.
         """
         Setup.register(
             adata,
@@ -241,7 +244,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         n_salient_latent: int = 10,
         **changes: Any,
     ) -> Self:
-        """Make the model as a published member of the family has it.
+        """Make a published model of the family.
 
         Parameters
         ----------
@@ -250,14 +253,14 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         preset
             A row of :func:`pyro_contrastive.presets`, e.g. ``"MM-cVAE"``, in any case.
         n_background_latent, n_salient_latent
-            Dimensions of the latents; in multiGroupVI the latter is that of every treatment.
+            Dimensions of the latents. In multiGroupVI every treatment has `n_salient_latent`.
         **changes
-            Any argument of the constructor, instead of the preset's.
+            Arguments of the constructor, in place of the preset's.
 
         Raises
         ------
         ValueError
-            If there is no such preset, or as in the constructor.
+            If there is no such preset, or as the constructor does.
         """
         conditions = Setup.of(adata).conditions
         sizes = Sizes(max(len(conditions), 2), n_background_latent, n_salient_latent)
@@ -265,7 +268,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
 
 
 def _check_size_factors(setup: Setup, likelihood: Likelihood, *, observed: bool) -> None:
-    """Refuse size factors where there is no observed library size that they could be."""
+    """Refuse size factors where the library size is not observed."""
     if setup.size_factor_key is None:
         return
     if not likelihood.uses_library:

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether the guide finds the latents that made the data."""
+"""Simulation-based calibration: whether the guide recovers the latents that made the data."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ Method = Literal["guide", "nuts"]
 
 LATENTS = ("z", "s", "library")
 EXPECTED_PER_BIN = 5
-"""Fewest ranks expected in a bin for the chi-square test to be one (Cochran 1952)."""
-FEWEST_BINS, MOST_BINS = 2, 20
+"""Ranks expected in each bin, at least, for the statistic to follow a chi-square (Cochran 1952)."""
+MIN_BINS, MAX_BINS = 2, 20
 LEVEL = 0.01
 """p-value, adjusted for the number of quantities, below which ranks are called not uniform."""
 SHIFTED, OFF_WIDTH = 3.0, 0.1
-"""From which ranks that are not uniform are called shifted (standard errors of their mean), and too
-narrow or wide (departure of their variance from a uniform's). Words only; the test decides."""
+"""Above these, ranks that are not uniform are called shifted (in standard errors of their mean),
+and the posterior too narrow or wide (departure of their variance from a uniform's). They choose
+the words only: the test decides whether ranks are uniform."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranks of what made the data among draws of the posterior given the data.
+    """Ranks of the latents that made the data among draws of the posterior given the data.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class Calibration:
     n_draws
         Draws per simulated cell.
     method
-        ``"guide"`` or ``"nuts"``: what was asked for the posterior.
+        ``"guide"`` or ``"nuts"``: where the posterior draws come from.
     """
 
     ranks: pd.DataFrame
@@ -66,12 +67,13 @@ class Calibration:
         r"""Test of uniformity, one row per quantity.
 
         ``chi2``, ``bins`` and ``p_value`` of a chi-square test on the histogram of ranks;
-        ``p_adjusted``, that times the number of quantities (Bonferroni), so that one in a hundred
-        checks of a right posterior has any of them below 0.01. With :math:`u` the rank divided by
-        its range: ``shift``, the mean of u minus 1/2 in standard errors (positive: the draws are
-        too small); ``spread``, the variance of u over that of a uniform (above 1: ranks gather at
-        both ends, the posterior is too narrow; below 1: too wide). ``uniform`` and ``reading``.
-        Quantities that fewer than 10 simulated cells have (few of them may be target cells) are not
+        ``p_adjusted``, the p-value times the number of quantities (Bonferroni), so that only one in
+        a hundred checks of a right posterior has any of them below 0.01. With :math:`u` the rank
+        divided by its range: ``shift``, the mean of u minus 1/2 in standard errors (positive: the
+        draws are too small); ``spread``, the variance of u over that of a uniform (above 1: ranks
+        gather at both ends, the posterior is too narrow; below 1: too wide). ``uniform`` and
+        ``reading``.
+        Quantities that fewer than 10 simulated cells have (there may be few target cells) are not
         tested: their row says so, and ``uniform`` is missing.
         """
         rows = {name: self._row(self.ranks[name].dropna().to_numpy()) for name in self.ranks}
@@ -85,7 +87,7 @@ class Calibration:
     def _row(self, ranks: Array) -> dict[str, float]:
         from scipy import stats  # noqa: PLC0415  # slow to import
 
-        if len(ranks) < FEWEST_BINS * EXPECTED_PER_BIN:
+        if len(ranks) < MIN_BINS * EXPECTED_PER_BIN:
             untested = dict.fromkeys(("bins", "chi2", "p_value", "shift", "spread"), math.nan)
             return {"n": len(ranks)} | untested
         counts, expected = rank_histogram(ranks, self.n_draws)
@@ -102,7 +104,7 @@ class Calibration:
 
 
 def rank_histogram(ranks: Array, n_draws: int) -> tuple[Array, Array]:
-    """Count ranks in bins of nearly equal width; return counts and what a uniform would give.
+    """Count ranks in bins of nearly equal width; return counts, and those a uniform would give.
 
     Parameters
     ----------
@@ -114,10 +116,10 @@ def rank_histogram(ranks: Array, n_draws: int) -> tuple[Array, Array]:
     Raises
     ------
     ValueError
-        If there are so few that even two bins have less than 5 expected in each.
+        If there are too few for two bins with 5 expected in each.
     """
-    n_bins = min(MOST_BINS, len(ranks) // EXPECTED_PER_BIN, n_draws + 1)
-    if n_bins < FEWEST_BINS:
+    n_bins = min(MAX_BINS, len(ranks) // EXPECTED_PER_BIN, n_draws + 1)
+    if n_bins < MIN_BINS:
         msg = f"{len(ranks)} simulated cells are too few for a histogram of ranks: take more."
         raise ValueError(msg)
     bin_of_rank = np.arange(n_draws + 1) * n_bins // (n_draws + 1)
@@ -133,7 +135,7 @@ def calibrate(
     method: Method = "guide",
     nuts: NutsSettings | None = None,
 ) -> Calibration:
-    """Simulate a cell in place of each of these, and rank what made it; call seeded.
+    """Simulate a cell in place of each of these, and rank its latents; call with a fixed seed.
 
     Condition, batch, covariates and observed library size are those of the real cell; latents and
     data are drawn from the model. Parameters with a prior are at their posterior mean.
@@ -214,7 +216,7 @@ def _ranks(
 def _reading(row: dict[str, float]) -> str:
     """Put the shape of a histogram of ranks in words."""
     if math.isnan(row["p_value"]):
-        return f"Not tested: {row['n']:.0f} simulated cells have it, 10 at least are needed."
+        return f"Not tested: only {row['n']:.0f} simulated cells have it, at least 10 are needed."
     if row["uniform"]:
         return "Uniform within what chance allows."
     found = []
@@ -222,7 +224,7 @@ def _reading(row: dict[str, float]) -> str:
         side = "low" if row["shift"] > 0 else "high"
         found.append(f"draws are systematically too {side}")
     if row["spread"] > 1 + OFF_WIDTH:
-        found.append("the posterior is too narrow (it claims to know more than it does)")
+        found.append("the posterior is too narrow (it is overconfident)")
     if row["spread"] < 1 - OFF_WIDTH:
         found.append("the posterior is too wide")
-    return f"Not uniform: {'; '.join(found) or 'of no simple shape'}."
+    return f"Not uniform: {'; '.join(found) or 'with no simple pattern'}."

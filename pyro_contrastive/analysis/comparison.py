@@ -1,7 +1,7 @@
 r"""Several models compared by their log-likelihood of the same cells.
 
-What is estimated is, for each cell n and model, with all that cells share (decoder, dispersions,
-learned priors) held at what was learned,
+For each cell n and model, with the parameters that cells share (decoder, dispersions, learned
+priors) held at their learned values, this estimates
 
 .. math:: \log p(x_n) = \log \int p(x_n \mid z, s, l)\, p(z)\, p(s)\, p(l)\, dz\, ds\, dl .
 
@@ -15,13 +15,13 @@ drawn from :math:`q(z, s, l \mid x_n)`, the ratio to that prior,
 
 .. math:: w_m = \frac{p(x_n \mid z_m, s_m, l_m)\, p(z_m, s_m, l_m)}{q(z_m, s_m, l_m \mid x_n)} ,
 
-which is the importance-weighted likelihood of Burda et al. (ICLR 2016). Here it is reported
-plainly (``"iw"``), and after Pareto smoothing of the weights (``"psis"``; Vehtari et al., JMLR 25,
+which is the importance-weighted likelihood of Burda et al. (ICLR 2016). It is reported as it is
+(``"iw"``), and after Pareto smoothing of the weights (``"psis"``; Vehtari et al., JMLR 25,
 2024), whose shape k says whether either can be trusted; Yao, Vehtari, Simpson & Gelman (ICML 2018)
 read the same k as a verdict on q.
 
-The shared parameters are not integrated over. They were learned from the training cells, so for
-those the value is optimistic: use cells that were held out.
+The shared parameters are not integrated over. They were learned from the training cells, for which
+the value is therefore optimistic: use cells that were held out.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ __all__ = ["CellEstimates", "Comparison", "compare", "estimate"]
 Array = NDArray[np.float64]
 
 RELIABLE_SHARE = 0.05
-"""Share of cells above the k threshold from which an estimate is called unreliable.
+"""An estimate is called unreliable if a larger share of the cells has k above the threshold.
 
-A rule of thumb. Below the threshold estimates err by their Monte Carlo error; above it they are too
-low by an unknown amount, which a few cells in a hundred hardly move.
+A rule of thumb. Below the threshold, estimates of cells err by their Monte Carlo error. Above it
+they are too low by an unknown amount, but a few cells in a hundred hardly change the sum.
 """
 CLEAR = 2.0
-"""Standard errors from which a difference is called clear."""
+"""A difference of more than this many standard errors is called clear."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def compare(estimates: Mapping[str, CellEstimates], notes: Mapping[str, str]) ->
     estimates
         By model; each of the same cells in the same order.
     notes
-        By model, what else is to be said in its reading; models may be left out.
+        By model, what to add to its reading; models may be left out.
 
     Returns
     -------
@@ -141,22 +141,22 @@ def compare(estimates: Mapping[str, CellEstimates], notes: Mapping[str, str]) ->
     return table.assign(reading=readings)
 
 
-def _row(own: CellEstimates, best: CellEstimates) -> dict[str, object]:
-    difference = own.psis - best.psis  # paired: the same cells
-    threshold = k_threshold(own.n_draws)
+def _row(model: CellEstimates, best: CellEstimates) -> dict[str, object]:
+    difference = model.psis - best.psis  # paired: the same cells
+    threshold = k_threshold(model.n_draws)
     return {
-        "elpd_psis": own.psis.sum(),
-        "se": _standard_error(own.psis),
+        "elpd_psis": model.psis.sum(),
+        "se": _standard_error(model.psis),
         "elpd_diff": difference.sum(),
         "diff_se": _standard_error(difference),
-        "elpd_iw": own.iw.sum(),
-        "monte_carlo_se": math.sqrt(own.variance.sum()),
-        "per_cell": own.psis.mean(),
-        "n_cells": len(own.psis),
-        "median_k": float(np.median(own.k)),
-        "share_high_k": float((own.k > threshold).mean()),
+        "elpd_iw": model.iw.sum(),
+        "monte_carlo_se": math.sqrt(model.variance.sum()),
+        "per_cell": model.psis.mean(),
+        "n_cells": len(model.psis),
+        "median_k": float(np.median(model.k)),
+        "share_high_k": float((model.k > threshold).mean()),
         "k_threshold": threshold,
-        "reliable": bool((own.k > threshold).mean() <= RELIABLE_SHARE),
+        "reliable": bool((model.k > threshold).mean() <= RELIABLE_SHARE),
     }
 
 
@@ -166,7 +166,7 @@ def _standard_error(values: Array) -> float:
 
 
 def _reading(row: Mapping[str, object], is_best: bool) -> str:
-    """Put a row in words: where it stands, and whether that is to be believed."""
+    """Put a row in words: its place, and whether the estimate can be trusted."""
     difference, error = float(str(row["elpd_diff"])), float(str(row["diff_se"]))
     if is_best:
         place = "Highest."
@@ -174,7 +174,7 @@ def _reading(row: Mapping[str, object], is_best: bool) -> str:
         distance = abs(difference) / error if error else math.inf
         place = f"Clearly worse than the best: {distance:.1f} standard errors."
     else:
-        place = "Cannot be told from the best: less than 2 standard errors of the difference."
+        place = "Not clearly worse than the best: the difference is less than 2 standard errors."
     if row["reliable"]:
         return f"{place} Importance sampling is reliable."
     return (

@@ -21,7 +21,7 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.observed.matrix import Matrix
 
 # The change is reported with a smaller pseudocount than it is tested with, as in scvi-tools: the
-# larger one is there to keep silent genes from being tagged, and would shrink what is reported.
+# larger one keeps silent genes from being tagged, but would shrink the changes reported.
 REPORTED_PSEUDOCOUNT = 1e-3
 
 
@@ -44,15 +44,16 @@ def differential_expression(
     pairs
         What to compare: see :func:`~pyro_contrastive.analysis.differential_groups.group_pairs`.
     genes
-        Their names: the index of the result.
+        Names of the genes: the index of the result.
     settings
-        How.
+        How they are compared.
     batches
         See :func:`~pyro_contrastive.analysis.differential_settings.batches_to_decode`.
 
     Returns
     -------
-    One row per gene and pair, columns as in scvi-tools; within a pair the likeliest change first.
+    One row per gene and pair, with the columns of scvi-tools, the most certain changes of a pair
+    first.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def pair_draws(
     settings: DifferentialSettings,
     rng: np.random.Generator,
 ) -> tuple[Draws, Draws]:
-    """Say which draws of the two groups are compared, row by row.
+    """Return the draws of the two groups that are compared, row by row.
 
     Draws decoded under the same batches are paired within a batch. If the groups were decoded
     under different batches, the second is shuffled, so that every batch meets every other.
@@ -191,7 +192,7 @@ def compare_draws(
     columns |= details
     if settings.all_stats:
         if not likelihood.uses_library:
-            # Data without a library size are no counts, to be scaled to 10,000.
+            # Data without a library size are not counts that could be scaled to 10,000.
             for counts_of in (counts1, counts2):
                 del counts_of["raw_normalized_mean"]
         for name in counts1:
@@ -218,7 +219,7 @@ def _test_change(
     _check_shape(change, draws1, "change_fn")
     up, down, delta = _directions(change, settings, rng)
     p = statistics.probability_of_change(up, down, settings.test_mode)
-    # Not where the likelihood says what to add: its expression comes down to 0 itself.
+    # A likelihood with a pseudocount of its own needs no smaller one: its scale begins at 0.
     smaller = REPORTED_PSEUDOCOUNT if usual_pseudocount is None else 1.0
     reported = change_fn(draws1, draws2, smaller * pseudocount)
     described = statistics.describe(reported, settings.cred_interval_lvls)

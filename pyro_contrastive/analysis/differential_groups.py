@@ -19,7 +19,7 @@ Selection: TypeAlias = ArrayLike | str
 """Indices, a boolean mask, or a query of ``obs`` as ``pandas.DataFrame.query`` takes it."""
 
 REST = "Rest"
-"""What the second group is called when it is all other groups."""
+"""Name of the second group when it is all other groups."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class GroupPair:
     cells1, cells2
         Indices of their cells; no cell is in both.
     name1, name2
-        The groups as they are called in ``obs``; ``None`` for cells selected by index.
+        Names of the groups in ``obs``; ``None`` for cells selected by index.
     """
 
     cells1: Indices
@@ -49,19 +49,19 @@ def group_pairs(
     idx1: Selection | None = None,
     idx2: Selection | None = None,
 ) -> list[GroupPair]:
-    """Resolve what the user asked to compare; looks at `obs`, and leaves it as it is.
+    """Turn the user's selection into pairs of groups; leaves `obs` as it is.
 
     Parameters
     ----------
     obs
         One row per cell.
     groupby
-        Column with the groups. Cells without a value there belong to no group.
+        Column with the groups. Cells with a missing value belong to no group.
     group1
-        A group, or a list of groups, each compared on its own; default every group (except
+        A group, or a list of groups, each compared separately. Default: every group (except
         `group2`).
     group2
-        The group they are compared with; default all other groups together.
+        The group they are compared with. Default: all other groups together.
     idx1, idx2
         Instead: two selections of cells. Default of `idx2`: all cells not in `idx1`.
 
@@ -70,18 +70,18 @@ def group_pairs(
     KeyError
         If `groupby` is not a column; the error lists the columns.
     ValueError
-        If both ways are mixed or neither is used, a group is unknown or has no cells, there is
-        only one, or a cell would be in both groups of a comparison.
+        If `groupby` and `idx1` are both given or both missing, a group is unknown or empty, there
+        is only one, or a cell would be in both groups of a comparison.
     """
     by_group = {"groupby": groupby, "group1": group1, "group2": group2}
     if idx1 is not None:
         mixed = [name for name, value in by_group.items() if value is not None]
         if mixed:
-            msg = f"Cells are chosen by idx1 already; {' and '.join(mixed)} cannot be used too."
+            msg = f"Cells are already chosen by idx1; {' and '.join(mixed)} cannot be used too."
             raise ValueError(msg)
         return [_pair_by_index(obs, idx1, idx2)]
     if idx2 is not None:
-        msg = "idx2 says what idx1 is compared with: give idx1 too."
+        msg = "idx2 holds the cells that idx1 is compared with: give idx1 too."
         raise ValueError(msg)
     if groupby is None:
         msg = "Which cells are to be compared? Give groupby= (a column of adata.obs) or idx1=."
@@ -114,7 +114,7 @@ def select_cells(selection: Selection, obs: pd.DataFrame, name: str) -> Indices:
 def with_targets(data: CellData, obs: pd.DataFrame, target_idx: Selection | None) -> CellData:
     """Return the data with these cells as target, and all others as background.
 
-    ``None``: as their condition says.
+    With ``None``, the condition of each cell decides.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def _pairs_by_group(obs: pd.DataFrame, groupby: str, group1: Any, group2: Any) -
 
 
 def _find_group(value: Any, levels: list[Any], name: str, key: str) -> Any:
-    """Return the level that is `value`, or is written as it is: 3 and "3" are the same cluster."""
+    """Return the level that equals `value`, or has its text: 3 and "3" are the same cluster."""
     found = position_of(value, levels)
     if found is not None:
         return levels[found]

@@ -1,4 +1,4 @@
-"""How two groups of cells are compared: the settings of differential expression, checked."""
+"""Settings of differential expression, and their checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_contrastive.data.levels import listed, position_of, suggestion
 ChangeFunction = Callable[[Draws, Draws, float], Draws]
 DomainFunction = Callable[[Draws], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
 BatchCodes = tuple[Sequence[int], Sequence[int]]
-"""Batches to decode each group under; both empty: each cell's own."""
+"""Batches to decode each group under. Both empty: each cell under its own."""
 
 CHANGE_ONLY = (
     "delta",
@@ -45,17 +45,17 @@ class DifferentialSettings:
     all_stats
         Add statistics of the raw counts.
     n_samples
-        Posterior draws per drawn cell, averaged before anything is compared: the more, the less
-        of the posterior's uncertainty, but not of the variation between cells, is in the result.
+        Posterior draws per drawn cell, averaged before cells are compared. More draws remove the
+        posterior's uncertainty from the result, but not the variation between cells.
     n_samples_overall
         Cells drawn (with replacement) from each group.
     use_permutation, m_permutation
-        Compare `m_permutation` random pairs of draws, not the i-th draw with the i-th.
+        Compare `m_permutation` random pairs of draws, rather than the i-th draw with the i-th.
     pseudocounts
         Added to expression before the logarithm; ``None``: that of the likelihood, if it has one
         (`Gaussian`: 1), else estimated, with `threshold_counts`.
     threshold_counts
-        Mean count below which a gene is taken for not expressed.
+        Mean count below which a gene counts as not expressed.
     test_mode
         ``"three"``: probability of the likelier direction; ``"two"``: of either.
     cred_interval_lvls
@@ -68,7 +68,7 @@ class DifferentialSettings:
     Raises
     ------
     ValueError
-        If a value is out of range, or could not have an effect beside the others.
+        If a value is out of range, or would have no effect beside the others.
     """
 
     mode: Literal["change", "vanilla"] = "change"
@@ -136,12 +136,12 @@ def batches_to_decode(
     batchid1: Any = None,
     batchid2: Any = None,
 ) -> BatchCodes:
-    """Return the codes of the batches to decode each group under; both empty: each cell's own.
+    """Return the codes of the batches to decode each group under; none: each cell's own.
 
     Parameters
     ----------
     categories
-        The batches, in code order; empty: the model was not told of any.
+        The batches, in code order; empty if none were set up.
     batch_correction
         Decode under given batches.
     batchid1, batchid2
@@ -150,8 +150,8 @@ def batches_to_decode(
     Raises
     ------
     ValueError
-        If a batch is unknown, batches are given without correction or correction is asked for
-        without batches, or the two groups share some batches and not others.
+        If a batch is unknown, batches are given without `batch_correction`, there are no batches to
+        correct for, or the two groups share some batches and not others.
     """
     if not batch_correction:
         if batchid1 is not None or batchid2 is not None:
@@ -166,8 +166,8 @@ def batches_to_decode(
     if codes1 != codes2 and set(codes1) & set(codes2):
         shared = [categories[c] for c in codes1 if c in codes2]
         msg = (
-            f"batchid1 and batchid2 share {shared} but are not the same (left out, either is "
-            f"{list(categories)}). Make them the same, or have no batch in common."
+            f"batchid1 and batchid2 share {shared} but are not the same (by default either is "
+            f"{list(categories)}). Make them the same, or let them share no batch."
         )
         raise ValueError(msg)
     return codes1, codes2

@@ -23,14 +23,15 @@ COUNTS_PER_CELL = 1e4
 
 
 def log_odds(probability: ArrayLike) -> Vector:
-    """Log Bayes factor of a probability and its complement; at most about 18.4 in size."""
+    """Log of a probability over its complement; at most about 18.4 in absolute value."""
     p = np.asarray(probability, dtype=np.float64)
     eps = 1e-8
     return np.log(p + eps) - np.log(1 - p + eps)
 
 
 def log_fold_change(x: Draws, y: Draws, pseudocount: float) -> Draws:
-    """Return ``log2((x + pseudocount) / (y + pseudocount))``: one logarithm is half the time."""
+    """Return ``log2((x + pseudocount) / (y + pseudocount))``."""
+    # The logarithm of a ratio takes half the time of two logarithms.
     ratio = x + pseudocount
     ratio /= y + pseudocount
     return np.log2(ratio, out=ratio)
@@ -39,7 +40,7 @@ def log_fold_change(x: Draws, y: Draws, pseudocount: float) -> Draws:
 def estimate_pseudocount(
     draws: Sequence[Draws], raw_means: Sequence[Vector], threshold: float
 ) -> float:
-    """Return what shrinks the fold changes of genes that are not expressed to 0.
+    """Return a pseudocount that shrinks the fold changes of unexpressed genes to 0.
 
     In each group: the 0.9 quantile, over genes with a raw mean below `threshold`, of the largest
     draw of the gene. The larger of these, divided by the number of genes; at least 1e-10.
@@ -49,7 +50,7 @@ def estimate_pseudocount(
     draws, raw_means
         Of each group.
     threshold
-        Mean count below which a gene is taken for not expressed in a group.
+        Mean count below which a gene counts as not expressed in a group.
     """
     found = [0.0]
     for values, means in zip(draws, raw_means, strict=True):
@@ -83,7 +84,7 @@ def estimate_delta(mean_changes: Vector, rng: np.random.Generator) -> float:
 
 
 def beyond(change: Draws, delta: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Say which changes are up (at least delta) and which are down (below -delta)."""
+    """Return which changes are up (at least delta), and which are down (below -delta)."""
     return change >= delta, change < -delta
 
 
@@ -97,7 +98,7 @@ def describe(samples: Draws, levels: Sequence[float] | None = None) -> dict[str,
     """Mean, median, (population) standard deviation, extremes, intervals; each per gene."""
     described = {
         "mean": samples.mean(axis=0, dtype=np.float64),
-        # Gene by gene in memory, or each comparison waits for it.
+        # Transposed, so that the draws of a gene are adjacent in memory: the median reads them all.
         "median": np.median(np.ascontiguousarray(samples.T), axis=1).astype(np.float64),
         "std": samples.std(axis=0, dtype=np.float64),
         "min": samples.min(axis=0).astype(np.float64),

@@ -1,4 +1,4 @@
-"""Two-dimensional maps of a latent, to look at."""
+"""Two-dimensional maps of a latent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sklearn.manifold import TSNE
 
 __all__ = ["embed_2d"]
 
-_FEWEST_CELLS = 4
+_MIN_CELLS = 4
 
 
 def embed_2d(
@@ -24,9 +24,9 @@ def embed_2d(
     latent
         Latent coordinates [cells, latents].
     method
-        ``"tsne"`` (default) and ``"umap"`` keep neighbours together and distort distances between
-        groups; ``"pca"`` keeps distances along the two widest directions. ``"umap"`` needs the
-        umap-learn package.
+        ``"tsne"`` (default) and ``"umap"`` keep neighbours together but distort distances between
+        groups; ``"pca"`` keeps distances along the two directions of largest variance. ``"umap"``
+        needs the umap-learn package.
     seed
         Seed of the map. Default 0.
 
@@ -43,14 +43,14 @@ def embed_2d(
         If ``"umap"`` is asked for and umap-learn is not installed.
     """
     points = np.asarray(latent, dtype=np.float64)
-    if points.ndim != 2 or len(points) < _FEWEST_CELLS:  # noqa: PLR2004 -- a matrix
+    if points.ndim != 2 or len(points) < _MIN_CELLS:  # noqa: PLR2004 -- a matrix
         raise ValueError(f"latent must be [at least 4 cells, latents], not {points.shape}")
     if not np.isfinite(points).all():
         raise ValueError("latent holds values that are not finite")
     if method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, not {method!r}")
     if np.ptp(points, axis=0).max() == 0:
-        # A collapsed latent has no directions; every method would divide by its zero variance.
+        # A collapsed latent has no variance, by which every method would divide.
         return np.zeros((len(points), 2))
     return np.asarray(_METHODS[method](points, seed), dtype=np.float64)
 

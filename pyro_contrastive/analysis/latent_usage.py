@@ -1,4 +1,4 @@
-"""Which dimensions of the latents are used, and what the data lose without the salient one."""
+"""Which dimensions of the latents are used, and what the salient one adds to the likelihood."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from pyro_contrastive.model import SALIENT
 __all__ = ["SIGNAL", "latent_usage", "salient_log_likelihood"]
 
 SIGNAL = 0.1
-"""Share of a dimension's variance that must lie between cells for it to be called used.
+"""A dimension is called used if at least this share of its variance lies between cells.
 
-Between cells: the variance of the posterior means over that of posterior draws. A collapsed
-dimension, whose posterior is its prior for every cell, has 0, and in practice up to a few
-hundredths, which an encoder never quite suppresses; a used one has a half and more. (Burda et al.,
-ICLR 2016, call a dimension active when the variance of its means exceeds 0.01; of trained encoders
-that is too little.)
+The share is the variance of the posterior means over that of posterior draws. In a collapsed
+dimension, whose posterior is its prior for every cell, it is 0 in theory and up to a few hundredths
+in practice, since an encoder never suppresses all noise; in a used one it is a half or more. (Burda
+et al., ICLR 2016, call a dimension active when the variance of its means exceeds 0.01, which
+trained encoders reach in collapsed dimensions too.)
 """
 KL_DRAWS = 10
 
 
 def latent_usage(query: Query) -> pd.DataFrame:
-    """Tell how much each dimension of z and s says of a cell; call seeded.
+    """Measure how much each dimension of z and s says about a cell; call with a fixed seed.
 
     Parameters
     ----------
     query
-        The model, the data and which cells. For s the target cells among them, and of each
-        dimension those that have it.
+        The model, the data and which cells. For s, the target cells among them, and for each
+        dimension of s the cells that have it.
 
     Returns
     -------
@@ -85,8 +85,8 @@ def _kl_by_dimension(q: dict[str, Any], prior: Any) -> Tensor:
 
 
 def _dimensions(distribution: Any) -> Distribution | None:
-    """Return the distribution whose batch shape ends with the dimensions, if they are apart."""
-    # Pyro wraps what a plate broadcasts or a handler masks.
+    """Return the distribution of single dimensions, if they are independent."""
+    # Pyro wraps a distribution that a plate broadcasts or a handler masks.
     while not isinstance(distribution, Independent):
         if not hasattr(distribution, "base_dist"):
             return None
@@ -122,18 +122,18 @@ def _table(
 
 
 def salient_log_likelihood(query: Query, n_samples: int = 10) -> NDArray[np.float64]:
-    """Nats of log p(x | z, s, l) that each cell would lose were its s set to 0; call seeded.
+    """Nats of log p(x | z, s, l) that each cell loses if its s is set to 0; call seeded.
 
     Parameters
     ----------
     query
-        The model, the data and which cells: target cells (background cells lose nothing).
+        The model, the data and which target cells (background cells lose nothing).
     n_samples
         Posterior draws to average over.
 
     Returns
     -------
-    ``[cells]``. About 0 where the decoder makes nothing of s.
+    ``[cells]``. About 0 where the decoder ignores s.
     """
     vae, parts = query.vae, []
     with evaluating(vae):

@@ -1,4 +1,4 @@
-"""What can be told from a latent that it should not hold: probes with scores against chance."""
+"""Probes: how well labels can be predicted from a latent, compared with chance."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Codes = NDArray[np.intp]
 
 FOLDS = 5
 NEIGHBORS = 15
-FEWEST_PER_CLASS = 10
-"""Cells a class must have to be probed: two in every fold."""
+MIN_PER_CLASS = 10
+"""Cells a class needs to be probed: two in every fold."""
 
 
 def probe(
@@ -37,34 +37,34 @@ def probe(
     n_permutations: int = 20,
     seed: int = 0,
 ) -> dict[str, float]:
-    r"""Try to tell labels from a latent, on cells that the probe was not fitted to.
+    r"""Predict labels from a latent, on cells that the probe was not fitted to.
 
     Parameters
     ----------
     latent
         ``[cells, latents]``. Give posterior draws rather than means: the mean of a collapsed
-        dimension still differs between cells by some ten thousandths, which a probe sees and
-        a decoder does not.
+        dimension still differs between cells by some ten thousandths, which a probe picks up but a
+        decoder does not.
     labels
-        ``[cells]``. Labels of fewer than 10 cells are left out. If they are a Series, and the
-        latent a data frame, both indexed by cell, they are brought into its order.
+        ``[cells]``. Labels of fewer than 10 cells are left out. If they are a Series and the
+        latent is a data frame, both indexed by cell, they are brought into the latent's order.
     kind
         ``"linear"``: logistic regression on standardised latents. ``"neighbors"``: the labels of
-        the 15 nearest cells, for what no plane separates. Both give every class the same weight,
-        however many cells it has.
+        the 15 nearest cells, for classes that no plane separates. Both give every class the same
+        weight, however many cells it has.
     n_permutations
-        How often the labels are shuffled, to see what chance gives.
+        How often the labels are shuffled, to estimate chance.
     seed
-        Of folds and shuffles.
+        Seed of folds and shuffles.
 
     Returns
     -------
     dict
-        ``balanced_accuracy`` (mean over classes of the share of cells told right) and
+        ``balanced_accuracy`` (mean over classes of the share of cells predicted correctly) and
         ``auc`` (area under the ROC curve, one class against the others, mean over classes), by
         5-fold cross-validation; ``chance``, 1 / number of classes; ``chance_auc``, 1/2;
         ``upper_chance``, the largest balanced accuracy among the shuffled labels; ``p_value``, the
-        share of shuffles that did as well (the true order counted as one); ``n_classes``,
+        share of shuffles that did as well (counting the true order as one); ``n_classes``,
         ``n_cells``.
 
     Raises
@@ -83,11 +83,11 @@ def probe(
         msg = f"latent has shape {list(values.shape)}, and there are {len(given)} labels."
         raise ValueError(msg)
     names, codes, sizes = np.unique(given, return_inverse=True, return_counts=True)
-    kept = np.isin(codes, np.flatnonzero(sizes >= FEWEST_PER_CLASS))
-    if (sizes >= FEWEST_PER_CLASS).sum() < 2:  # noqa: PLR2004  # something to tell apart
+    kept = np.isin(codes, np.flatnonzero(sizes >= MIN_PER_CLASS))
+    if (sizes >= MIN_PER_CLASS).sum() < 2:  # noqa: PLR2004  # something to tell apart
         found = {str(name): int(size) for name, size in zip(names, sizes, strict=True)}
         msg = (
-            f"A probe needs two labels with {FEWEST_PER_CLASS} cells each; there are "
+            f"A probe needs two labels with {MIN_PER_CLASS} cells each; there are "
             f"{dict(list(found.items())[:5])}."
         )
         raise ValueError(msg)
@@ -121,15 +121,15 @@ def leakage_row(
 ) -> dict[str, float | str]:
     """Probe a latent both ways, and keep the better one; add how evenly the labels mix.
 
-    Only the better one is compared with shuffled labels. (The choice between two adds about one
-    standard error of a score to what chance gives.)
+    Only the better one is compared with shuffled labels. (Choosing the better of two adds about one
+    standard error of a score to the level of chance.)
 
     Returns
     -------
     What :func:`probe` returns, with ``probe`` (its kind), ``mixing`` (as in
-    :func:`~pyro_contrastive.analysis.separation.score_labels`: 1 where neighbours look like the
-    whole, 0 where each keeps to its own), and ``excess``: the balanced accuracy on a scale where
-    chance is 0 and never being wrong is 1.
+    :func:`~pyro_contrastive.analysis.separation.score_labels`: 1 where neighbourhoods look like the
+    whole, 0 where they hold one class each), and ``excess``: the balanced accuracy on a scale where
+    chance is 0 and always right is 1.
     """
     kinds: tuple[ProbeKind, ...] = ("linear", "neighbors")
     tried = {
@@ -156,7 +156,7 @@ def _score(values: Array, codes: Codes, kind: ProbeKind, seed: int) -> tuple[flo
             probabilities[test] = linear.fit(fitted, codes[train]).predict_proba(new)
         else:
             nearest = KNeighborsClassifier(min(NEIGHBORS, len(train))).fit(fitted, codes[train])
-            votes = nearest.predict_proba(new) / np.bincount(codes[train])  # each class alike
+            votes = nearest.predict_proba(new) / np.bincount(codes[train])  # equal weight per class
             # A small share for every class, so that ties and rows without votes are fair.
             votes = votes + 1e-9
             probabilities[test] = votes / votes.sum(axis=1, keepdims=True)

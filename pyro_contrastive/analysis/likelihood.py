@@ -30,8 +30,8 @@ def losses_of(
 ) -> dict[str, Tensor]:
     """Return each site's part of the negative ELBO, ``[n_samples, cells]``, unweighted.
 
-    Parameters shared by all cells are no cell's own: the KL divergence of one that has a prior is
-    left out. Another program with the guide's sites may stand in for it.
+    Parameters that all cells share belong to no cell, so that the KL divergence of those that have
+    a prior is left out. Another program with the guide's sites may stand in for the guide.
     """
     with SalientOfTargets(batch.is_target):
         posterior = draw_posterior(vae, batch, n_samples, guide=guide)
@@ -47,7 +47,7 @@ def log_weights(vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: An
 
     .. math:: \log \frac{p(x \mid z, s, l)\, p(z, s, l)}{q(z, s, l \mid x)}
 
-    with s left out for background cells, which have none.
+    without s for background cells, which have none.
     """
     terms = losses_of(vae, batch, n_samples, analytic=False, guide=guide)
     return -torch.stack([t.double().expand(n_samples, len(batch)) for t in terms.values()]).sum(0)

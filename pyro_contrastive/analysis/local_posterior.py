@@ -1,4 +1,4 @@
-"""The best posterior that the guide's family has for given cells, found cell by cell."""
+"""The best posterior of the guide's family for given cells, fitted cell by cell."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class LocalFit:
     n_steps
         Steps of Adam, its learning rate falling linearly to 0.
     lr
-        Learning rate at the start. Adam moves a parameter by up to so much in a step, whatever the
-        gradient; moments are on the scale of the latents and of log variances.
+        Learning rate at the start. Adam moves a parameter by at most about this much in a step,
+        whatever the gradient; moments are on the scale of the latents and of log variances.
     n_particles
         Posterior draws per step.
     """
@@ -39,9 +39,9 @@ class LocalFit:
 
 
 class LocalGuide(nn.Module):
-    """The guide's program with moments of its own for every cell, in place of the encoders'.
+    """The guide's program with free moments for every cell, in place of the encoders' output.
 
-    Starts at what the encoders say. Only its moments are parameters of it.
+    It starts at the encoders' output. Its only parameters are these moments.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class LocalGuide(nn.Module):
     Raises
     ------
     TypeError
-        If the guide is another program, of which it is not known what could be optimised.
+        If the guide is another program, whose moments are not known.
     """
 
     def __init__(self, guide: nn.Module, batch: CellBatch) -> None:
@@ -81,7 +81,7 @@ class LocalGuide(nn.Module):
         self._guide[0].draw(self.moments(), batch)
 
     def fixed(self, batch: CellBatch) -> None:
-        """Draw them from moments that get no gradient."""
+        """Draw the latents from moments that get no gradient."""
         moments = {s: (mean.detach(), var.detach()) for s, (mean, var) in self.moments().items()}
         self._guide[0].draw(moments, batch)
 
@@ -97,24 +97,24 @@ def fit_local(
     Parameters
     ----------
     vae
-        The model; left as it is.
+        The model, which is left unchanged.
     batch
         The cells.
     settings
-        How to optimise; default :class:`LocalFit`.
+        How to optimise. Default: :class:`LocalFit`.
     """
     given = settings or LocalFit()
     with evaluating(vae):
         local = LocalGuide(vae.guide, batch)
         parameters = list(local.parameters())
         # A short memory of squared gradients: the first are by far the largest, and with Adam's
-        # usual 0.999 they would still be slowing it down at the end.
+        # usual 0.999 they would still slow it down at the end.
         optimizer = torch.optim.Adam(parameters, lr=given.lr, betas=(0.9, 0.95))
         for step in range(given.n_steps):
             optimizer.param_groups[0]["lr"] = given.lr * (1 - step / given.n_steps)
             with torch.enable_grad():
                 loss = _negative_elbo(vae, batch, given.n_particles, local)
-                # Not backward(): the decoder's parameters are to get no gradient.
+                # Not backward(), which would leave gradients on the decoder's parameters.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -127,9 +127,9 @@ def _negative_elbo(
 ) -> Tensor:
     """Return the sum over cells, for its gradient in the moments.
 
-    The density of the draws is taken at moments without a gradient: what is left out of it is 0 on
-    average, and without it no noise is left where the guide is exact (Roeder, Wu & Duvenaud,
-    "Sticking the landing", NeurIPS 2017).
+    The density of the draws is taken at moments without a gradient. The part of the gradient that
+    this leaves out, the score, is 0 on average, and without it the gradient has no noise where the
+    guide is exact (Roeder, Wu & Duvenaud, "Sticking the landing", NeurIPS 2017).
     """
     draws = draw_posterior(vae, batch, n_samples, guide=local)
     density = poutine.replay(local.fixed, trace=draws)

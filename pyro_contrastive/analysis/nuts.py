@@ -29,12 +29,12 @@ class NutsSettings:
     Parameters
     ----------
     n_draws, n_warmup
-        Draws of each chain that are kept, and those before them, which adapt the step size.
+        Draws of each chain that are kept, and draws before them, which adapt the step size.
     n_chains
-        Chains per cell, from different starts; two at least for R-hat.
+        Chains per cell, from different starts; R-hat needs at least two.
     cells_at_a_time
-        Cells sampled as one. Their posteriors are independent, so it changes nothing but the time:
-        one evaluation serves them all, with a shorter step the more there are.
+        Cells sampled together. Their posteriors are independent, so that this only affects the
+        time: one evaluation serves them all, but the more there are, the shorter the step.
     target_accept, max_tree_depth
         As in :class:`pyro.infer.NUTS`.
     """
@@ -57,8 +57,8 @@ class NutsDraws:
         By site, ``[chains, draws, cells, latents]``; logarithms where the latent is positive.
         ``s`` of background cells, which have none, is NaN.
     n_divergent
-        Draws of each cell that ended in a divergent trajectory, ``[cells]``: of those sampled with
-        it, for it is not known which of them diverged.
+        Divergent trajectories of each cell, ``[cells]``: counted over the cells sampled together,
+        since it is not known which of them diverged.
     """
 
     values: dict[str, Tensor]
@@ -104,12 +104,12 @@ def sample_nuts(
         The cells, with counts.
     start
         Mean and variance of each site, ``[cells, latents]``, as a guide has them (of the log where
-        it is positive): the chains start at draws from them, and the sampler moves in these units.
-        They have no part in what is sampled, only in how fast: take those of a local guide.
+        it is positive). The chains start at draws from them, and the sampler moves in these units.
+        They do not affect what is sampled, only how fast: take those of a local guide.
     settings
-        Default :class:`NutsSettings`.
+        Default: :class:`NutsSettings`.
     advance
-        Told how many cells are done.
+        Called with the number of cells that were finished.
     """
     given = settings or NutsSettings()
     shape = (given.n_chains, given.n_draws, len(batch))
@@ -151,7 +151,7 @@ def _sample_block(
     shared: Mapping[str, Tensor],
     settings: NutsSettings,
 ) -> tuple[dict[str, Tensor], int]:
-    """Sample cells as one: ``[chains, draws, cells, latents]`` by site, and divergences."""
+    """Sample cells together: ``[chains, draws, cells, latents]`` by site, and divergences."""
     n_cells, n_chains = len(batch), settings.n_chains
     copies = batch.take(torch.arange(n_cells, device=batch.condition.device).repeat(n_chains))
     locations = {site: mean.repeat(n_chains, 1) for site, (mean, _) in start.items()}
@@ -162,16 +162,16 @@ def _sample_block(
 
         def in_units_of_start(steps: dict[str, Tensor]) -> Tensor:
             moved = {k: locations[k] + scales[k] * value for k, value in steps.items()}
-            # Nothing in the model depends on s of background cells. A sampler needs a density
-            # there: the easiest one, which is independent of all the others.
+            # Nothing in the model depends on s of background cells, but a sampler needs a density
+            # there. A standard normal is the easiest one, and independent of everything else.
             with SalientOfTargets(copies.is_target):
                 energy = potential(moved)
             return energy + steps[SALIENT][~copies.is_target].square().sum() / 2
 
         kernel = NUTS(
             potential_fn=in_units_of_start,
-            # The units are those of the posterior already; estimated from a short warm-up they
-            # would be worse, and a chain whose units are too small does not move.
+            # The units are already those of the posterior. A mass matrix estimated from a short
+            # warm-up would be worse, and a chain whose units are too small does not move.
             adapt_mass_matrix=False,
             target_accept_prob=settings.target_accept,
             max_tree_depth=settings.max_tree_depth,

@@ -1,7 +1,7 @@
 r"""Pareto smoothed importance sampling: how far importance weights can be trusted, and their mean.
 
-Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling", JMLR 25(72), 2024. Of
-NumPy alone, so that it needs no optional package; ArviZ's ``psislw`` gives the same (tested).
+Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling", JMLR 25(72), 2024.
+Written in NumPy, so that it needs no optional package; tested against ArviZ's ``psislw``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = ["Smoothed", "check_draws", "k_threshold", "smooth"]
 
 Array = NDArray[np.float64]
 
-FEWEST_DRAWS = 25
-"""Draws of which a tail can be judged: that of a fifth of them has 5."""
+MIN_DRAWS = 25
+"""Draws needed to judge a tail, which is the largest fifth of them: at least 5."""
 _SMALLEST_TAIL = 5
 _NO_SPREAD = 1e-9
 _SMALLEST_LOG = math.log(np.finfo(float).tiny)
@@ -35,13 +35,13 @@ class Smoothed:
     Parameters
     ----------
     log_weights
-        Logarithms of the weights, ``[cells, draws]``: the largest replaced by the expected order
-        statistics of the generalised Pareto distribution fitted to them, none above the largest
-        there was.
+        Logarithms of the weights, ``[cells, draws]``. The largest are replaced by the expected
+        order statistics of the generalised Pareto distribution fitted to them, cut off at the
+        largest original weight.
     k
         Shape of that distribution, ``[cells]``: the weights have finite moments up to order 1/k.
-        0 where all draws weigh the same, so that there is no tail; infinite where the largest
-        weights are too few different ones for a fit.
+        0 where all draws weigh the same, so that there is no tail; infinite where too few of the
+        largest weights differ for a fit.
     """
 
     log_weights: Array
@@ -55,34 +55,34 @@ class Smoothed:
 
 
 def check_draws(n_samples: int) -> None:
-    """Refuse draws too few to judge a tail by, before any is made.
+    """Refuse too few draws to judge a tail, before any is made.
 
     Raises
     ------
     ValueError
         If there are fewer than 25.
     """
-    if n_samples < FEWEST_DRAWS:
+    if n_samples < MIN_DRAWS:
         msg = (
-            f"n_samples must be at least {FEWEST_DRAWS}, not {n_samples}: the tail of fewer "
+            f"n_samples must be at least {MIN_DRAWS}, not {n_samples}: the tail of fewer "
             "importance weights cannot be judged."
         )
         raise ValueError(msg)
 
 
 def k_threshold(n_draws: int) -> float:
-    r"""Return the k above which so many draws are too few.
+    r"""Return the k above which this number of draws is too small.
 
     .. math:: \min(1 - 1 / \log_{10} M,\; 0.7)
 
-    for M draws (Vehtari et al. 2024, section 3.2.4): below it the error of the estimate behaves as
-    that of a mean with finite variance; above 0.7 no affordable number of draws will do. It is 0.7
-    from 2,200 draws on.
+    for M draws (Vehtari et al. 2024, section 3.2.4). Below it the error of the estimate behaves as
+    that of a mean with finite variance; above 0.7 no affordable number of draws is enough. It is
+    0.7 from 2,200 draws on.
 
     Parameters
     ----------
     n_draws
-        Number of draws, at least 11 (with fewer there is nothing to judge by).
+        Number of draws, at least 11.
 
     Examples
     --------
@@ -93,13 +93,12 @@ def k_threshold(n_draws: int) -> float:
 
 
 def smooth(log_weights: Array) -> Smoothed:
-    """Smooth the largest importance weights of each cell, and tell how heavy their tail is.
+    """Smooth the largest importance weights of each cell, and measure how heavy their tail is.
 
     Parameters
     ----------
     log_weights
-        Logarithms of the weights of independent draws, ``[cells, draws]``; any constant may be
-        missing from them.
+        Logarithms of the weights of independent draws, ``[cells, draws]``, up to a constant.
 
     Raises
     ------
@@ -107,9 +106,9 @@ def smooth(log_weights: Array) -> Smoothed:
         If they are not a matrix, have fewer than 25 draws, or hold a NaN or an infinite number.
     """
     raw = np.asarray(log_weights, dtype=float)
-    if raw.ndim != 2 or raw.shape[1] < FEWEST_DRAWS:  # noqa: PLR2004  # a matrix
+    if raw.ndim != 2 or raw.shape[1] < MIN_DRAWS:  # noqa: PLR2004  # a matrix
         msg = (
-            f"log_weights must be [cells, draws] with at least {FEWEST_DRAWS} draws, not "
+            f"log_weights must be [cells, draws] with at least {MIN_DRAWS} draws, not "
             f"{list(raw.shape)}: the tail of fewer cannot be judged."
         )
         raise ValueError(msg)
@@ -117,7 +116,7 @@ def smooth(log_weights: Array) -> Smoothed:
     if bad.any():
         msg = (
             f"{int(bad.sum())} cells have importance weights that are not finite, the first of "
-            f"them is number {int(bad.argmax())}: the model gives a draw no density."
+            f"them is number {int(bad.argmax())}: a draw has no density under the model."
         )
         raise ValueError(msg)
     rows = [_smooth_row(row) for row in raw]

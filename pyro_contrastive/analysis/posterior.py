@@ -28,7 +28,7 @@ def latent_representation(query: Query, kind: str, *, give_mean: bool) -> NDArra
     kind
         ``"salient"`` or ``"background"``.
     give_mean
-        Mean, or a draw (from torch's global random state).
+        The mean, or else a draw (from torch's global random state).
 
     Raises
     ------
@@ -55,7 +55,8 @@ def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
     query
         The model, the data and which cells.
     give_mean
-        Mean of the log-normal posterior, or one draw; an observed library size is what it is.
+        The mean of the log-normal posterior, or else one draw. Observed sizes are returned as they
+        are.
 
     Raises
     ------
@@ -86,7 +87,8 @@ def _per_cell(
     """Join values of mini-batches, each with a posterior draw of `site`: ``[cells, width]``."""
     vae = query.vae
     guide = vae.guide.alone(site)
-    # A mean needs no noise; the guide draws some all the same, which must not advance the state.
+    # The guide draws noise even where only the mean is used, which must not advance the global
+    # random state: hence the seed.
     with evaluating(vae), seeded(0 if give_mean else None):
         batches = query.minibatches(dense=vae.guide.needs_dense)
         draws = ((batch, draw_posterior(vae, batch, guide=guide)) for batch in batches)

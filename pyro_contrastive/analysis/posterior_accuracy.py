@@ -1,4 +1,4 @@
-"""The amortisation gap: the guide beside the best of its family, and beside NUTS."""
+"""The amortisation gap: the guide compared with the best of its family, and with NUTS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["PosteriorAccuracy", "posterior_accuracy"]
 
 @dataclass(frozen=True)
 class PosteriorAccuracy:
-    """How near the guide is to the posterior of some cells, the decoder being what it is.
+    """How close the guide is to the posterior of some cells, given the decoder.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class PosteriorAccuracy:
         One row per cell, in nats: ``elbo_encoder`` and ``elbo_local``, the ELBO under the encoder
         and under the best posterior of the same family; ``amortisation_gap``, their difference;
         ``log_p``, importance-weighted log p(x) with draws from the latter; ``approximation_gap``,
-        what the family itself loses; ``k_encoder`` and ``k_local``, Pareto k; and with NUTS
+        the loss due to the family; ``k_encoder`` and ``k_local``, Pareto k; and with NUTS
         ``max_rhat``, ``min_ess`` and ``n_divergent``.
     latents
         One row per cell, site and dimension, on the scale where the latent is unconstrained
@@ -87,18 +87,18 @@ def posterior_accuracy(
     local: LocalFit | None = None,
     nuts: NutsSettings | None = None,
 ) -> PosteriorAccuracy:
-    """Compare the guide with a local guide, and with NUTS, on some cells; call seeded.
+    """Compare the guide with a local guide, and with NUTS, on some cells; call with a fixed seed.
 
     Parameters
     ----------
     query
-        The model, the data and which cells.
+        The model, the data and a few cells, with their names.
     n_samples
         Draws per cell for ELBO, log p(x) and k.
     local
         How to optimise the local guide.
     nuts
-        How to run NUTS; ``None``: not at all.
+        How to run NUTS. ``None``: it is not run.
     """
     vae, names = query.vae, query.names
     batch = query.data.cells(query.cells, device_of(vae), dtype_of(vae))

@@ -1,4 +1,4 @@
-"""Replicate data: what the model would have seen, drawn by running the program."""
+"""Replicate data, drawn by running the Pyro program without its observations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Replicates(NamedTuple):
     Attributes
     ----------
     cells
-        Which cells: positions in the data, in the order they were asked for.
+        Positions of the cells in the data, in the order they were asked for.
     x
         The replicates, ``[n_samples, cells, genes]``, float32.
     """
@@ -88,7 +88,7 @@ def replicates(query: Query, predicting: Predicting) -> Iterator[Replicates]:
 
 
 def minibatch_seed(seed: int | None, number: int) -> int | None:
-    """Return a seed for one mini-batch, so that nothing is kept between two of them."""
+    """Return a seed for one mini-batch, so that no random state is kept between two of them."""
     if seed is None:
         return None
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
@@ -97,7 +97,7 @@ def minibatch_seed(seed: int | None, number: int) -> int | None:
 def _replicate(query: Query, batch: CellBatch, predicting: Predicting, shared: Trace) -> Trace:
     vae, decoding = query.vae, query.decoding
     n_samples = decoding.n_samples
-    # Sites that a trace lacks are drawn from their priors.
+    # The model draws sites that a trace lacks from their priors.
     drawn = (
         shared if predicting.from_prior else draw_posterior(vae, batch, n_samples, shared=shared)
     )

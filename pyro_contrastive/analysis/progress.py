@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 DELAY = 3.0
-"""Seconds of work before there is a bar: quick calls leave no trace."""
+"""Seconds of work before a bar appears: quick calls show none."""
 
 clock = time.monotonic
 
 
 def stderr_console() -> Console:
-    """Return a console of its own, so that the bar can be drawn beside another one of rich."""
+    """Return a separate console, so that the bar can be drawn beside another bar of rich."""
     from rich.console import Console  # noqa: PLC0415  # slow, and quick calls draw nothing
 
     return Console(stderr=True)
@@ -30,8 +30,8 @@ def stderr_console() -> Console:
 class CellBar:
     """Counts cells done, and draws a bar on stderr once the work has taken long enough.
 
-    Nothing is drawn where nobody would see it move: only in a terminal or a notebook. The bar
-    disappears when the work is done.
+    It is drawn in a terminal or a notebook only, not into a log file. The bar disappears when the
+    work is done.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class CellBar:
     n_cells
         How many cells there are to do.
     silent
-        Never draw; so does ``settings.progress_bars = False``.
+        Never draw. ``settings.progress_bars = False`` does the same everywhere.
     """
 
     def __init__(self, description: str, n_cells: int, *, silent: bool = False) -> None:
@@ -60,7 +60,7 @@ class CellBar:
             self._progress.update(self._progress.task_ids[0], completed=self._done)
 
     def close(self) -> None:
-        """Take the bar away, if there is one."""
+        """Remove the bar, if there is one."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -97,12 +97,12 @@ _current: ContextVar[CellBar | None] = ContextVar("current_bar", default=None)
 
 @contextmanager
 def progress(description: str, n_cells: int, *, silent: bool = False) -> Iterator[None]:
-    """Show how far the mini-batches that are run inside have come.
+    """Show the progress of the mini-batches that are run inside.
 
     Parameters
     ----------
     description, n_cells, silent
-        See :class:`CellBar`. `n_cells` counts a cell as often as it is run.
+        See :class:`CellBar`. A cell counts in `n_cells` as often as it is run.
     """
     bar = CellBar(description, n_cells, silent=silent)
     token = _current.set(bar)
@@ -115,7 +115,7 @@ def progress(description: str, n_cells: int, *, silent: bool = False) -> Iterato
 
 @contextmanager
 def counted(n_cells: int) -> Iterator[CellBar]:
-    """Return the bar to count `n_cells` cells on: the one around, or else one of their own."""
+    """Return the bar to count `n_cells` cells on: the enclosing one, or else a new one."""
     outer = _current.get()
     if outer is not None:
         yield outer

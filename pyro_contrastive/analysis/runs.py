@@ -1,4 +1,4 @@
-"""Running model and guide on cells: what every analysis of a fitted model is made of."""
+"""Running model and guide on cells, which every analysis of a fitted model is built on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def device_of(vae: ContrastiveVAE) -> torch.device:
 
 
 def dtype_of(vae: ContrastiveVAE) -> torch.dtype:
-    """Return the dtype of the parameters: float32, or what ``module.double()`` made of it."""
+    """Return the dtype of the parameters: float32, or float64 after ``module.double()``."""
     return next(vae.parameters()).dtype
 
 
@@ -36,16 +36,16 @@ def draw_posterior(
     guide: Any = None,
     shared: Trace | None = None,
 ) -> Trace:
-    """Run the guide; every draw has shape ``[n_samples, cells, latents]``, independent draws.
+    """Run the guide; every latent has shape ``[n_samples, cells, latents]``, independent draws.
 
     Parameters
     ----------
     vae, batch, n_samples
         The model, the cells, and how many draws of each.
     guide
-        Another program with the same sites, to stand in for the guide of `vae`.
+        Another program with the same sites, in place of the guide of `vae`.
     shared
-        Draws that are not to be made anew: see :func:`shared_sites`.
+        Draws to reuse: see :func:`shared_sites`.
     """
     program = _samples(n_samples)(vae.guide if guide is None else guide)
     if shared is not None:
@@ -54,9 +54,9 @@ def draw_posterior(
 
 
 def shared_sites(trace: Trace) -> Trace:
-    """Return the draws that belong to no cell (inverse dispersions that have a prior).
+    """Return the draws that all cells share, such as inverse dispersions that have a prior.
 
-    Mini-batches of cells that are to be parts of one draw of the data must have them in common.
+    Mini-batches that make up one draw of the data must have them in common.
     """
     shared = Trace()
     for name, site in trace.nodes.items():
@@ -83,15 +83,15 @@ def run_model(
     vae, batch
         The model and the cells; the batch may be a counterfactual one.
     posterior
-        What :func:`draw_posterior` returned; sites it lacks are drawn from their prior.
+        What :func:`draw_posterior` returned; sites that it lacks are drawn from their prior.
     n_samples
-        As given there.
+        The number of draws in it.
     do
         Values to set sites to, whatever the posterior says (Pyro's do-operator).
     replicate
-        Draw new data at the site ``x``, instead of observing those of `batch`.
+        Draw new data at the site ``x`` instead of observing those of `batch`.
     """
-    # Innermost, so that what `do` sets stays set.
+    # Innermost: outside `do`, it would release the sites that `do` sets.
     model: Any = poutine.uncondition(vae.model) if replicate else vae.model
     program = _replayed(model, posterior, n_samples, do)
     return poutine.trace(program).get_trace(batch)
@@ -110,10 +110,10 @@ def value_at(
     n_samples: int = 1,
     do: dict[str, Tensor] | None = None,
 ) -> Tensor | None:
-    """Run the model up to a site, and no further; return its value, or ``None`` without one.
+    """Run the model up to a site, and return its value; ``None`` if there is no such site.
 
-    What comes after expression, the distribution of all counts, takes as long again. Parameters as
-    in :func:`run_model`.
+    The program is stopped there: the distribution of all counts, which comes after expression,
+    would take as long again. Parameters are those of :func:`run_model`.
     """
     program = _replayed(vae.model, posterior, n_samples, do)
     program = poutine.escape(program, escape_fn=lambda msg: bool(msg["name"] == site))

@@ -1,4 +1,4 @@
-"""What scores of latents are given, checked: matrices, and labels as codes."""
+"""Inputs of the scores of latents, checked: matrices, and labels as codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Codes = NDArray[np.intp]
 
 
 def check_neighbors(n_neighbors: int, n_cells: int) -> None:
-    """Refuse a number of neighbours that there are not."""
+    """Refuse more neighbours than there are other cells."""
     if not 0 < n_neighbors < n_cells:
         raise ValueError(
             f"n_neighbors={n_neighbors} must be at least 1 and below {n_cells} (cells)"

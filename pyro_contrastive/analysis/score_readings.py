@@ -1,4 +1,4 @@
-"""The separation scores in plain words, with the thresholds at which the words change."""
+"""The separation scores in words, with the thresholds at which the words change."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["READINGS", "Reading"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a value means in words.
+    """What the value of a score means, in words.
 
     Parameters
     ----------
     best
-        Which side of the scale is better.
+        Whether high or low values are better.
     good, fair
         Values at least this good read as good, or as fair.
     sentences
-        What to say of a good, a fair and a poor value.
+        What a good, a fair and a poor value mean.
     """
 
     best: Literal["high", "low"]

@@ -1,4 +1,4 @@
-"""How well did the two latents come apart? Scores that need latents and labels, but no model."""
+"""How well the two latents separated: scores that need latents and labels, but no model."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ def score_latents(
 ) -> pd.DataFrame:
     r"""Score how well the background and the salient latent separated.
 
-    A good fit hides the condition in the background latent and shows it in the salient one, while
-    the labels (cell type, patient: whatever both conditions share) show in the background latent
-    and not in the salient one. Several treatments count as one: a cell is background or target.
+    In a good fit the condition is invisible in the background latent and visible in the salient
+    one, while labels that both conditions share (cell type, patient) are visible in the background
+    latent and not in the salient one. Several treatments count as one: a cell is background or
+    target.
 
     Parameters
     ----------
@@ -60,16 +61,16 @@ def score_latents(
     salient
         Salient latent of every cell, background cells included [cells, salient latents].
     condition
-        Condition of every cell [cells]. If it (or `labels`) is a Series, and a latent a data frame,
-        both indexed by cell, it is brought into the order of the latent.
+        Condition of every cell [cells]. If it (or `labels`) is a Series and a latent is a data
+        frame, both indexed by cell, it is brought into the order of the latent.
     labels
         Label of every cell [cells], shared by the conditions. Without labels only the condition is
-        scored; note that a latent which ignores the data altogether then mixes perfectly.
+        scored, and a latent that ignores the data altogether mixes perfectly.
     background_category
-        The value of `condition` that marks background cells, as it stands there or as text.
+        The value of `condition` that marks background cells, or its text.
     n_neighbors
-        Neighbours per cell, the cell itself not counted, for the mixing scores. Default 50; fewer
-        where the smaller side has no more cells than that.
+        Neighbours per cell, the cell itself not counted, for the mixing scores. Default 50, or
+        fewer if the smaller population has no more cells than that.
     seed
         Seed of the clusterings and of the cells drawn. Default 0.
 
@@ -78,37 +79,38 @@ def score_latents(
     pandas.DataFrame
         One row per score, 4 without labels and up to 8 with them: ``latent`` ("background" or
         "salient"), ``of`` ("condition" or "labels"), ``measure``, ``value``, ``best`` ("high" or
-        "low": which side is better) and ``reading``, the value in plain words. The words change at
+        "low": which is better) and ``reading``, the value in plain words. The words change at
         fixed thresholds, which are rules of thumb.
 
     Raises
     ------
     ValueError
-        If lengths differ, a latent is not a finite matrix, a condition or label is missing,
-        only one label is there, fewer than two background or two target cells, or no more cells
-        than `n_neighbors`.
+        If lengths differ, a latent is not a finite matrix, a condition or label is missing, there
+        is only one label, there are fewer than two background or two target cells, or no more
+        cells than `n_neighbors`.
 
     Notes
     -----
-    Scores of the condition are of equal numbers of background and target cells: of the larger side
-    as many are drawn as the smaller has, up to 5 times, and the mean is taken. Else a side with
-    many cells would look like a group of its own for lying more densely than the other.
+    The condition is scored on equal numbers of background and target cells: from the larger
+    population as many cells are drawn as the smaller one has, up to 5 times, and scores are
+    averaged. Otherwise the larger population would look like a separate group merely because it
+    lies more densely.
 
     *Mixing*: with :math:`p_{ic}` the share of class :math:`c` among the neighbours of cell
     :math:`i` and :math:`q_c` its share among all cells,
 
     .. math:: \frac{1}{N} \sum_i \sum_c p_{ic} \log p_{ic} \Big/ \sum_c q_c \log q_c ,
 
-    which is 1 where all neighbourhoods look like the whole and 0 where they hold one class each.
+    which is 1 where all neighbourhoods look like the whole and 0 where each holds one class.
 
     *Silhouette*: the mean over cells of :math:`(b - a) / \max(a, b)`, where :math:`a` is the mean
     distance to cells of the same class and :math:`b` that to the nearest other class, on at most
     3,000 cells drawn at random.
 
     *NMI* and *ARI*: normalised mutual information and adjusted Rand index between the labels and
-    k-means clusters, as many clusters as labels, 5 restarts, mean over 3 seeds. The NMI of labels
+    k-means clusters (as many as labels, 5 restarts, mean over 3 seeds). The NMI of labels
     in the salient latent uses target cells only, because the salient latent of a background cell
-    plays no part in the model; it is left out if the target cells have fewer than two labels.
+    is not used by the model; it is left out if the target cells have fewer than two labels.
 
     Examples
     --------
@@ -168,12 +170,12 @@ def score_labels(
     n_neighbors: int = 50,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Score how well one latent keeps labels apart, by the measures of :func:`score_latents`.
+    """Score how well one latent separates labels, by the measures of :func:`score_latents`.
 
     Parameters
     ----------
     latent
-        Latent of the cells that count [cells, latents].
+        Latent of the cells to score [cells, latents].
     labels
         Their labels [cells].
     n_neighbors
@@ -184,8 +186,9 @@ def score_labels(
     Returns
     -------
     dict
-        ``"NMI"``, ``"ARI"`` and ``"silhouette"`` (high where labels are apart), ``"mixing"`` (low).
-        All cells count; mixing exceeds 1 where large classes are in more places than small ones.
+        ``"NMI"``, ``"ARI"`` and ``"silhouette"`` (high where labels separate), ``"mixing"`` (low
+        where they do). All cells are used; mixing can exceed 1 where large classes are more
+        spread out than small ones.
 
     Raises
     ------
@@ -218,7 +221,7 @@ def label_mixing(
     *,
     n_neighbors: int = 50,
 ) -> float:
-    """Score how evenly labels mix in a latent: ``"mixing"`` of :func:`score_labels` alone.
+    """Score how evenly labels mix in a latent: only the ``"mixing"`` of :func:`score_labels`.
 
     Parameters
     ----------
@@ -235,14 +238,15 @@ def _condition_scores(
     latent: Latent, target: Codes, n_neighbors: int, seed: int
 ) -> dict[str, float]:
     """Mixing and silhouette of the condition, on as many background as target cells."""
-    sides = [np.flatnonzero(target == side) for side in (0, 1)]
-    fewest, most = sorted(map(len, sides))
-    # More neighbours than a side has cells would be of both sides however far apart these are.
+    populations = [np.flatnonzero(target == code) for code in (0, 1)]
+    fewest, most = sorted(map(len, populations))
+    # With more neighbours than a population has cells, neighbourhoods would hold cells of both,
+    # however far apart the two are.
     n_neighbors = max(1, min(n_neighbors, fewest - 1))
     rng = np.random.default_rng(seed)
     scores = []
     for _ in range(min(_BALANCED_DRAWS, -(-most // fewest))):
-        drawn = np.concatenate([rng.choice(side, fewest, replace=False) for side in sides])
+        drawn = np.concatenate([rng.choice(p, fewest, replace=False) for p in populations])
         some, codes = latent[drawn], target[drawn]
         scores.append((_mixing(some, codes, n_neighbors), _silhouette(some, codes, seed)))
     mixing, silhouette = np.mean(scores, axis=0)
@@ -267,7 +271,7 @@ def _label_rows(
 
 def _mixing(latent: Latent, codes: Codes, n_neighbors: int) -> float:
     """Mean entropy of the classes among each cell's neighbours, over their entropy overall."""
-    # Called without a query, scikit-learn leaves each cell itself out, even among duplicates.
+    # Called without points, kneighbors leaves each cell itself out, even among duplicates.
     neighbors = NearestNeighbors(n_neighbors=n_neighbors).fit(latent)
     nearest = codes[neighbors.kneighbors(return_distance=False)]  # [cells, neighbours]
     classes = np.arange(codes.max() + 1)
@@ -278,12 +282,12 @@ def _mixing(latent: Latent, codes: Codes, n_neighbors: int) -> float:
 
 def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Entropy in nats over the last axis, 0 log 0 being 0."""
-    # Subtracting from zero rather than negating: a pure neighbourhood reads 0.0, never -0.0.
+    # Subtracted from zero rather than negated, so that a pure neighbourhood gives 0.0, not -0.0.
     return np.asarray(0.0 - xlogy(shares, shares).sum(axis=-1))
 
 
 def _silhouette(latent: Latent, codes: Codes, seed: int) -> float:
-    """Mean silhouette on a sample of cells; on all where a sample might hold one class only."""
+    """Mean silhouette on a sample of cells, or on all if a sample might hold one class only."""
     n_cells = len(codes)
     n_sample = min(_SILHOUETTE_CELLS, n_cells)
     outside_largest = n_cells - np.bincount(codes).max()

@@ -1,4 +1,4 @@
-"""What every method of a model has at hand: its setup, its module, its data."""
+"""What all methods of a model share: its setup, its module, its data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NO_CELLS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 class ModelBase:
-    """State and small helpers shared by the mixins."""
+    """State of a model, and reading the cells that a method is asked about."""
 
     setup: Setup
     settings: dict[str, Any]
@@ -49,44 +49,44 @@ class ModelBase:
     adata: AnnData | None
     is_trained: bool
     _history: History
-    # Condition code and total count by cell name, when `train` was told the populations by
-    # indices. The total tells a cell from another of its name.
+    # Condition code and total count by cell name, if the populations were given to `train` as
+    # indices. The total count distinguishes cells of the same name.
     _conditions: pd.DataFrame | None = None
-    _told_untrained: bool = False
+    _warned_untrained: bool = False
 
     _trained_cells: TrainedCells | None = None  # of the last run of training
 
     @property
     def train_indices(self) -> NDArray[np.int64] | None:
-        """Cells that trained, sorted; ``None`` before training, or if `adata` is other data.
+        """Positions of the cells that trained, sorted; ``None`` before training.
 
-        Found by name, and checked by their total counts, in ``model.adata`` as it is now: it may
-        have lost cells since training, or have them in another order. ``None`` if it has cells that
-        were not there, such as renamed ones, and if names repeat.
+        They are found in ``model.adata`` by name and total count, so that it may have lost cells
+        since training, or have them in another order. ``None`` also if it holds cells that were not
+        there (renamed ones, say), or if names repeat.
         """
         found = self._cells_of_training()
         return None if found is None else found.train
 
     @property
     def validation_indices(self) -> NDArray[np.int64] | None:
-        """Cells that were held out, as `train_indices`."""
+        """Positions of the cells that were held out; see `train_indices`."""
         found = self._cells_of_training()
         return None if found is None else found.validation
 
     @property
     def test_indices(self) -> NDArray[np.int64] | None:
-        """Cells that were neither trained on nor held out, as `train_indices`."""
+        """Positions of the cells that neither trained nor were held out; see `train_indices`."""
         found = self._cells_of_training()
         return None if found is None else found.test
 
     @property
     def is_trained_(self) -> bool:
-        """The name scvi-tools has for `is_trained`."""
+        """The name of `is_trained` in scvi-tools."""
         return self.is_trained
 
     @property
     def device(self) -> torch.device:
-        """The device the model is on."""
+        """The device that the model is on."""
         return device_of(self.module)
 
     def to_device(self, device: str | int | torch.device) -> None:
@@ -101,16 +101,16 @@ class ModelBase:
     def prepare_query_anndata(self, adata: AnnData, *, fill_missing: bool = False) -> AnnData:
         """Return cells with exactly the model's genes, in its order, as a new AnnData.
 
-        Methods that take ``adata=`` bring genes into order by themselves; this is for data in
-        which some are missing.
+        Methods that take ``adata=`` reorder genes themselves; this is for data in which some genes
+        are missing.
 
         Parameters
         ----------
         adata
             Cells with the columns the model was set up with.
         fill_missing
-            Fill missing genes with zero counts. A zero is an observation to the model: fill in a
-            few genes, not many.
+            Fill missing genes with zero counts. Default: an error. The model takes a zero for an
+            observation, so fill in a few genes, not many.
 
         Returns
         -------
@@ -150,7 +150,7 @@ class ModelBase:
         return filled[:, self.genes].copy()
 
     def _cells_of_training(self) -> TrainedCells | None:
-        """Cells of the last run where they are in the model's data now; ``None`` if not known."""
+        """Cells of the last run, at their present positions; ``None`` if these are not known."""
         if self._trained_cells is None or self.adata is None:
             return self._trained_cells
         try:
@@ -194,7 +194,7 @@ class ModelBase:
         needed: NDArray[np.int64] | slice = slice(None),
         cells: NDArray[np.int64] | None = None,
     ) -> CellData:
-        """Read cells; their condition is the registered one, or the one `train` was told.
+        """Read cells; their condition is the registered one, or the one given to `train`.
 
         Parameters
         ----------
@@ -204,14 +204,14 @@ class ModelBase:
             Those whose condition must be a registered one; default all. Others of unknown condition
             are treated as target cells, so that both latents are available for them.
         cells
-            Those that are looked at; default all.
+            Those whose counts are read. Default: all.
 
         Raises
         ------
         ValueError
-            If a condition that is needed is none of those registered; the error lists these.
+            If a condition that is needed was not registered; the error lists those that were.
         """
-        self._tell_untrained()
+        self._warn_if_untrained()
         chosen = self._adata(adata)
         data = self._extract(chosen, cells)
         codes = self._condition_codes(chosen, data, cells)
@@ -223,21 +223,21 @@ class ModelBase:
             warn_of_unknown(codes[needed])
         return data.with_codes(np.where(codes < 0, BACKGROUND + 1, codes))
 
-    def _tell_untrained(self) -> None:
-        """Log, once, that there is nothing behind the numbers of an untrained model."""
-        if not (self.is_trained or self._told_untrained):
-            self._told_untrained = True
+    def _warn_if_untrained(self) -> None:
+        """Log, once, that the results of an untrained model mean nothing."""
+        if not (self.is_trained or self._warned_untrained):
+            self._warned_untrained = True
             logger.warning(
-                "This model has not been trained: what it says comes of random weights. Call "
+                "This model has not been trained: its results are those of random weights. Call "
                 "train() first."
             )
 
     def _condition_codes(
         self, adata: AnnData, data: CellData, cells: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64] | None:
-        """Condition code per cell, -1 where it is not known; ``None`` if it is of no cell.
+        """Condition code per cell, -1 where unknown; ``None`` if it is known of no cell.
 
-        Where the conditions are those `train` was told, they are looked up for `cells` only.
+        Conditions that were given to `train` are looked up for `cells` only.
         """
         codes = self.setup.condition_codes(adata)
         if codes is not None or self._conditions is None or not adata.obs_names.is_unique:
@@ -264,7 +264,7 @@ class ModelBase:
         *,
         need_condition: bool = True,
     ) -> Query:
-        """Return a question about the cells asked for; how they are decoded is left open."""
+        """Return a question about the cells asked for, with the default decoding."""
         chosen, data, cells = self._cells(adata, indices, need_condition=need_condition)
         return Query(self.module, data, cells, batch_size, obs_names=chosen.obs_names)
 
@@ -274,7 +274,7 @@ class ModelBase:
         indices: ArrayLike | None,
         batch_size: int | None = None,
     ) -> Query:
-        """Return a question as :meth:`_query`, which must be about at least one cell."""
+        """Return a question as :meth:`_query` does, about at least one cell."""
         query = self._query(adata, indices, batch_size)
         if not len(query):
             msg = "indices selects no cells: there is nothing to look at."

@@ -40,14 +40,15 @@ def compare_models(
 ) -> Comparison:
     r"""Compare fitted models by their log-likelihood of the same cells, higher being better.
 
-    With what cells share (decoder, dispersions, learned priors) as it was learned, it estimates
+    With the parameters that cells share (decoder, dispersions, learned priors) as learned, it
+    estimates
 
     .. math:: \log p(x_n) = \log \int p(x_n \mid z, s, l)\, p(z)\, p(s)\, p(l)\, dz\, ds\, dl
 
-    from draws of the guide. The latents are of one cell each, so that this is also its
-    leave-one-out predictive density given those shared parameters (Vehtari, Gelman & Gabry 2017):
-    with the cell left out, its latents have their prior. (``arviz.loo`` on draws of the posterior
-    estimates the same by weights :math:`1 / p(x \mid z, s, l)`, which fail in that many
+    from draws of the guide. Latents belong to one cell each, so that this is also the leave-one-out
+    predictive density of the cell given the shared parameters (Vehtari, Gelman & Gabry 2017): with
+    the cell left out, its latents have their prior. (``arviz.loo`` on draws of the posterior
+    estimates the same with weights :math:`1 / p(x \mid z, s, l)`, which fail in this many
     dimensions.) Parameters with a prior, such as a `dispersion_prior`, are averaged over their
     posterior.
 
@@ -56,23 +57,23 @@ def compare_models(
     models
         Two or more by name, fitted to the same data: genes, layer and cells.
     adata
-        The cells; default those the first model was made with.
+        The cells. Default: those the first model was made with.
     indices
         Which of them, as indices or boolean mask. Default: those that none of the models was
-        trained on, by name: data may have lost cells since training, or have them in another
-        order, but not have renamed ones.
+        trained on. They are found by name, so that data may have lost cells since training or have
+        them in another order, but not have renamed ones.
     n_samples
         Posterior draws per cell, at least 25. Default 500.
     batch_size
-        Cells at a time; default 64 (memory is 50 draws x cells x genes).
+        Cells at a time. Default 64 (memory is 50 draws x cells x genes).
     local_steps
-        Fit the posterior to each cell by so many steps, from where the encoder puts it, before it
-        is drawn from; 100 are enough. Default 0: draw from the encoder's. The integral is the same,
-        its estimate better: try it where k is high.
+        Steps by which the posterior is fitted to each cell, starting at the encoder's, before draws
+        are made from it; 100 are enough. Default 0: draw from the encoder's. The integral is the
+        same but its estimate is better: try it where k is high.
     seed
         Seed of the draws. Default 0.
     silent
-        Show no progress bar, however long it takes.
+        Show no progress bar.
 
     Returns
     -------
@@ -82,31 +83,31 @@ def compare_models(
         * ``elpd_psis``: sum over cells of log p(x), from Pareto-smoothed weights; ``se``: its
           standard error, as if the cells were drawn anew;
         * ``elpd_diff``, ``diff_se``: difference from the best model and its standard error, paired
-          by cell. It is this one, not the overlap of ``se``, that tells models apart;
-        * ``elpd_iw``: the sum without smoothing; ``monte_carlo_se``: what it would change by with
-          other draws;
+          by cell. Judge models by these, not by the overlap of ``se``;
+        * ``elpd_iw``: the sum without smoothing; ``monte_carlo_se``: its standard error over
+          draws;
         * ``per_cell``, ``n_cells``; ``median_k``, ``share_high_k``, ``k_threshold``,
           ``reliable``: whether importance sampling succeeded, see
           :func:`~pyro_contrastive.analysis.pareto.k_threshold` (unreliable: in more than 5 % of
           the cells k is above it);
-        * ``n_trained_on``: how many of the cells the model has seen in training, missing where
-          that is not known (after loading); ``reading``: all of this in words.
+        * ``n_trained_on``: how many of the cells the model was trained on, missing where that is
+          not known (after loading); ``reading``: all of this in words.
 
         ``cells`` has the estimates and k of every cell and model.
 
     Raises
     ------
     ValueError
-        If there are fewer than two models, or none of their cells was held out by all of them; if
-        they describe different genes or numbers (counts and their logarithms, say), or one gives
-        the data a probability and another a density: no such difference means anything.
+        If there are fewer than two models, no cell was held out by all of them, they describe
+        different genes or numbers (counts and their logarithms, say), or one gives the data a
+        probability and another a density, so that a difference would mean nothing.
 
     Warns
     -----
     UserWarning
         If fewer than half of the cells that each model held out were held out by all.
-        If some models are told the library size and others infer it. The former are given the
-        total of the very cell they predict, which favours them.
+        If some models observe the library size and others infer it: the former are given the total
+        count of the cell they predict, which favours them.
     """
     if not isinstance(models, Mapping):
         msg = "compare_models takes the models by name, as {name: model}."  # type: ignore[unreachable]  # untyped callers
@@ -167,30 +168,30 @@ def _by_cell(estimates: Mapping[str, CellEstimates], names: pd.Index) -> pd.Data
 
 
 def _note(n_seen: int | None) -> str:
-    """Say what training may have done to an estimate."""
+    """Say whether training has biased an estimate."""
     if n_seen is None:
         return "It is not known whether it was trained on these cells."
-    return f"It was trained on {n_seen} of these cells, which flatters it." if n_seen else ""
+    return f"It was trained on {n_seen} of these cells, which favours it." if n_seen else ""
 
 
 def _check_measures(models: Mapping[str, ModelBase]) -> None:
-    """Refuse to compare probabilities with densities; say if totals are given to some only."""
+    """Refuse to compare probabilities with densities; warn if only some are given totals."""
     discrete = {n: m.module.model.likelihood.support.is_discrete for n, m in models.items()}
     if len(set(discrete.values())) > 1:
         counts = [name for name, is_discrete in discrete.items() if is_discrete]
         others = [name for name, is_discrete in discrete.items() if not is_discrete]
         msg = (
             f"{counts} give counts a probability, {others} give numbers a density: the two have "
-            "different units, and their difference means nothing. Compare models of counts with "
-            "models of counts."
+            "different units, so that their difference means nothing. Compare models of counts "
+            "with models of counts."
         )
         raise ValueError(msg)
-    told = {n: m.module.use_observed_lib_size for n, m in models.items() if _uses_library(m)}
-    if len(set(told.values())) > 1:
-        given = [name for name, is_told in told.items() if is_told]
+    observed = {n: m.module.use_observed_lib_size for n, m in models.items() if _uses_library(m)}
+    if len(set(observed.values())) > 1:
+        given = [name for name, is_observed in observed.items() if is_observed]
         warnings.warn(
-            f"{given} are told the total count of each cell they predict, the other models infer "
-            "it: the comparison favours those that are told. Use the same use_observed_lib_size.",
+            f"{given} are given the total count of each cell they predict, the other models infer "
+            "it, so that the comparison favours the former. Use the same use_observed_lib_size.",
             UserWarning,
             stacklevel=3,
         )
@@ -210,8 +211,8 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
             n_only = len(set(model.genes) ^ set(reference.genes))
             msg = (
                 f"{first!r} and {name!r} describe different genes ({n_only} are in one of them "
-                "only): a likelihood of more genes is lower for no fault of the model. Fit both to "
-                "the same genes."
+                "only): the likelihood of more genes is lower whatever the model. Fit both to the "
+                "same genes."
             )
             raise ValueError(msg)
         own = csr_matrix(data[name].rows())[:, np.argsort(np.asarray(model.genes))]
@@ -226,7 +227,7 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
 
 
 def _trained_on(model: ModelBase, adata: AnnData, data: CellData) -> NDArray[np.int64] | None:
-    """Which of these cells the model was trained on, by name; ``None`` where it is not known."""
+    """Which of these cells the model was trained on, by name; ``None`` if it is not known."""
     if model.adata is adata:
         return model.train_indices
     trained, own = model._trained_cells, model.adata
@@ -242,22 +243,22 @@ def _check_data_of_training(
     adata: AnnData,
     seen: Mapping[str, NDArray[np.int64] | None],
 ) -> None:
-    """Refuse to look for held-out cells in data that changed since a model was trained on them."""
+    """Refuse to look for held-out cells in data that changed since training."""
     changed = [
         name for name, model in models.items() if seen[name] is None and _knows_names(model, adata)
     ]
     if changed:
         msg = (
-            f"The data changed since {changed} were trained on them: by name and total count some "
-            "of these cells were not there (they were added, renamed, or given other counts), or "
-            "names repeat. So it is not known which cells were held out. Give the data as they "
-            "were in training, adata=, or indices= of cells that were held out from all models."
+            f"The data changed since {changed} were trained on them: some cells are new by name "
+            "and total count (they were added, renamed, or given other counts), or names repeat. "
+            "So it is not known which cells were held out. Give adata= as in training, or indices= "
+            "of cells that were held out from all models."
         )
         raise ValueError(msg)
 
 
 def _knows_names(model: ModelBase, adata: AnnData) -> bool:
-    """Tell whether a model knows which cells trained, if not where they are in these data."""
+    """Tell whether a model knows which cells trained, even if not their place in these data."""
     trained = model._trained_cells
     return trained is not None and (model.adata is adata or trained.names is not None)
 

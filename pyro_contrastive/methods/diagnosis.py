@@ -120,7 +120,11 @@ class DiagnosisMethods(ModelBase):
         'bad'
         """
         # scikit-learn takes a second to import.
-        from pyro_contrastive.analysis.diagnosis import findings, measure  # noqa: PLC0415
+        from pyro_contrastive.analysis.diagnosis import (  # noqa: PLC0415
+            findings,
+            measure,
+            posterior_findings,
+        )
 
         _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
         query = self._query_of_some(adata, indices)
@@ -145,12 +149,12 @@ class DiagnosisMethods(ModelBase):
             compared = self.posterior_accuracy(
                 adata, np.sort(some[:nuts_cells]), seed=seed, silent=silent
             )
-            rows += findings.accuracy_findings(compared)
+            rows += posterior_findings.accuracy_findings(compared)
         if calibration_cells:
             ranked = self.simulation_based_calibration(
                 adata, query.cells, calibration_cells, seed=seed, silent=silent
             )
-            rows.append(findings.calibration_finding(ranked))
+            rows.append(posterior_findings.calibration_finding(ranked))
         return findings.as_table(rows)
 
     def pareto_k(

@@ -57,39 +57,35 @@ class DifferentialMethods(ModelBase):
 
         Parameters
         ----------
-        adata
-            Cells with the model's genes and covariates; default those the model was made with.
+        adata, batch_size, silent, seed
+            Which cells, how many at a time, no progress bar, seed: *shared arguments* of
+            :class:`~pyro_contrastive.ContrastiveVI`.
         groupby, group1, group2
-            Column of ``adata.obs``; the groups to compare, one after the other (default all); and
-            what with (default: all other cells). Groups as they stand in the column, or as text.
+            Column of ``adata.obs``; a group or several, each compared in turn (default: all); and
+            the group they are compared with (default: all other cells). Groups are values of the
+            column, or their text.
         idx1, idx2
             Instead of `groupby`: two groups of cells, each a mask, indices or a query of
-            ``adata.obs``; the second is by default all cells that are not in the first.
+            ``adata.obs``. The second is by default all cells that are not in the first.
         mode
-            ``"change"``: probability that the log2 fold change is beyond `delta`. ``"vanilla"``:
-            probability that expression is higher in the first group.
+            ``"change"`` (default): probability that the log2 fold change is beyond `delta`.
+            ``"vanilla"``: probability that expression is higher in the first group.
         delta
-            Smallest log2 fold change of interest; ``None``: estimated from all genes.
-        batch_size
-            Cells decoded at a time; default 1,024.
+            Smallest log2 fold change of interest. Default 0.25; ``None``: estimated from all genes.
         all_stats
-            Add means and proportions of the raw counts (``raw_normalized_mean`` only where the
-            likelihood has a library size).
+            Add means and proportions of the raw counts (default); ``raw_normalized_mean`` only if
+            the likelihood has a library size.
         batch_correction
-            Decode both groups under the same batches, rather than each cell under its own.
+            Decode both groups under the same batches. Default: each cell under its own.
         batchid1, batchid2
-            Batches to decode each group under, with `batch_correction`; default all.
+            Batches to decode each group under, with `batch_correction`. Default: all.
         fdr_target
-            Expected proportion of false discoveries among the genes tagged.
-        silent
-            Show no progress bar, however long it takes.
+            Expected proportion of false discoveries among the tagged genes. Default 0.05.
         target_idx
             Which cells are target cells, as a mask, indices or a query. Default: by their
             condition.
         n_samples
-            Posterior draws averaged for each drawn cell.
-        seed
-            Seed of all draws; default torch's global state.
+            Posterior draws averaged for each drawn cell. Default 1.
         **kwargs
             See :class:`~pyro_contrastive.analysis.differential_settings.DifferentialSettings`:
             ``n_samples_overall``, ``use_permutation``, ``pseudocounts`` ...
@@ -104,19 +100,18 @@ class DifferentialMethods(ModelBase):
         ------
         KeyError, ValueError, TypeError
             If a column, group or batch is unknown, a group is empty, groups overlap, an argument
-            cannot be honoured, or it is not known which cells are target cells.
+            has no effect, or it is not known which cells are target cells.
 
         Notes
         -----
-        What is compared are single cells drawn from the two groups, not means of the groups: a gene
-        is tagged if nearly all pairs of them differ by more than `delta`. So the tags are few but
-        nearly always right; fewest where groups hold several cell types, whose differences are in
-        every pair. Compare cells of one type with each other, and average over the noise of the
-        posterior with ``n_samples=25``, to find more; or compare each treated cell with itself
-        without its salient latent, by :meth:`get_treatment_effect`. With many cells in each group
-        (from about 75, in simulations) a t-test finds more changes of the mean; with few, it finds
-        less than this does.
-        (``benchmarks/differential_truth.py``)
+        Single cells drawn from the two groups are compared, not means of the groups: a gene is
+        tagged if nearly all pairs of cells differ by more than `delta`. So few genes are tagged,
+        nearly all of them rightly, and fewest where groups hold several cell types, whose
+        differences are in every pair. To find more, compare cells of one type with each other and
+        average over the noise of the posterior with ``n_samples=25``; or compare each treated cell
+        with itself without its salient latent, by :meth:`get_treatment_effect`. With about 75 cells
+        or more in each group a t-test finds more changes of the mean in simulations, with fewer
+        cells it finds less (``benchmarks/differential_truth.py``).
         """
         _refuse_unknown(kwargs)
         settings = DifferentialSettings(
@@ -153,7 +148,7 @@ class DifferentialMethods(ModelBase):
             return differential_expression(query, pairs, self.genes, settings, batches=batches)
 
     def _check_conditions_known(self, adata: AnnData | None, cells: NDArray[np.int64]) -> None:
-        """Refuse cells of which `train` was not told whether they are target cells."""
+        """Refuse cells that were not given to `train` as background or target cells."""
         if self.setup.condition_key is not None or self._conditions is None:
             return
         chosen = self._adata(adata)
@@ -181,7 +176,7 @@ def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
 def _all_as_targets(data: CellData) -> CellData:
     """Take every cell for a target cell, as an untrained model of scvi-tools does."""
     warnings.warn(
-        "The model is untrained, and knows no background cells: all are decoded with their salient "
+        "The model is untrained and knows no background cells: all are decoded with their salient "
         "latent, and the result means nothing. Train the model first.",
         UserWarning,
         stacklevel=3,

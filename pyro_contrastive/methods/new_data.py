@@ -1,4 +1,4 @@
-"""Whether cells of other data can be what a method needs: their genes, and their conditions."""
+"""Checks of data other than the model's own: genes that are missing, unknown conditions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pyro_contrastive.data.setup import Setup
 
 
 def check_filled(missing: list[str], genes: list[str], adata: AnnData) -> None:
-    """Refuse to fill in all genes, and warn where it is most of them.
+    """Refuse to fill in all genes, and warn if most of them are filled in.
 
     Raises
     ------
     ValueError
-        If no gene is there.
+        If no gene of the model is there.
     """
-    found = f"gene names there are such as {list(adata.var_names[:3])}, here {genes[:3]}"
+    found = f"its gene names are like {list(adata.var_names[:3])}, the model's like {genes[:3]}"
     if len(missing) == len(genes):
         msg = f"This AnnData has none of the model's {len(genes)} genes: {found}."
         raise ValueError(msg)
@@ -35,14 +35,14 @@ def check_filled(missing: list[str], genes: list[str], adata: AnnData) -> None:
 
 
 def warn_of_unknown(codes: NDArray[np.int64]) -> None:
-    """Warn of cells that `train` was not told of, where it matters whether a cell was treated."""
+    """Warn of cells that were not given to `train`, where their condition matters."""
     n_unknown = int((codes < 0).sum())
     if n_unknown:
         warnings.warn(
             f"{n_unknown} of these cells were neither background nor target when the model was "
             "trained (cells are known by name and total count). They are taken for target cells, "
             "with a salient latent, as in scvi-tools; background cells among them would be decoded "
-            "wrongly. Set the data up with condition_key= and background= to have it told by cell.",
+            "wrongly. To avoid this, set the data up with condition_key= and background=.",
             UserWarning,
             stacklevel=5,
         )
@@ -51,7 +51,7 @@ def warn_of_unknown(codes: NDArray[np.int64]) -> None:
 def check_conditions(
     obs: pd.DataFrame, codes: NDArray[np.int64], needed: NDArray[np.int64] | slice, setup: Setup
 ) -> None:
-    """Refuse cells of no registered condition, where it matters whether a cell was treated."""
+    """Refuse cells of unregistered conditions, where their condition matters."""
     unknown = codes[needed] < 0
     if not unknown.any():
         return
@@ -66,6 +66,6 @@ def check_conditions(
     msg = (
         f"{int(unknown.sum())} of these cells have no condition the model was set up with: {found}."
         f" Known are {list(setup.conditions)}.{hint} It decides whether a cell is decoded with its "
-        "salient latent; latents and library sizes can be had without."
+        "salient latent; latents and library sizes are available without."
     )
     raise ValueError(msg)

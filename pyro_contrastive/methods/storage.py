@@ -121,7 +121,7 @@ class StorageMethods(ModelBase):
         dir_path
             The folder.
         prefix
-            Must be ``None``: a model has a folder of its own.
+            Must be ``None``: every model has its own folder.
 
         Raises
         ------
@@ -167,11 +167,11 @@ class StorageMethods(ModelBase):
         Parameters
         ----------
         dir_path
-            The folder. It appears complete or not at all.
+            The folder. It is written completely or not at all.
         prefix
-            Must be ``None``: a model has a folder of its own.
+            Must be ``None``: every model has its own folder.
         overwrite
-            Replace a folder that is there.
+            Replace an existing folder. Default: an error.
         save_anndata
             Add the AnnData, as ``adata.h5ad``.
         **anndata_write_kwargs
@@ -180,10 +180,10 @@ class StorageMethods(ModelBase):
         Raises
         ------
         FileExistsError
-            If the folder is there and `overwrite` is not set, or it holds other files too.
+            If the folder exists and `overwrite` is not set, or it holds other files too.
         TypeError
-            If ``module.objective`` was replaced by one that cannot be saved, or an argument is none
-            of ``AnnData.write_h5ad``.
+            If ``module.objective`` was replaced by one that cannot be saved, or an argument is not
+            one of ``AnnData.write_h5ad``.
         """
         refuse_prefix(prefix)
         _check_write_kwargs(anndata_write_kwargs, save_anndata=save_anndata)
@@ -224,17 +224,17 @@ class StorageMethods(ModelBase):
         dir_path
             The folder.
         adata
-            Data for the model; default the saved ones, if they were saved. Without any, give
-            ``adata=`` to the methods that need data.
+            Data for the model. Default: the saved ones, if they were saved. Without data, give
+            ``adata=`` to the methods that need them.
         accelerator, device
-            Where to: ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"gpu"`` or ``"cuda"``; and
-            the number of the device.
+            Where to load it: ``"auto"`` (default: CUDA if there is one), ``"cpu"``, ``"gpu"`` or
+            ``"cuda"``; and the number of the device.
         prefix
-            Must be ``None``: a model has a folder of its own.
+            Must be ``None``: every model has its own folder.
         likelihood, background_prior, salient_prior, library_prior, dispersion_prior, penalties
-            Components of your own, made with the arguments they had, instead of what the folder
-            names. A folder can only name the library's own components, and loading it runs no code
-            that its files name; so components of your own must be given.
+            Your own components, made with the arguments they had. A folder can only name components
+            of this library, and loading it runs no code that its files name, so that your own
+            components must be given.
 
         Raises
         ------
@@ -266,9 +266,9 @@ class StorageMethods(ModelBase):
         """Read a model of scvi-tools' ContrastiveVI (versions 1.1 to 1.5): same latents, here.
 
         Nothing that a file names is imported or run: a few functions of this library rebuild its
-        tensors and dicts, NumPy and pandas objects become inert, and anything else is refused. What
-        scvi-tools registers but its model is not told of (further covariates, size factors) is left
-        out. The objective is the one with analytic KL divergences, as in scvi-tools.
+        tensors and dicts, NumPy and pandas objects become inert, and anything else is refused.
+        Further covariates and size factors, which scvi-tools registers but its model does not use,
+        are left out. The objective has analytic KL divergences, as in scvi-tools.
 
         Parameters
         ----------
@@ -293,15 +293,15 @@ class StorageMethods(ModelBase):
     ) -> Self:
         model = cls.__new__(cls)
         try:
-            # Starting values, to be replaced: they must not cost random numbers.
+            # Starting values are replaced below: drawing them must not advance the random state.
             with seeded(0), as_large_as(saved.weights):
                 parts = saved.make_components(given) | saved.library_moments()
                 model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
         except (KeyError, TypeError, AttributeError) as error:
             if any(part is not None for part in given.values()):
-                raise  # which may be about what was given
+                raise  # the error may be about what was given
             msg = (
-                "No model can be made of the saved settings, which were changed after they were "
+                "No model can be made from the saved settings, which were changed after they were "
                 f"saved ({type(error).__name__}: {error})."
             )
             raise ValueError(msg) from error
@@ -316,17 +316,17 @@ class StorageMethods(ModelBase):
         if trained is not None and (adata is None or trained.are_of(adata.obs_names)):
             model._trained_cells = trained
         if adata is not None:
-            model._extract(adata)  # says what differs, now
+            model._extract(adata)  # raises now if the data differ
         return model
 
 
 def _check_write_kwargs(given: Mapping[str, Any], *, save_anndata: bool) -> None:
-    """Refuse what would have no effect, before anything is written."""
+    """Refuse arguments that would have no effect, before anything is written."""
     known = inspect.signature(AnnData.write_h5ad).parameters
     unknown = sorted(set(given) - set(known) | set(given) & {"self", "filename"})
     if unknown:
         msg = f"save() got unexpected arguments: {unknown}."
         raise TypeError(msg)
     if given and not save_anndata:
-        msg = f"{sorted(given)} are about the AnnData, which save_anndata=True adds."
+        msg = f"{sorted(given)} have no effect without save_anndata=True."
         raise TypeError(msg)

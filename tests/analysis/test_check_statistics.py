@@ -242,7 +242,11 @@ def test_functions_of_the_user():
         ([len], TypeError, "must be a dict"),
         ({"f": 3}, TypeError, "'f' must be a function of counts, not int"),
         ({"f": lambda x: x}, ValueError, r"returns shape \[4, 3\] for a matrix of 4 cells and 3"),
-        ({"f": lambda x: x.sum(1) - x.mean()}, ValueError, "another value when other cells are"),
+        (
+            {"f": lambda x: x.sum(1) - x.mean()},
+            ValueError,
+            "another value when it is called with other cells",
+        ),
         ({"f": Statistic(lambda x: x.sum(1), per="gene")}, ValueError, r"must return shape \[3\]"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_good_model_gets_good_marks() -> None:
         (
             {"salient_nats": 0.1, "penalties": {"Wasserstein": 100.0}},
             "bad",
-            "One blob.*decoder makes nothing of s.*has not found it",
+            "One blob.*decoder ignores s.*has not found it",
             "lower the weight of Wasserstein",
         ),
         (
@@ -89,7 +89,7 @@ def test_a_good_model_gets_good_marks() -> None:
             {"condition_in_s": probe_of(0.1)},
             "look",
             "background cells lie among the treated ones",
-            "map the treated cells alone; add wasserstein_penalty=1",
+            "map only the treated cells; add wasserstein_penalty=1",
         ),
         (
             {"condition_in_s": probe_of(0.5)},

@@ -15,9 +15,12 @@ import pytest
 from diagnosis_helpers import GOOD, probe_of, table_of, usage
 
 from pyro_contrastive.analysis.calibration import Calibration
-from pyro_contrastive.analysis.diagnosis.findings import accuracy_findings, calibration_finding
 from pyro_contrastive.analysis.diagnosis.measure import balanced_sample
 from pyro_contrastive.analysis.diagnosis.measurements import Structure
+from pyro_contrastive.analysis.diagnosis.posterior_findings import (
+    accuracy_findings,
+    calibration_finding,
+)
 from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
 from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 from pyro_contrastive.analysis.score_readings import READINGS, Reading
@@ -110,9 +113,22 @@ def test_five_epochs_are_enough_to_say_whether_training_has_settled() -> None:
     assert "training" in table_of(elbo=np.linspace(5, 1, 5)).index
 
 
+@pytest.mark.parametrize(
+    ("nats", "words"),
+    [
+        (3.0, "s adds 3.0 nats"),
+        (0.05, "s adds only 0.1 nats"),
+        (0.049, "s adds no measurable log-likelihood"),
+        (-0.5, "s adds no measurable log-likelihood"),
+    ],
+)
+def test_a_loss_without_s_is_not_given_with_a_minus_sign(nats: float, words: str) -> None:
+    assert words in table_of(salient_nats=nats).loc["use of the salient latent", "reading"]
+
+
 def test_all_dimensions_used_and_some_to_spare_read_differently() -> None:
     row = "unused background dimensions"
-    assert "None is to spare" in table_of(usage=usage(n_z=4)).loc[row, "reading"]
+    assert "All 4 dimensions" in table_of(usage=usage(n_z=4)).loc[row, "reading"]
     assert "do no harm" in table_of(usage=usage(n_z=3)).loc[row, "reading"]
 
 
@@ -129,7 +145,7 @@ def test_all_dimensions_used_and_some_to_spare_read_differently() -> None:
         ({"structure": Structure(0.101, 2)}, "No blob"),
         ({"condition_in_s": probe_of(0.1), "structure": Structure(0.1, 2)}, "all look alike"),
         ({"condition_in_s": probe_of(0.1), "structure": Structure(0.101, 2)}, "about 2 groups"),
-        ({"shared_in_s": {"type": probe_of(0.6)}}, "tells treated from background cells, and"),
+        ({"shared_in_s": {"type": probe_of(0.6)}}, "separates treated from background cells, and"),
         ({"shared_in_s": {"type": probe_of(0.601)}}, "these follow type"),
         ({"salient_nats": 0.1, "condition_in_x": probe_of(0.2)}, "nothing salient to find"),
         ({"salient_nats": 0.1, "condition_in_x": probe_of(0.201)}, "has not found it"),
@@ -186,7 +202,7 @@ def test_a_narrow_posterior_is_called_narrow_and_a_wide_one_wide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_failing", "n_uniform", "verdict"), [(0, 3, "good"), (1, 1, "look"), (2, 1, "bad")]
+    ("n_failing", "n_uniform", "verdict"), [(0, 3, "good"), (1, 1, "look"), (51, 50, "bad")]
 )
 def test_calibration_is_bad_where_most_quantities_fail(
     n_failing: int, n_uniform: int, verdict: str

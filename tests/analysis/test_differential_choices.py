@@ -99,7 +99,7 @@ def test_query_of_repeated_names_takes_rows_not_names():
 
 WRONG_GROUPS = {
     "Which cells are to be compared": {},
-    "idx1 already; groupby and group2 cannot": {"idx1": [0], "groupby": "n", "group2": 1},
+    "already chosen by idx1; groupby and group2 cannot": {"idx1": [0], "groupby": "n", "group2": 1},
     "give idx1 too": {"idx2": [0]},
     r"Give groupby= \(a column": {"group1": "a"},
     r"idx1 selects no cells\.": {"idx1": "n > 9"},
@@ -162,7 +162,7 @@ def test_batches_to_decode():
         (r"batchid1 holds unknown batches \['x'\]; the batches are \['p'", "pq", {"batchid1": "x"}),
         ("batchid2 is empty", "pq", {"batchid2": []}),
         (r"share \['p'\] but are not the same", "pqr", {"batchid1": "pq", "batchid2": ["p", "r"]}),
-        (r"share \['p'\] but are not the same \(left out", "pqr", {"batchid1": "p"}),
+        (r"share \['p'\] but are not the same \(by default", "pqr", {"batchid1": "p"}),
     ],
 )
 def test_batches_that_make_no_sense_are_refused(message, categories, kwargs):

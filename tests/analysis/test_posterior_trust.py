@@ -21,7 +21,7 @@ from pyro_contrastive import CellBatch, Poisson
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.calibration import Calibration, calibrate, rank_histogram
 from pyro_contrastive.analysis.comparison import estimate
-from pyro_contrastive.analysis.diagnosis.findings import calibration_finding
+from pyro_contrastive.analysis.diagnosis.posterior_findings import calibration_finding
 from pyro_contrastive.analysis.likelihood import all_log_weights, log_weights_of_cells
 from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts
@@ -229,12 +229,14 @@ def test_what_too_few_simulated_cells_have_is_not_tested_and_the_rest_is() -> No
     assert table.index[table["uniform"].isna()].tolist() == ["s1", "s2"]
     assert (
         table.loc["s1", "reading"]
-        == "Not tested: 4 simulated cells have it, 10 at least are needed."
+        == "Not tested: only 4 simulated cells have it, at least 10 are needed."
     )
     assert table.loc["z1", "p_adjusted"] == pytest.approx(min(1.0, 4 * table.loc["z1", "p_value"]))
     assert "all 4 quantities are uniform" in calibration_finding(found).reading
     assert len(plot_ranks(found)) == 4
-    with pytest.raises(ValueError, match=r"ranks of \['s1'\] to draw; available: \['z1', 'z2'"):
+    with pytest.raises(
+        ValueError, match=r"too few ranks of \['s1'\] to draw; available: \['z1', 'z2'"
+    ):
         plot_ranks(found, ["z1", "s1"])
 
 

@@ -235,7 +235,7 @@ def test_a_configuration_nested_too_deep_is_refused(folder):
 )
 def test_settings_that_make_no_model_are_refused(folder, path, value):
     change(folder, lambda config: reach(config, path, value))
-    with pytest.raises(ValueError, match=r"No model can be made of the saved settings"):
+    with pytest.raises(ValueError, match=r"No model can be made from the saved settings"):
         ContrastiveVI.load(folder)
 
 

@@ -1,6 +1,6 @@
 """The diagnostics in plain words: a verdict, what the value means, and what to try.
 
-Every threshold is a rule of thumb, set where the words would change, and justified where it stands.
+Every threshold is a rule of thumb, and explained where it is defined.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from pyro_contrastive.analysis.calibration import Calibration
 from pyro_contrastive.analysis.diagnosis.measurements import (
     CLEARLY_PREDICTABLE,
     NATS_USED,
@@ -28,34 +27,33 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
 )
 from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
 from pyro_contrastive.analysis.pareto import k_threshold
-from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 
-__all__ = ["UNTRAINED", "accuracy_findings", "as_table", "calibration_finding", "findings"]
+__all__ = ["UNTRAINED", "as_table", "findings"]
 
 EXPECTED_IN_S = 0.3
-"""Excess of a probe up to which treated cells are called not arranged by a label they share."""
+"""Excess of a probe up to which treated cells are not called arranged by a label they share."""
 LOOSE, VERY_LOOSE = 0.25, 1.0
-"""Nats between ELBO and log p(x) per latent dimension: at 0.25 a normal posterior has its scale
+"""Nats between ELBO and log p(x) per latent dimension. At 0.25 the scale of a normal posterior is
 wrong by a factor of 1.7, or its mean by 0.7 standard deviations; at 1 by 3.4, or 1.4."""
 STILL_FALLING, WORSE = 0.01, 0.03
-"""Share of the whole fall of the negative ELBO that the last tenth of the epochs still added, and
-by which it has risen again since its minimum."""
+"""Shares of the whole fall of the negative ELBO: above the first, brought by the last tenth of the
+epochs, it is still falling; above the second, risen since the minimum, it has got worse."""
 
-MANY_QUANTITIES = 0.5
-"""Share of quantities with ranks that are not uniform above which the calibration is bad: most."""
+MEASURABLE = 0.05
+"""Nats that show in a number with one digit; with fewer, or a loss, s is said to add nothing."""
 
 UNTRAINED = Finding(
     "training",
     0.0,
     "bad",
     "The model has not been trained by train(): unless you trained its module yourself, everything "
-    "here is of random weights.",
+    "here is about random weights.",
     "train()",
 )
 
 
 def findings(measured: Measurements) -> list[Finding]:
-    """Put everything that was measured in words; the salient latent comes first."""
+    """Put all measurements in words; the salient latent comes first."""
     rows = [
         salient_map(measured),
         _salient_use(measured),
@@ -99,11 +97,14 @@ def _score(found: Probe) -> str:
 def _salient_use(measured: Measurements) -> Finding:
     nats = measured.salient_nats
     if nats >= 3 * NATS_USED:
-        reading = f"Without s a treated cell would lose {nats:.1f} nats: the decoder relies on it."
+        reading = (
+            f"s adds {nats:.1f} nats to a treated cell's log-likelihood: the decoder relies on it."
+        )
         return Finding("use of the salient latent", nats, "good", reading)
-    reading = (
-        f"Without s a treated cell would lose {nats:.1f} nats only: the decoder hardly uses it."
-    )
+    reading = "s adds no measurable log-likelihood to a treated cell: the decoder does not use it."
+    if nats >= MEASURABLE:
+        adds = f"s adds only {nats:.1f} nats to a treated cell's log-likelihood"
+        reading = f"{adds}: the decoder hardly uses it."
     verdict: Verdict = "look" if nats >= NATS_USED else "bad"
     return Finding("use of the salient latent", nats, verdict, reading, "see the salient map")
 
@@ -114,14 +115,14 @@ def _dimensions(measured: Measurements, latent: str) -> Finding:
     name = f"unused {latent} dimensions"
     size = f"n_{latent}_latent"
     if used == 0:
-        reading = f"None of {total} dimensions says anything of a cell: the latent has collapsed."
+        reading = f"None of {total} dimensions carries information: the latent has collapsed."
         return Finding(
             name, total, "bad", reading, "more epochs; a slower KL warm-up (n_epochs_kl_warmup)"
         )
     reading = f"{used} of {total} dimensions are used."
     if used == total:
-        advice = f"a larger {size}, to see whether more are needed"
-        return Finding(name, 0, "good", f"{reading} None is to spare.", advice)
+        advice = f"try a larger {size}: more may be needed"
+        return Finding(name, 0, "good", f"All {total} dimensions are used.", advice)
     if used * 2 < total:
         return Finding(name, total - used, "look", reading, f"{size}={used + 1} would be enough")
     return Finding(name, total - used, "good", f"{reading} The others do no harm.")
@@ -134,7 +135,7 @@ def _condition_in_z(measured: Measurements) -> Finding:
     words = {
         "good": "Little of the condition is left in z",
         "look": "Some of the condition is left in z",
-        "bad": "The condition shows in z, where it should not",
+        "bad": "z holds the condition, which it should not",
     }
     advice = ""
     if verdict != "good":
@@ -151,9 +152,9 @@ def _condition_in_s(measured: Measurements) -> Finding:
     excess = float(found["excess"])
     verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED)
     words = {
-        "good": "s tells treated from background cells",
-        "look": "s tells treated from background cells in part",
-        "bad": "s hardly tells treated from background cells",
+        "good": "s separates treated from background cells",
+        "look": "s separates treated from background cells in part",
+        "bad": "s hardly separates treated from background cells",
     }
     advice = "" if verdict == "good" else "see the salient map"
     reading = f"{words[verdict]}: {_score(found)}."
@@ -185,16 +186,16 @@ def _batch_in_z(name: str, found: Probe) -> Finding:
     words = {
         "good": "Batches mix in z",
         "look": "Batches differ somewhat in z",
-        "bad": "Batches are apart in z, although encoders and decoder are told of them",
+        "bad": "Batches separate in z, although encoders and decoder know the batch of a cell",
     }
-    advice = "" if verdict == "good" else "more epochs; look whether batches differ in cell types"
+    advice = "" if verdict == "good" else "more epochs; check whether batches differ in cell types"
     return Finding(f"{name} in z", excess, verdict, f"{words[verdict]}: {_score(found)}.", advice)
 
 
 def _treatments(found: Probe) -> Finding:
     excess = float(found["excess"])
     verdict: Verdict = "good" if predicts(found) else "look"
-    words = "Treatments are told apart in s" if predicts(found) else "Treatments look alike in s"
+    words = "Treatments separate in s" if predicts(found) else "Treatments look alike in s"
     advice = (
         "" if predicts(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
     )
@@ -202,20 +203,20 @@ def _treatments(found: Probe) -> Finding:
 
 
 def _pareto(measured: Measurements) -> Finding:
-    """Grade the median k: above the threshold the draws are too few, above 1 no number suffices."""
+    """Grade the median k: above the threshold there are too few draws, above 1 none are enough."""
     median, threshold = float(np.median(measured.k)), k_threshold(measured.n_draws)
     share = float((measured.k > threshold).mean())
     verdict = grade(median, threshold, 1.0)
     meaning = {
-        "good": "the guide is near enough to the posterior to be corrected by importance sampling",
-        "look": "means may be right, tails and correlations are not",
+        "good": "the guide is close enough to the posterior to be corrected by importance sampling",
+        "look": "means may be right, but tails and correlations are not",
         "bad": "the guide is too narrow or misplaced to be corrected by importance sampling",
     }
     advice = {
         "good": "",
-        "look": "posterior_accuracy() shows what is off; more epochs",
-        "bad": "posterior_accuracy() shows what is off; more epochs, wider encoders (n_hidden), "
-        "smaller weights of penalties; another likelihood (a Poisson makes posteriors too sharp)",
+        "look": "posterior_accuracy() shows what is wrong; more epochs",
+        "bad": "posterior_accuracy() shows what is wrong; more epochs, wider encoders (n_hidden), "
+        "smaller weights of penalties; another likelihood (a Poisson makes posteriors too narrow)",
     }
     reading = (
         f"Pareto k of the guide: median {median:.2f}, above {threshold:.2f} in {share:.0%} of "
@@ -232,8 +233,8 @@ def _gap(measured: Measurements) -> Finding:
         f"{per_dimension:.2f} per latent dimension."
     )
     if verdict != "good":
-        reading += " It understates models whose posterior is hard to fit."
-    advice = "" if verdict == "good" else "compare models by compare_models(), not by their ELBO"
+        reading += " It underrates models whose posterior is hard to fit."
+    advice = "" if verdict == "good" else "compare models with compare_models(), not by their ELBO"
     return Finding("looseness of the ELBO", measured.gap, verdict, reading, advice)
 
 
@@ -252,7 +253,7 @@ def _training(measured: Measurements) -> list[Finding]:
         reading = (
             f"The negative ELBO has risen by {risen:.0%} of its fall since its best, at epoch "
             f"{by_epoch.idxmin()} (counted from 0 to {by_epoch.index[-1]}): the model overfits, "
-            "unless early stopping put the weights of then back."
+            "unless early stopping restored the weights of that epoch."
         )
         return [Finding("training", risen, "bad", reading, "early_stopping=True; fewer epochs")]
     verdict: Verdict = "good" if late <= STILL_FALLING else "look"
@@ -261,66 +262,3 @@ def _training(measured: Measurements) -> list[Finding]:
         f"The negative ELBO {words}: the last tenth of training brought {late:.1%} of its fall."
     )
     return [Finding("training", late, verdict, reading, "" if verdict == "good" else "more epochs")]
-
-
-def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
-    """Put the comparison of the encoder with NUTS (or the local guide) in words.
-
-    A mean that is off by less than 0.3 posterior standard deviations is within what is reported of
-    it; one that is off by more than 1 misplaces most of the posterior. A standard deviation within
-    a quarter of the right one is as good as most samplers' own; at half or twice it intervals say
-    something else.
-    """
-    rows = []
-    for (guide, site), row in found.summary().iterrows():
-        if guide != "encoder":
-            continue
-        reference = "NUTS" if row["reference"] == "nuts" else "the fitted posterior"
-        error, ratio = float(row["mean_error"]), float(row["sd_ratio"])
-        verdict = grade(error, 0.3, 1.0)
-        reading = f"Means of {site} are {error:.2f} posterior standard deviations off {reference}."
-        advice = "" if verdict == "good" else "more epochs; wider encoders (n_hidden, n_layers)"
-        rows.append(Finding(f"error of {site}", error, verdict, reading, advice))
-        side = "narrower" if ratio < 1 else "wider"
-        verdict = grade(max(ratio, 1 / ratio), 1.25, 2.0)
-        reading = f"The posterior of {site} is {side} than that of {reference}: {ratio:.2f} times."
-        advice = (
-            "" if verdict == "good" else "widen intervals accordingly; less weight on penalties"
-        )
-        rows.append(Finding(f"width of {site}", ratio, verdict, reading, advice))
-    gap = float(found.cells["amortisation_gap"].mean())
-    verdict = grade(
-        gap, 1.0, 5.0
-    )  # nats: beside differences between models, which are of this size
-    reading = (
-        f"A posterior fitted to each cell has an ELBO {gap:.1f} nats higher than the encoder's."
-    )
-    advice = (
-        "" if verdict == "good" else "more epochs; wider encoders; local_steps= to compare models"
-    )
-    return [*rows, Finding("amortisation gap", gap, verdict, reading, advice)]
-
-
-def calibration_finding(found: Calibration) -> Finding:
-    """Put simulation-based calibration in words."""
-    every = found.table
-    table = every[every["uniform"].notna()]
-    if table.empty:
-        reading = f"Not tested: {len(found.ranks)} simulated cells are too few."
-        return Finding("calibration", float("nan"), "look", reading, "more n_simulations")
-    failed = table[~table["uniform"]]
-    share = len(failed) / len(table)
-    if failed.empty:
-        reading = f"Ranks of all {len(table)} quantities are uniform: no bias, no wrong width."
-        return Finding("calibration", 0, "good", reading)
-    worst = failed["p_value"].idxmin()
-    reading = (
-        f"Ranks of {len(failed)} of {len(table)} quantities are not uniform on cells simulated "
-        f"from the model; worst {worst}: {failed.loc[worst, 'reading']}"
-    )
-    verdict: Verdict = "look" if share <= MANY_QUANTITIES else "bad"
-    advice = (
-        "plot_ranks() shows how; check real cells with posterior_accuracy(), for simulated cells "
-        "may differ from all that the encoder was trained on"
-    )
-    return Finding("calibration", len(failed), verdict, reading, advice)

@@ -1,4 +1,4 @@
-"""Measuring what a diagnosis is made of, on a sample of the cells."""
+"""The measurements that a diagnosis is based on, made on a sample of the cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.diagnosis.measurements import Measurements, Structure
 from pyro_contrastive.analysis.latent_usage import latent_usage, salient_log_likelihood
-from pyro_contrastive.analysis.leakage import FEWEST_PER_CLASS, leakage_row
+from pyro_contrastive.analysis.leakage import MIN_PER_CLASS, leakage_row
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.posterior import latent_representation
 from pyro_contrastive.analysis.query import Query
@@ -30,9 +30,9 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 N_DRAWS = 400
-"""Draws per cell for k: the fit of its tail has 60 of them."""
+"""Draws per cell for k. Its tail, which is fitted, has 60 of them."""
 N_COMPONENTS = 20
-MOST_GROUPS = 5
+MAX_GROUPS = 5
 REFERENCES = 5
 
 
@@ -42,7 +42,7 @@ def balanced_sample(condition: NDArray[np.int64], among: Indices, n: int, seed: 
     Raises
     ------
     ValueError
-        If either population has fewer than ten: there is nothing to diagnose.
+        If either population has fewer than ten cells, too few for a diagnosis.
     """
     rng = np.random.default_rng(seed)
     parts = []
@@ -50,10 +50,10 @@ def balanced_sample(condition: NDArray[np.int64], among: Indices, n: int, seed: 
         ("background", among[condition[among] == BACKGROUND]),
         ("target", among[condition[among] != BACKGROUND]),
     ):
-        if len(cells) < FEWEST_PER_CLASS:
+        if len(cells) < MIN_PER_CLASS:
             msg = (
-                f"There are {len(cells)} {name} cells; a diagnosis needs {FEWEST_PER_CLASS} of "
-                "each population at least."
+                f"There are {len(cells)} {name} cells; a diagnosis needs at least "
+                f"{MIN_PER_CLASS} of each population."
             )
             raise ValueError(msg)
         parts.append(rng.choice(cells, min(len(cells), n // 2), replace=False))
@@ -83,11 +83,11 @@ def measure(
     elbo
         Negative ELBO by epoch.
     n_k_cells
-        On how many of the cells k is computed.
+        For how many of the cells k is computed.
     n_permutations
         Shuffles of each probe.
     seed
-        Of everything.
+        Seed of everything drawn.
     """
     assert query.data.condition is not None
     codes = query.data.condition[query.cells]
@@ -123,7 +123,7 @@ def measure(
         batch_in_z={n: probed(z, v) for n, v in _several(batch, np.ones_like(is_target))},
         treatments_in_s=_treatments(s[is_target], codes[is_target], probed),
         elbo=elbo,
-        # A penalty that may be on either latent is meant on z, where the advice is about it.
+        # Of penalties that can be on either latent only those on z: the advice is about these.
         penalties={
             type(penalty).__name__: penalty.weight
             for penalty in query.vae.penalties
@@ -134,17 +134,17 @@ def measure(
 
 def _treatments(s: Array, codes: NDArray[np.int64], probed: Any) -> dict[str, float | str] | None:
     sizes = np.bincount(codes)
-    return probed(s, codes) if (sizes >= FEWEST_PER_CLASS).sum() > 1 else None
+    return probed(s, codes) if (sizes >= MIN_PER_CLASS).sum() > 1 else None
 
 
 def _several(
     labels: Mapping[str, NDArray[Any]], among: NDArray[np.bool_]
 ) -> list[tuple[str, NDArray[Any]]]:
-    """Labels of which these cells have two at least, in sufficient numbers."""
+    """Labels with at least two classes that are large enough among these cells."""
     return [
         (name, values)
         for name, values in labels.items()
-        if (pd.Series(values[among]).value_counts() >= FEWEST_PER_CLASS).sum() > 1
+        if (pd.Series(values[among]).value_counts() >= MIN_PER_CLASS).sum() > 1
     ]
 
 
@@ -161,14 +161,14 @@ def _as_encoders_see(query: Query, seed: int) -> Array:
 
 
 def salient_structure(means: Array, seed: int) -> Structure:
-    """Look for groups of cells that a single cloud of the same shape would not have.
+    """Look for groups of cells that a single normal cloud of the same shape would not have.
 
     Parameters
     ----------
     means
         Posterior means of the dimensions in use, ``[cells, latents]``.
     seed
-        Of k-means and of the reference.
+        Seed of k-means and of the reference.
     """
     rng = np.random.default_rng(seed)
     best, n_groups = _best_silhouette(means, seed)
@@ -180,7 +180,7 @@ def salient_structure(means: Array, seed: int) -> Structure:
 
 def _best_silhouette(values: Array, seed: int) -> tuple[float, int]:
     scores = {}
-    for n_groups in range(2, min(MOST_GROUPS, len(values) - 1) + 1):
+    for n_groups in range(2, min(MAX_GROUPS, len(values) - 1) + 1):
         groups = KMeans(n_groups, n_init=3, random_state=seed).fit_predict(values)
         scores[n_groups] = float(silhouette_score(values, groups))
     n_best = max(scores, key=lambda n: scores[n])

@@ -1,4 +1,4 @@
-"""What a diagnosis measures and how it is graded: the vocabulary of its findings."""
+"""What a diagnosis measures, and how it is graded."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Array = NDArray[np.float64]
 Probe = Mapping[str, float | str]
 
 PREDICTABLE, CLEARLY_PREDICTABLE = 0.2, 0.5
-"""Excess of a probe's balanced accuracy over chance (0: chance, 1: never wrong) from which labels
-can be told from a latent, and can be told well. With two classes that is 60 % and 75 % right."""
+"""Excess of a probe's balanced accuracy over chance (0: chance, 1: always right) above which labels
+can be predicted from a latent, and predicted well. With two classes that is 60 % and 75 % right."""
 SEPARATED, SEPARATED_WELL = 0.3, 0.8
-"""Excess from which s tells treated from background cells in part, and well: 65 and 90 % right."""
+"""Excess from which s separates treated from background cells in part, and well: 65 % and 90 %
+right."""
 TOO_MUCH_IN_S = 0.6
-"""Excess from which treated cells are called arranged by what the conditions share. Laxer than for
-the condition in z: cell types that respond differently should differ in s."""
+"""Excess above which treated cells are called arranged by a label that the conditions share. Laxer
+than for the condition in z, since cell types that respond differently should differ in s."""
 NATS_USED = 1.0
-"""Log-likelihood a treated cell must lose without s for s to be called used: one nat, a likelihood
-ratio of e, is less than a single informative gene gives."""
+"""Log-likelihood that s must add to a treated cell to be called used. One nat, a likelihood ratio
+of e, is less than a single informative gene gives."""
 STRUCTURED = 0.1
-"""Excess of the best silhouette over that of structureless cells from which there are groups. The
-silhouette of a normal cloud varies by about 0.02 between draws of a few hundred cells."""
+"""Excess of the best silhouette over that of cells without structure above which there are groups.
+The silhouette of a normal cloud varies by about 0.02 between draws of a few hundred cells."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Finding:
     Parameters
     ----------
     diagnostic, value
-        What was looked at, and what was found.
+        What was measured, and its value.
     verdict
-        ``"good"``, ``"look"`` (at the figure, at the biology, before relying on it) or ``"bad"``.
+        ``"good"``, ``"look"`` (look closer, at figures and biology, before relying on it) or
+        ``"bad"``.
     reading
         What it means.
     advice
@@ -62,10 +64,10 @@ class Structure:
     Parameters
     ----------
     excess
-        Best mean silhouette of k-means with 2 to 5 groups, less that of cells drawn from one normal
-        distribution of the same covariance.
+        Best mean silhouette of k-means with 2 to 5 groups, less that of cells drawn from a normal
+        distribution with the same covariance.
     n_groups
-        Number of groups of that best one.
+        Number of groups with the best silhouette.
     """
 
     excess: float
@@ -74,30 +76,29 @@ class Structure:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured.
-
-    :func:`~pyro_contrastive.analysis.diagnosis.findings.findings` puts it in words.
+    """What was measured; the findings put it in words.
 
     Parameters
     ----------
     usage
         As :func:`~pyro_contrastive.analysis.latent_usage.latent_usage` returns it.
     salient_nats
-        Mean log-likelihood that treated cells lose without s.
+        Log-likelihood that treated cells lose without s, in nats, mean over cells.
     condition_in_x, condition_in_z, condition_in_s
-        Probes of the condition (background or target) in what the encoders see, in z and in s.
+        Probes of the condition (background or target) in the encoders' input, in z and in s.
     structure
-        Of the treated cells in s; ``None`` if no dimension of s is used.
+        Groups of treated cells in s; ``None`` if no dimension of s is used.
     k, n_draws, gap
-        Pareto k of some cells, from how many draws, and the mean of log p(x) less the ELBO.
+        Pareto k of some cells, the number of draws it is from, and the mean of log p(x) less the
+        ELBO, in nats.
     shared_in_s, batch_in_z
-        Probes of what s of treated cells (and z, for batches) should not hold, by its name;
-        ``treatments_in_s``: of which treatment it was, if there are several.
+        Probes of labels that s of treated cells (and z, for batches) should not hold, by the name
+        of the label. ``treatments_in_s``: a probe of the treatment, if there are several.
     elbo
-        Negative ELBO, held out if there is one, else of training cells; may be empty. Its index is
-        that of the history: epochs, counted from 0.
+        Negative ELBO by epoch, counted from 0 as in the history: of held-out cells if there are
+        any, else of training cells; may be empty.
     penalties
-        Weight of each penalty of the model by name, ``"MMD"``, ``"Wasserstein"`` ....
+        Weight of each penalty of the model by name, such as ``"MMD"``.
     """
 
     usage: pd.DataFrame
@@ -122,13 +123,13 @@ def grade(value: float, good: float, fair: float) -> Verdict:
 
 
 def raise_or_add(measured: Measurements, name: str, example: str) -> str:
-    """Say to raise the weight of a penalty if the model has it, else to add it."""
+    """Advise to raise the weight of a penalty if the model has it, or else to add it."""
     if name in measured.penalties:
         return f"raise the weight of {name} (now {measured.penalties[name]:g})"
     return f"add {example}"
 
 
 def predicts(found: Probe) -> bool:
-    """Whether a probe can tell its labels: clearly, and better than any shuffle of them."""
+    """Whether a probe predicts its labels: clearly, and better than any shuffle of them."""
     by_chance = float(found["balanced_accuracy"]) <= float(found["upper_chance"])
     return float(found["excess"]) > PREDICTABLE and not by_chance

@@ -1,4 +1,4 @@
-"""What a check found, as tidy tables, and several of them beside each other."""
+"""The result of a check, as tidy tables, and several results side by side."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ SUMMARY_COLUMNS = (
 
 @dataclass(frozen=True, repr=False)
 class PosteriorPredictiveCheck:
-    """What a check found: one tidy table for each kind of statistic.
+    """The result of a check: one tidy table for each kind of statistic.
 
     Every table has the columns ``model``, ``statistic``, ``group_by`` and ``group`` (which cells;
     "all" for all of them), ``observed`` (the statistic of the data), ``replicate_mean``, ``lower``
-    and ``upper`` (of the replicates, equal-tailed), ``z`` (distance of the data from the mean of
-    the replicates in their standard deviations) and ``p_value``.
+    and ``upper`` (an equal-tailed interval of the replicates), ``z`` (the distance of the data from
+    the mean of the replicates, in standard deviations of the replicates) and ``p_value``.
 
     ``p_value`` is the posterior predictive p-value, the probability that a replicate has a larger
-    value than the data (ties counted half). Near 0: the data have more than the model makes; near
-    1: less; both are a misfit. It is no test in the usual sense: the model has seen the data, so
-    under a model that is right it is nearer to 1/2 than a uniform number would be (Meng, Annals of
-    Statistics 1994; Gelman, Meng & Stern, Statistica Sinica 1996). What it finds is there; what it
-    does not find may still be. Statistics that the model is free to fit, such as the mean of a
-    gene, say little; the others are the ones to look at.
+    value than the data (ties counted half). Near 0 the data have more of it than the model makes,
+    near 1 less; both are a misfit. It is not the p-value of a test: the model has seen the data, so
+    that under a correct model it is closer to 1/2 than a uniform number would be (Meng, Annals of
+    Statistics 1994; Gelman, Meng & Stern, Statistica Sinica 1996). A misfit that it finds is there;
+    one that it does not find may still be there. Statistics that the model can fit freely, such as
+    the mean of a gene, say little; look at the others.
 
     Attributes
     ----------
     overall
         Each statistic averaged over genes, cells or pairs (column ``unit``), and
-        ``share_outside``: the share of these whose value lies outside of its own interval.
+        ``share_outside``: the share of these whose value lies outside its interval.
     genes, cells
-        Statistics of each gene (in each group of cells) and of each cell.
+        Statistics of each gene (in each group of cells), and of each cell.
     trends
         Variance and zero fraction against the mean: average over the genes of a ``bin``, around
         ``bin_mean``; geometric for the variance of counts.
@@ -54,12 +54,13 @@ class PosteriorPredictiveCheck:
         counts per 10,000, plus 1; differences of means for data that are no counts.
     calibration
         Coverage: the share of entries within the central interval of their replicates, by
-        ``level``, counted by randomised ranks, so that it is exact for counts too. Beside it not
-        replicates but what it is for a model that is right, with its standard error over cells.
+        ``level``, counted by randomised ranks, so that it is exact for counts too. It is compared
+        not with replicates but with its value under a correct model, whose interval is from the
+        standard error over cells.
     pit
         Histogram of the randomised ranks (probability integral transform) on 0 to 1, flat for a
-        model that is right: high ends mean that the model is too narrow, a high middle that it is
-        too wide, a slope that it is off to one side.
+        correct model. High ends mean that the model is too narrow, a high middle that it is too
+        wide, a slope that it is biased.
     custom
         The user's own statistics.
     interval
@@ -67,7 +68,7 @@ class PosteriorPredictiveCheck:
     n_samples
         Replicates of the data.
     data
-        A fingerprint of the data, by which checks of the same data are told.
+        A fingerprint of the data, by which checks of the same data are recognised.
     """
 
     overall: pd.DataFrame
@@ -93,24 +94,24 @@ class PosteriorPredictiveCheck:
         )
 
     def summary(self, group_by: str = ALL) -> pd.DataFrame:
-        """Return what stands out, a row for each statistic (and model, and group of cells).
+        """Return the main results, a row for each statistic (and model, and group of cells).
 
         Parameters
         ----------
         group_by
-            Which groups of cells; default all cells.
+            A key of groups of cells. Default: all cells.
 
         Returns
         -------
         `overall`, `calibration` and the user's own single numbers, with a column
         ``reading``: ``"higher in the data"`` or ``"lower in the data"`` where the data lie outside
-        of the interval of the replicates, else ``"agrees"``; ``"not defined"`` where there is no
+        the interval of the replicates, else ``"agrees"``; ``"not defined"`` where there is no
         value to compare.
 
         Raises
         ------
         ValueError
-            If there are no such groups; the error lists those there are.
+            If there are no such groups; the error lists the existing ones.
         """
         of_own = self.custom
         if len(of_own):
@@ -123,19 +124,19 @@ class PosteriorPredictiveCheck:
         columns = [name for name in SUMMARY_COLUMNS if any(name in t for t in tables)]
         chosen = [_chosen(table, group_by).reindex(columns=columns) for table in tables]
         table = join([part.astype(_as_text(part)) for part in chosen if len(part)])
-        side = 1 + (table["observed"] > table["upper"]) - 1 * (table["observed"] < table["lower"])
-        readings = np.asarray(READINGS, dtype=object)[side.to_numpy(dtype=int)]
+        which = 1 + (table["observed"] > table["upper"]) - 1 * (table["observed"] < table["lower"])
+        readings = np.asarray(READINGS, dtype=object)[which.to_numpy(dtype=int)]
         defined = table["observed"].notna() & table["replicate_mean"].notna()
         return table.assign(reading=np.where(defined, readings, UNDEFINED))
 
     @classmethod
     def compare(cls, checks: Mapping[str, Self]) -> Self:
-        """Join the checks of several models, told apart by the column ``model``.
+        """Join the checks of several models; the column ``model`` has their names.
 
         Parameters
         ----------
         checks
-            By name of the model; made with the same interval.
+            By name of the model, made with the same interval on the same data.
 
         Raises
         ------
@@ -175,12 +176,12 @@ class PosteriorPredictiveCheck:
 
 def _chosen(table: pd.DataFrame, group_by: str) -> pd.DataFrame:
     chosen = table["group_by"] == group_by
-    if group_by == ALL:  # an effect is of the whole data, and named after the treatment
+    if group_by == ALL:  # an effect uses all cells, although its group is the treatment
         chosen |= table["statistic"].isin(EFFECTS)
     return table[chosen]
 
 
 def _as_text(table: pd.DataFrame) -> dict[str, type]:
-    """Categories of several tables differ; what has them is joined as text."""
+    """Columns to join as text, since the categories of several tables differ."""
     texts = ("model", "unit", "statistic", "group_by", "group")
     return {name: str for name in texts if name in table}

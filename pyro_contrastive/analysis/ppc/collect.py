@@ -1,4 +1,4 @@
-"""One pass over data and replicates: which sums a check needs, filled some cells at a time."""
+"""One pass over data and replicates, some cells at a time, that fills the sums a check needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PIT_BINS = 20
 
 @dataclass(frozen=True)
 class Plan:
-    """What a check is to find; the arguments of ``check_against_replicates``, made explicit."""
+    """What a check computes: its inputs, checked and with every default made explicit."""
 
     names: tuple[str, ...]
     groups: Strata
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def needs_genes(self) -> bool:
-        """Whether anything is found from the moments of genes."""
+        """Whether any statistic needs the moments of genes."""
         effects = EFFECT in self.names and self.contrast is not None
         return effects or any(n in GENE_STATISTICS or n in TRENDS for n in self.names)
 
@@ -65,7 +65,7 @@ class Plan:
 
 @dataclass
 class SampleSums:
-    """What is collected of the data (one sample), or of their replicates."""
+    """Sums over the data (one sample), or over their replicates (several)."""
 
     n_samples: int
     genes: GeneSums | None
@@ -75,7 +75,7 @@ class SampleSums:
 
     @classmethod
     def of(cls, plan: Plan, n_samples: int, n_genes: int) -> SampleSums:
-        """Make what the plan asks for, empty."""
+        """Make empty sums for what the plan needs."""
         n_strata, n_cells = plan.groups.n_strata, len(plan.cell_names)
         pairs = None
         if CORRELATION in plan.names:
@@ -111,16 +111,16 @@ class SampleSums:
 
 
 class Collected:
-    """Data and replicates, summed up.
+    """Sums over data and replicates.
 
     Parameters
     ----------
     plan
-        What is needed.
+        What to compute.
     n_genes
         Number of genes.
     rng
-        Of the randomised ranks.
+        Random numbers of the randomised ranks.
     """
 
     def __init__(self, plan: Plan, n_genes: int, rng: np.random.Generator) -> None:
@@ -133,7 +133,7 @@ class Collected:
         )
 
     def take(self, observed: Matrix, stream: Iterable[Draws]) -> None:
-        """Go once over the data and the replicates beside them.
+        """Go once over the data and the replicates.
 
         Raises
         ------

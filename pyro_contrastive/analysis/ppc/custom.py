@@ -1,4 +1,4 @@
-"""A statistic of the user's own: a plain function from counts to values."""
+"""A user-defined statistic: a function from counts to values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBE_CELLS = 6
 
 @dataclass(frozen=True)
 class Statistic:
-    """A function of counts, and what its values belong to.
+    """A function of counts, and whether its values belong to cells, to genes or to the data.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ class Statistic:
         gene, or a single one.
     per
         ``"cell"``: the value of a cell depends on its own counts only. The function is called on
-        some cells at a time, so nothing holds all replicates. ``"gene"`` and ``"data"``: the
-        function is given all cells at once (of a group, or all there are); one replicate, dense, is
-        in memory at a time.
+        some cells at a time, so that replicates are never in memory as a whole. ``"gene"`` and
+        ``"data"``: the function is given all cells (of a group, or of the data) at once; one dense
+        replicate is in memory at a time.
 
     Raises
     ------
     ValueError
-        If `per` is none of the three.
+        If `per` is not one of the three.
 
     Examples
     --------
@@ -75,23 +75,23 @@ class Statistic:
 def as_statistics(
     functions: object, rows: Callable[[int], NDArray[np.float32]]
 ) -> dict[str, Statistic]:
-    """Find out of each plain function what its values belong to, by calling it on a few cells.
+    """Find out what the values of each function belong to, by calling it on a few cells.
 
     Parameters
     ----------
     functions
-        By name: functions, or statistics already.
+        Functions or statistics, by name.
     rows
-        Returns the first cells of the data, dense.
+        Returns the first cells of the data, dense, by their number.
 
     Raises
     ------
     TypeError
-        If they are not given by name, or one is no function.
+        If they are not given by name, or one is not a function.
     ValueError
-        If a name is that of a statistic there is, the shape of what a function returns fits
-        neither cells nor genes, there are too few cells to tell, or the value of a cell depends on
-        the cells beside it.
+        If a name is that of a built-in statistic, the shape of what a function returns fits
+        neither cells nor genes, there are too few cells to find out, or the value of a cell depends
+        on the other cells.
     """
     given = {} if functions is None else functions
     if not isinstance(given, Mapping):
@@ -102,7 +102,7 @@ def as_statistics(
             msg = f"functions: a name must be a text, not {name!r}."
             raise TypeError(msg)
         if name in ALL_STATISTICS:
-            msg = f"functions: {name!r} is the name of a statistic there is; choose another."
+            msg = f"functions: {name!r} is the name of a built-in statistic; choose another."
             raise ValueError(msg)
     return {name: _as_statistic(name, f, rows) for name, f in given.items()}
 
@@ -118,14 +118,14 @@ def _as_statistic(
     else:
         statistic = Statistic(given, _kind(name, given, rows))
     if statistic.per == "cell":
-        _check_cells_alone(name, statistic, rows)
+        _check_independent_cells(name, statistic, rows)
     return statistic
 
 
 def _kind(name: str, function: Function, rows: Callable[[int], NDArray[np.float32]]) -> Per:
     x = rows(PROBE_CELLS)
     if len(x) == x.shape[1]:
-        x = x[:-1]  # as many cells as genes would leave it open which is which
+        x = x[:-1]  # with as many cells as genes, the shape would not say which it is
     found = np.shape(function(x))
     kinds: dict[tuple[int, ...], Per] = {(): "data", (len(x),): "cell", (x.shape[1],): "gene"}
     if found not in kinds or len(x) == 0:
@@ -138,16 +138,17 @@ def _kind(name: str, function: Function, rows: Callable[[int], NDArray[np.float3
     return kinds[found]
 
 
-def _check_cells_alone(
+def _check_independent_cells(
     name: str, statistic: Statistic, rows: Callable[[int], NDArray[np.float32]]
 ) -> None:
     x = rows(PROBE_CELLS)
     together = statistic.values(x, name)
-    alone = np.concatenate([statistic.values(x[i : i + 1], name) for i in range(len(x))])
-    if not np.allclose(together, alone, equal_nan=True):
+    one_by_one = np.concatenate([statistic.values(x[i : i + 1], name) for i in range(len(x))])
+    if not np.allclose(together, one_by_one, equal_nan=True):
         msg = (
-            f"The statistic {name!r} gives a cell another value when other cells are beside it. "
-            "Cells are given to it some at a time, so its value must depend on the cell's own "
-            "counts only; or return one value per gene, or a single one: those see all cells."
+            f"The statistic {name!r} gives a cell another value when it is called with other cells "
+            "too. It is called on some cells at a time, so that the value of a cell must depend on "
+            "its own counts only. A function that returns one value per gene, or a single one, "
+            "sees all cells."
         )
         raise ValueError(msg)

@@ -104,10 +104,10 @@ class CheckSettings:
         Names. Default: all that have a meaning. See :data:`ALL_STATISTICS
         <pyro_contrastive.analysis.ppc.statistics.ALL_STATISTICS>`.
     functions
-        The user's own, by name: from ``[cells, genes]`` to a value per cell, per gene, or a single
-        one. One per cell must depend on the cell's own counts only, and is called on some cells at
-        a time. Any other is called with all cells of a replicate (of each group) at once, which
-        takes a dense replicate in memory: 4 bytes x cells x genes.
+        User-defined statistics, by name: from ``[cells, genes]`` to a value per cell, per gene, or
+        a single one. One per cell must depend on the cell's own counts only, and is called on some
+        cells at a time. Any other is called with all cells of a replicate (of each group) at once,
+        which takes a dense replicate in memory: 4 bytes x cells x genes.
     correlation_genes
         Positions of the genes whose pairs are looked at. Default: the 30 with the largest variance
         of log(1 + counts).

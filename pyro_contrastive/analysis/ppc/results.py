@@ -1,4 +1,4 @@
-"""From collected sums to the tables of a check."""
+"""From sums to the tables of a check."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pyro_contrastive.analysis.ppc.tables import (
 )
 
 EVERY: Group = (ALL, ALL)
-MOST_BINS, GENES_PER_BIN = 10, 5
+MAX_BINS, GENES_PER_BIN = 10, 5
 Tables = dict[str, list[pd.DataFrame]]
 
 
@@ -80,9 +80,9 @@ def _trends(plan: Plan, observed: SampleSums, replicated: SampleSums, parts: Tab
         return
     means = mean(_moments(plan, observed, EVERY))[0]
     expressed = means[means > 0] if plan.counts else means
-    n_bins = int(np.clip(len(expressed) // GENES_PER_BIN, 1, MOST_BINS))
+    n_bins = int(np.clip(len(expressed) // GENES_PER_BIN, 1, MAX_BINS))
     edges = np.unique(np.quantile(expressed, np.arange(1, n_bins) / n_bins))
-    # A gene without counts has neither a variance nor a place on the axis of a trend.
+    # A gene without counts has no variance, and no place on the logarithmic axis of a trend.
     positions = np.where((means > 0) | (not plan.counts), means, np.nan)
     centres = trend(positions, positions, edges, geometric=plan.counts)
     for group in plan.groups.names:

@@ -20,8 +20,8 @@ from pyro_contrastive.analysis.ppc.strata import Strata
 from pyro_contrastive.data.indices import in_order
 from pyro_contrastive.observed.matrix import Matrix, row_sums
 
-MOST_MEMORY = 2e9
-"""Bytes of one dense replicate, above which statistics of whole replicates are refused."""
+MAX_BYTES = 2e9
+"""Size of a dense replicate above which statistics of whole replicates are refused."""
 CORRELATED_GENES = 30
 
 
@@ -33,11 +33,11 @@ def check_against_replicates(
     model: str = "model",
     seed: int | None = None,
 ) -> PosteriorPredictiveCheck:
-    """Compare data with replicates of them; knows of no model and no AnnData.
+    """Compare data with replicates of them, without a model or an AnnData.
 
-    Replicates pass once, some cells at a time. What is kept of them are sums: of each gene in each
-    group of cells, of each cell, and of the chosen pairs of genes. So memory grows with samples x
-    (genes x groups + cells), never with cells x genes x samples.
+    There is one pass over the replicates, some cells at a time. Only sums are kept: of each gene in
+    each group of cells, of each cell, and of the chosen pairs of genes. So memory grows with
+    samples x (genes x groups + cells), never with cells x genes x samples.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def check_against_replicates(
     model
         Name of the model in the tables.
     seed
-        Seed of the randomised ranks.
+        Seed of the randomised ranks. Default: none.
 
     Raises
     ------
@@ -145,10 +145,10 @@ def _listed(statistics: Iterable[str]) -> object:
 def _check_memory(own: Mapping[str, Statistic], n_cells: int, n_genes: int) -> None:
     needs = [name for name, s in own.items() if s.per != "cell"]
     size = 4.0 * n_cells * n_genes
-    if needs and size > MOST_MEMORY:
+    if needs and size > MAX_BYTES:
         msg = (
             f"{needs} look at all cells at once: a dense replicate takes {size / 1e9:.1f} GB, more "
-            f"than {MOST_MEMORY / 1e9:.0f} GB. Choose fewer cells or genes, or write a function "
+            f"than {MAX_BYTES / 1e9:.0f} GB. Choose fewer cells or genes, or write a function "
             "that returns one value per cell: it is given some cells at a time."
         )
         raise ValueError(msg)

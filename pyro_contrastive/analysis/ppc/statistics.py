@@ -1,4 +1,4 @@
-"""Statistics of a matrix of counts, per gene or per cell, from sums that can be streamed."""
+"""Statistics of a matrix of counts, per gene or per cell, from sums filled part by part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 PER_COUNTS = 1e4
-"""Total to which counts are brought before fold changes are taken, with a pseudocount of 1."""
+"""Total to which counts are scaled before fold changes are taken, with a pseudocount of 1."""
 
 
 class Sum(NamedTuple):
@@ -158,7 +158,7 @@ GENE_STATISTICS = {name: each for name, each in CELL_STATISTICS.items() if each.
 TRENDS = {f"{name}_trend": name for name, each in GENE_STATISTICS.items() if each.trend}
 CORRELATION, EFFECT, CALIBRATION = "correlation", "effect", "calibration"
 EFFECTS = ("abs_log2_fold_change", "abs_difference", "effect_agreement")
-"""What effects are averaged to."""
+"""Statistics that summarise effects over genes."""
 NEED_COUNTS = frozenset(
     name
     for name in (*CELL_STATISTICS, *TRENDS)
@@ -176,7 +176,7 @@ def chosen_statistics(names: object, *, counts: bool, described: str) -> tuple[s
     names
         Some of `ALL_STATISTICS`, or ``None``.
     counts
-        Are the data counts.
+        Whether the data are counts.
     described
         What gave the data, for the error.
 
@@ -185,7 +185,7 @@ def chosen_statistics(names: object, *, counts: bool, described: str) -> tuple[s
     TypeError
         If `names` is not a list of names.
     ValueError
-        If a name is unknown, or the statistic has no meaning for data that are no counts.
+        If a name is unknown, or the statistic has no meaning for data that are not counts.
     """
     if names is None:
         return tuple(n for n in ALL_STATISTICS if counts or n not in NEED_COUNTS)
@@ -195,16 +195,16 @@ def chosen_statistics(names: object, *, counts: bool, described: str) -> tuple[s
     unknown = [name for name in names if name not in ALL_STATISTICS]
     if unknown:
         msg = (
-            f"{unknown} are not statistics; those are {list(ALL_STATISTICS)}. One of your own "
-            "goes into functions={name: function}."
+            f"{unknown} are not statistics; those are {list(ALL_STATISTICS)}. Give your own as "
+            "functions={name: function}."
         )
         raise ValueError(msg)
     senseless = sorted(NEED_COUNTS.intersection(names))
     if senseless and not counts:
         msg = (
-            f"{', '.join(senseless)} has no meaning with {described}: its data are no counts, "
-            "so that values may be negative and next to none is exactly 0. "
-            f"Others have: {[n for n in ALL_STATISTICS if n not in NEED_COUNTS]}."
+            f"{', '.join(senseless)} has no meaning with {described}: its data are not counts, "
+            "so that values may be negative and hardly any is exactly 0. "
+            f"Use others: {[n for n in ALL_STATISTICS if n not in NEED_COUNTS]}."
         )
         raise ValueError(msg)
     return tuple(name for name in ALL_STATISTICS if name in names)
@@ -242,7 +242,7 @@ def correlation(n: Floats, total: Floats, products: Floats) -> Floats:
     means = total / n[..., 0]
     covariance = products / n - means[..., :, None] * means[..., None, :]
     variances = np.diagonal(covariance, axis1=-2, axis2=-1)
-    # What rounding leaves of the variance of a constant is no variance.
+    # The variance of a constant, which rounding leaves slightly above 0, is set to 0.
     variances = np.where(variances > 1e-12 * (1 + np.square(means)), variances, 0.0)
     deviations = np.sqrt(variances)
     scales = deviations[..., :, None] * deviations[..., None, :]

@@ -1,4 +1,4 @@
-"""Groups of cells by several keys at once, over sums that are kept once per combination."""
+"""Groups of cells by several keys at once, from sums that are kept once per combination."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Group = tuple[str, str]
 
 
 class Strata:
-    """All cells, and the groups in which each of some columns puts them.
+    """All cells, and the groups that they form by each of several keys.
 
-    Sums are accumulated by stratum: a combination of the groups that occurs. The sum of a group is
-    that of its strata, so that each cell is looked at once, however many columns there are.
+    Sums are accumulated by stratum, a combination of groups that occurs. The sum of a group is that
+    of its strata, so that each cell is added once, however many keys there are.
 
     Parameters
     ----------
     labels
-        Group of each cell by key, each ``[cells]``. Cells without one (NaN) are in no group of that
-        key.
+        Group of each cell by key, each ``[cells]``. Cells with a missing value are in no group of
+        that key.
     n_cells
         Number of cells.
 

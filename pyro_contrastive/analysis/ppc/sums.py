@@ -1,4 +1,4 @@
-"""Sums over cells, filled a few cells at a time: all that a check keeps of the replicates."""
+"""Sums over cells, filled some cells at a time: all that a check keeps of the replicates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ints = NDArray[np.int64]
 
 
 def by_stratum(x: Draws, strata: Ints) -> Iterator[tuple[int, Floats]]:
-    """Yield each stratum's number and cells, as float64: sums of squares must not be rounded."""
+    """Yield each stratum's number and cells, as float64, since sums of squares lose digits."""
     for stratum in np.unique(strata):
         yield int(stratum), x[:, strata == stratum].astype(np.float64)
 
@@ -61,7 +61,7 @@ class PairSums:
     genes
         Positions of the genes.
     logs
-        Take log(1 + x) first: a few large counts would outweigh all others.
+        Take log(1 + x) first; otherwise a few large counts would dominate.
     """
 
     def __init__(self, n_samples: int, n_strata: int, genes: Ints, *, logs: bool) -> None:
@@ -91,8 +91,8 @@ class RankSums:
 
         u = (L + v (E + 1)) / (S + 1),    v uniform on (0, 1)
 
-    is uniform on (0, 1) if data and replicates are drawn alike, for counts too (Czado, Gneiting &
-    Held, Biometrics 2009, have the same with the exact distribution instead of draws of it).
+    is uniform on (0, 1) if data and replicates have the same distribution, for counts too (Czado,
+    Gneiting & Held, Biometrics 2009, define it with the exact distribution in place of draws).
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class RankSums:
     n_bins
         Bins of the histogram of u.
     rng
-        Of v.
+        Random numbers of v.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class RankSums:
             below += draw < observed
             equal += draw == observed
         u = (below + self.rng.random(observed.shape, dtype=np.float32) * equal) / (len(x) + 1)
-        # Shares of a cell's genes: the cells are what is independent, not the genes of one.
+        # Shares over the genes of a cell: cells are independent, but genes of a cell are not.
         off_centre = np.abs(u - np.float32(0.5))
         inside = np.stack([(off_centre <= p / 2).mean(axis=1) for p in self.levels], axis=1)
         bins = np.minimum((u * self.n_bins).astype(np.int64), self.n_bins - 1)

@@ -19,14 +19,14 @@ COMPARED = ("observed", "replicate_mean", "lower", "upper", "z", "p_value")
 
 
 def compare(observed: Floats, replicated: Floats, interval: float) -> dict[str, Floats]:
-    """Place the data's value of a statistic among those of the replicates.
+    """Compare the value of a statistic in the data with those in the replicates.
 
     Parameters
     ----------
     observed
-        ``[units]``: of each gene, cell or whatever it is a statistic of.
+        ``[units]``: the value of each gene, cell or other unit.
     replicated
-        ``[samples, units]``. Replicates of which it is not defined (NaN) are left out.
+        ``[samples, units]``. Replicates in which it is not defined (NaN) are left out.
     interval
         Probability between `lower` and `upper`, equal-tailed.
 
@@ -34,8 +34,8 @@ def compare(observed: Floats, replicated: Floats, interval: float) -> dict[str, 
     -------
     `COMPARED`, each ``[units]``: `z` is the distance from the replicates' mean in their standard
     deviations; `p_value` the share of replicates above the data's value, ties counted half:
-    (above + ties / 2 + 1/2) / (samples + 1), which is uniform if data and replicates are drawn
-    alike, and never 0 or 1. NaN where the statistic is not defined.
+    (above + ties / 2 + 1/2) / (samples + 1), which is uniform if data and replicates have the same
+    distribution, and never 0 or 1. NaN where the statistic is not defined.
     """
     valid = np.isfinite(replicated)
     n = valid.sum(axis=0)
@@ -61,7 +61,7 @@ def compare(observed: Floats, replicated: Floats, interval: float) -> dict[str, 
 def compare_with_nominal(
     observed: Floats, nominal: Floats, error: Floats, interval: float
 ) -> dict[str, Floats]:
-    """Place a value beside what it is for a model that is right, with a known standard error."""
+    """Compare a value with that of a correct model, given its standard error."""
     half = ndtri((1 + interval) / 2) * error
     z = _standardised(observed - nominal, error)
     found = (observed, nominal, nominal - half, nominal + half, z, ndtr(-z))
@@ -69,7 +69,7 @@ def compare_with_nominal(
 
 
 def outside(columns: Mapping[str, Any]) -> NDArray[np.bool_]:
-    """Say which observed values lie outside of their interval."""
+    """Return which observed values lie outside their interval."""
     observed = np.asarray(columns["observed"])
     return (observed < np.asarray(columns["lower"])) | (observed > np.asarray(columns["upper"]))
 
@@ -105,9 +105,9 @@ def overall_row(
     replicated: Floats,
     interval: float,
 ) -> pd.DataFrame:
-    """Make the row of a statistic averaged over units, with the share of them that stand out.
+    """Make the row of a statistic averaged over units, with the share of misfitting units.
 
-    Units of which it is not defined, in the data or in a replicate, are left out of the average.
+    Units for which it is not defined, in the data or in a replicate, are left out of the average.
     """
     known = np.isfinite(observed) & np.isfinite(replicated).all(axis=0)
     n = int(known.sum())
@@ -120,7 +120,7 @@ def overall_row(
 
 
 def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Join tables, or make an empty one; names become categories, in the order they come in."""
+    """Join tables, or make an empty one; names become categories, in order of appearance."""
     if not parts:
         return pd.DataFrame(columns=["statistic", "group_by", "group", *COMPARED])
     joined = pd.concat(parts, ignore_index=True)
@@ -132,14 +132,15 @@ def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _standardised(distance: Floats, deviation: Floats) -> Floats:
-    """Distance in standard deviations: 0 if there is none, infinite if nothing varies."""
+    """Distance in standard deviations: 0 for no distance, infinite if nothing varies."""
     with np.errstate(divide="ignore", invalid="ignore"):
         z = distance / deviation
     return np.where(distance == 0, 0.0, z)
 
 
 def _quantiles(y: Floats, interval: float) -> tuple[Floats, Floats]:
-    # Of n draws, k/(n + 1) lie below the k-th: the interval covers what it says.
+    # Weibull's plotting positions: a share k/(n + 1) of the distribution lies below the k-th of n
+    # draws, so that the interval has its nominal probability.
     tails = [(1 - interval) / 2, (1 + interval) / 2]
     lower, upper = np.empty(y.shape[1]), np.empty(y.shape[1])
     gaps = np.isnan(y).any(axis=0)
