@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from pyro_contrastive.objective import kl_weight_at
+from pyro_contrastive.sites import kl_weight_at
 
 MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
