@@ -3,19 +3,19 @@
     make bench
     python benchmarks/bench.py [--quick] [--write] [--repeats 3] [--epochs N]
 
-Every measurement is made in a process of its own, the two tools in turn, and the median over
-repeats is shown. Seconds are of processor time, which other work on the machine disturbs least;
-with one thread (the default) they are what a stop-watch shows on a machine that is idle.
+Every measurement runs in its own process, the two tools in turn, and the median over repeats is
+shown. Seconds are processor time, which other work on the machine affects least; with one thread
+(the default) they equal wall time on an idle machine.
 
 * step: ``step.py``; simulated counts, 10,000 cells x 2,000 genes, density .10.
 * epoch, latents, expression, differential expression, peak memory: the same counts, through the
   public methods. Expression: 25 draws of 1,000 cells, all genes. Latents: both, of all cells.
-* held-out ELBO: on the bundled interferon data, one split, one estimator. The weights that
-  scvi-tools has after an epoch are copied into our module, and every curve is
-  :func:`pyro_contrastive.training.evaluate.evaluate` of held-out cells. "to the reference's best":
+* held-out ELBO: on the bundled interferon data, one split, one estimator. The weights of scvi-tools
+  after an epoch are copied into our module, and every curve is computed by
+  :func:`pyro_contrastive.training.evaluate.evaluate` on held-out cells. "to the reference's best":
   the time until ours is as good as scvi-tools ever gets in its default run.
 
-``--write`` keeps the table in ``benchmarks/results``. Needs the ``parity`` extra.
+``--write`` saves the table in ``benchmarks/results``. Needs the ``parity`` extra.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def step(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def usage(options: argparse.Namespace) -> dict[str, float]:
-    """Use one tool as a user does."""
+    """Time the public methods of one tool, as a user calls them."""
     from common import (
         Configuration,
         fit_ours,
@@ -92,8 +92,8 @@ def usage(options: argparse.Namespace) -> dict[str, float]:
             return fit_reference(adata, is_target, epochs=epochs)[0]
         return fit_ours(adata, "condition", "control", configuration=plain, epochs=epochs)[0]
 
-    train(1)  # imports, mostly
-    once, _ = seconds(lambda: train(1))  # what is done once a run is not an epoch's
+    train(1)  # mostly imports
+    once, _ = seconds(lambda: train(1))  # work done once per run is not part of an epoch
     took, model = seconds(lambda: train(1 + epochs))
     took -= once
     compared = reference_differential if options.tool == REFERENCE else our_differential
@@ -112,7 +112,7 @@ def usage(options: argparse.Namespace) -> dict[str, float]:
     }
     found["s differential expression"] = seconds(lambda: compared(model, is_target, seed=0))[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # What reads the counts has imported our library in both: so also the part above that.
+    # Reading the counts imports our library for both tools, so also report the part above that.
     return found | {
         "MB peak memory": peak / 1024,
         "MB above imports and counts": (peak - before) / 1024,
@@ -120,7 +120,7 @@ def usage(options: argparse.Namespace) -> dict[str, float]:
 
 
 def held_out(options: argparse.Namespace) -> list[tuple[float, float]]:
-    """Train one tool; return processor seconds and held-out negative ELBO, epoch by epoch."""
+    """Train one tool; return processor seconds and held-out negative ELBO after every epoch."""
     from held_out_elbo import our_curve, reference_curve
 
     epochs = options.epochs or (20 if options.quick else None)
@@ -133,7 +133,7 @@ PARTS = {"step": step, "usage": usage, "held_out": held_out}
 
 
 def child(part: str, options: argparse.Namespace, **more: Any) -> Any:
-    """Measure one part in a process of its own."""
+    """Measure one part in its own process."""
     given = {key: value for key, value in (vars(options) | more).items() if value is not None}
     flags = [
         f"--{key.replace('_', '-')}={value}"
@@ -160,14 +160,14 @@ def import_seconds(modules: str) -> float:
 
 
 def best_and_when(curve: list[tuple[float, float]], goal: float) -> tuple[float, float, float]:
-    """Return best and last value of a curve, and the time it takes to the goal."""
+    """Return best and last value of a curve, and the time at which it reaches the goal."""
     reached = [when for when, value in curve if value <= goal]
     values = [value for _, value in curve]
     return min(values), values[-1], reached[0] if reached else float("nan")
 
 
 def held_out_rows(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measure the curves of held-out ELBO; rows of the table."""
+    """Measure the curves of held-out ELBO; return rows of the table."""
     reference = child("held_out", options, tool=REFERENCE)
     goal = min(value for _, value in reference)
     rows: dict[str, dict[str, float]] = {}
@@ -184,7 +184,7 @@ def held_out_rows(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             ("s of the whole run", curve[-1][0]),
         ):
             rows.setdefault(label, {})[name] = value
-    # The column "ours" is the fast schedule; the preset has rows of its own.
+    # The column "ours" is the fast schedule; the preset has its own rows.
     table = {label: {REFERENCE: r[REFERENCE], OURS: r["fast"]} for label, r in rows.items()}
     return table | {
         f"{label} (separated)": {REFERENCE: r[REFERENCE], OURS: r["separated"]}
@@ -221,16 +221,16 @@ def measure(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Measure one part, if told which; else everything, and print the table."""
+    """Measure one part if it is named, otherwise everything; print the result."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("cells", 10_000), ("genes", 2_000), ("batch-size", 128)):
         made.add_argument(f"--{name}", type=int, default=default)
     made.add_argument("--density", type=float, default=0.1)
     made.add_argument("--repeats", type=int, default=2)
-    made.add_argument("--epochs", type=int, help="of scvi-tools' run; default: its default")
+    made.add_argument("--epochs", type=int, help="epochs of scvi-tools' run; default: its own")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--quick", action="store_true")
-    made.add_argument("--write", action="store_true", help="keep the table in benchmarks/results")
+    made.add_argument("--write", action="store_true", help="save the table in benchmarks/results")
     made.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     made.add_argument("--tool", choices=TOOLS, help=argparse.SUPPRESS)
     made.add_argument("--setting", help=argparse.SUPPRESS)
@@ -239,7 +239,7 @@ def main() -> None:
     if options.part is not None:
         print(json.dumps(PARTS[options.part](options)))
         return
-    with TemporaryDirectory() as folder:  # made beforehand: it would count as memory
+    with TemporaryDirectory() as folder:  # another process simulates: its memory must not count
         options.counts = str(Path(folder) / "counts.h5ad")
         sizes = [str(size) for size in (options.cells, options.genes, options.density)]
         code = "import sys; from common import simulated; "

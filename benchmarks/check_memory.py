@@ -2,7 +2,7 @@
 
     python benchmarks/check_memory.py --cells 100000 --genes 2000 --samples 20
 
-The model is not trained: what is measured does not depend on it.
+The model is not trained, because memory and time do not depend on it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CELLS_AT_A_TIME = 2000
 
 
 def simulated(n_cells: int, n_genes: int) -> ad.AnnData:
-    """Poisson counts, about a tenth of them above 0, of cells in two conditions and eight types."""
+    """Simulate Poisson counts, about a tenth above 0, for two conditions and eight cell types."""
     rng = np.random.default_rng(0)
     rates = rng.gamma(0.3, 0.4, n_genes)
     parts = []
@@ -47,7 +47,7 @@ def gigabytes() -> float:
 
 
 def main() -> None:
-    """Run the check and print what it took."""
+    """Run the check and print its memory and time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--genes", type=int, default=2000)

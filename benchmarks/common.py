@@ -44,7 +44,7 @@ class Configuration:
 
 OURS = {
     "ours": Configuration(),
-    # The objective and the warm-up of scvi-tools: what is left is the mini-batches and the seed.
+    # The objective and the warm-up of scvi-tools: only mini-batches and seed differ.
     "ours, as scvi-tools": Configuration(train={"plan_kwargs": {"n_epochs_kl_warmup": 400}}),
     "ours, separated": Configuration(
         partial(preset_arguments, "separated", Sizes(2, 10, 10)), {"schedule": "fast"}
@@ -68,13 +68,13 @@ def arguments_of_data(made: argparse.ArgumentParser) -> None:
     made.add_argument("--cells", type=int, default=10_000)
     made.add_argument("--genes", type=int, default=2_000)
     made.add_argument("--density", type=float, default=0.1)
-    made.add_argument("--batch-size", type=int, default=128, help="of each population")
+    made.add_argument("--batch-size", type=int, default=128, help="cells of each population")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--accelerator", default="cpu", help='"gpu" to measure on one')
 
 
 def clock(accelerator: str) -> Callable[[], float]:
-    """Return what tells processor time; on a GPU, wall time when it has done what it was given."""
+    """Return a clock: processor time, or on a GPU wall time once all queued work is done."""
     if accelerator == "cpu":
         return time.process_time
 
@@ -86,11 +86,11 @@ def clock(accelerator: str) -> Callable[[], float]:
 
 
 def simulated(n_cells: int, n_genes: int, density: float, seed: int = 0) -> ad.AnnData:
-    """Draw counts of which a share of `density` is not zero, half the cells treated.
+    """Simulate counts with a share `density` of non-zero entries, half of the cells treated.
 
-    From the contrastive model itself, in pieces, for it makes dense matrices on the way.
+    They are drawn from the contrastive model, in pieces because this makes dense matrices.
     """
-    total = 1.6 * n_genes * density  # a start; then halve the interval
+    total = 1.6 * n_genes * density  # a first guess, refined by bisection
     low, high = total / 30, total * 300
     for _ in range(20):
         total = (low * high) ** 0.5
@@ -110,7 +110,7 @@ def _some_counts(n_cells: int, n_genes: int, total: float, seed: int) -> ad.AnnD
 
 
 def start(options: argparse.Namespace) -> None:
-    """Set the number of threads, silence what others warn of, say what is run and on what."""
+    """Set the number of threads, silence warnings, print versions, machine and options."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     installed = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
@@ -118,7 +118,7 @@ def start(options: argparse.Namespace) -> None:
 
 
 def read_counts(path: str, n_top_genes: int = 2000, flavor: str = "seurat") -> ad.AnnData:
-    """Read raw counts, keep the variable genes, and the cells with counts in them.
+    """Read raw counts; keep the most variable genes and the cells with counts in them.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def read_counts(path: str, n_top_genes: int = 2000, flavor: str = "seurat") -> a
     n_top_genes
         Genes to keep.
     flavor
-        Of scanpy's selection: "seurat" on log-normalised counts or "seurat_v3" on the counts.
+        Flavour of scanpy's selection: "seurat" (log-normalised counts) or "seurat_v3" (counts).
     """
     threads = torch.get_num_threads()
     import scanpy as sc
@@ -139,7 +139,7 @@ def read_counts(path: str, n_top_genes: int = 2000, flavor: str = "seurat") -> a
             sc.pp.normalize_total(ranked, target_sum=1e4)
             sc.pp.log1p(ranked)
         sc.pp.highly_variable_genes(ranked, n_top_genes=n_top_genes, flavor=flavor)
-        torch.set_num_threads(threads)  # numba and the loess of seurat_v3 take all cores, for good
+        torch.set_num_threads(threads)  # numba and seurat_v3's loess take all cores from then on
         adata = adata[:, ranked.var["highly_variable"].to_numpy()]
     return adata[np.asarray(adata.X.sum(1)).ravel() > 0].copy()
 
@@ -154,7 +154,7 @@ def fit_ours(
     epochs: int | None = None,
     seed: int = 0,
 ) -> tuple[ContrastiveVI, float]:
-    """Fit our model, `epochs` rather than the configuration's. Return it and the seconds."""
+    """Fit our model; `epochs` overrides the configuration's. Return the model and the seconds."""
     import pyro
 
     configuration = configuration or Configuration()
@@ -178,7 +178,7 @@ def fit_reference(
     seed: int = 0,
     **train_kwargs: Any,
 ) -> tuple[Any, float]:
-    """Fit scvi-tools' model with its defaults. Return it and the seconds."""
+    """Fit scvi-tools' model with its defaults. Return the model and the seconds."""
     import scvi
 
     scvi.settings.seed = seed
@@ -222,13 +222,13 @@ def fit_all(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], by: Sequence[str]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, one row per setting; settings in order of arrival."""
+    """Mean and standard deviation over seeds, one row per setting, in order of appearance."""
     table = pd.DataFrame(rows).groupby(list(by), sort=False)
     return table.mean().drop(columns="seed").join(table.std().drop(columns="seed"), rsuffix=" sd")
 
 
 def less_reference(means: pd.DataFrame) -> pd.DataFrame:
-    """Return the means less those of scvi-tools; the model is the last level of the index."""
+    """Return the means minus those of scvi-tools; the model is the last level of the index."""
     columns = [name for name in means if not name.endswith(" sd")]
     others = [level for level in means.index.names if level != "model"]
     reference = means[columns].xs(REFERENCE, level="model")
@@ -248,9 +248,9 @@ def reference_differential(
     seed: int,
     **kwargs: Any,
 ) -> pd.DataFrame:
-    """Compare target with background cells, `among` some or all, by scvi-tools' model.
+    """Compare target with background cells by scvi-tools' model, restricted to `among`.
 
-    Without `target_idx` it would decode background cells with the salient latent too.
+    Without `target_idx`, it would also decode background cells with the salient latent.
     """
     import scvi
 
@@ -273,7 +273,7 @@ def our_differential(
     seed: int,
     **kwargs: Any,
 ) -> pd.DataFrame:
-    """Compare target with background cells, `among` some or all, by our model."""
+    """Compare target with background cells by our model, restricted to `among`."""
     one, other = groups(is_target, among)
     return model.differential_expression(idx1=one, idx2=other, silent=True, seed=seed, **kwargs)
 
@@ -281,7 +281,7 @@ def our_differential(
 def groups(
     is_target: NDArray[np.bool_], among: NDArray[np.bool_] | slice
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of the target and of the background cells, `among` some or all."""
+    """Return masks of the target and of the background cells, restricted to `among`."""
     chosen = np.zeros_like(is_target)
     chosen[among] = True
     return is_target & chosen, ~is_target & chosen

@@ -1,4 +1,4 @@
-"""Training runs whose held-out ELBO is looked at after every epoch: scvi-tools' and ours."""
+"""Training runs of scvi-tools and ours, with the held-out ELBO evaluated after every epoch."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ PARTS = ("reconstruction_loss", "kl_z", "kl_s")
 
 @dataclass(frozen=True)
 class Setting:
-    """How to train ours: schedule, steps and plan instead of its own, weights of penalties.
+    """How to train ours: schedule, steps and plan that override its own, weights of penalties.
 
-    These are of Wasserstein, MMD, HSIC and LateSalient, in this order. ``annealed``: whether the
-    first three grow with the KL weight, as those of the preset do not.
+    The weights are those of Wasserstein, MMD, HSIC and LateSalient, in this order. ``annealed``
+    says whether the first three grow with the KL weight; in the preset they do not.
     """
 
     schedule: str = "fast"
@@ -47,14 +47,14 @@ class Setting:
     early_stopping: bool = False
 
     def make_penalties(self) -> list[Penalty]:
-        """Make the penalties that weigh anything."""
+        """Make the penalties with a non-zero weight."""
         lasting = (Wasserstein, partial(MMD, site="z"), HSIC)
         kinds = [*(partial(kind, annealed=self.annealed) for kind in lasting), LateSalient]
         return [kind(weight) for kind, weight in zip(kinds, self.penalties, strict=False) if weight]
 
 
 class Clock:
-    """Processor seconds of training, without what is done off the clock after each epoch."""
+    """Processor seconds of training, without the evaluation after each epoch."""
 
     def __init__(self, held_out: Callable[[], dict[str, float]]) -> None:
         self.held_out = held_out
@@ -67,7 +67,7 @@ class Clock:
         return time.process_time() - self.begun - self.away
 
     def look(self) -> None:
-        """Evaluate held-out cells, off the clock."""
+        """Evaluate held-out cells without counting the time."""
         at, now = self.seconds(), time.process_time()
         parts = self.held_out()
         self.curve.append((at, sum(parts[name] for name in PARTS)))
@@ -102,7 +102,7 @@ class Data:
 
 def fit_scvi_tools(data: Data, epochs: int | None, seed: int) -> tuple[ContrastiveVI, Clock]:
     """Run scvi-tools' default training; return a model of ours with its weights."""
-    import scvi  # noqa: F401  # here, so that its import is not on the clock
+    import scvi  # noqa: F401  # here, so that its import is not timed
     from lightning.pytorch.callbacks import Callback
 
     model = ContrastiveVI(data.adata)
@@ -116,7 +116,7 @@ def fit_scvi_tools(data: Data, epochs: int | None, seed: int) -> tuple[Contrasti
     clock = Clock(held_out)
 
     class Look(Callback):
-        """Evaluates what there is after an epoch."""
+        """Evaluates the model after an epoch."""
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             plan[:] = [pl_module]
@@ -129,7 +129,7 @@ def fit_scvi_tools(data: Data, epochs: int | None, seed: int) -> tuple[Contrasti
 def fit_ours(
     data: Data, setting: Setting, epochs: int | None, seed: int
 ) -> tuple[ContrastiveVI, Clock]:
-    """Train ours by a setting."""
+    """Train our model with a setting."""
     pyro.set_rng_seed(seed)
     model = ContrastiveVI(data.adata, penalties=setting.make_penalties())
     train = data.split.train
@@ -139,7 +139,7 @@ def fit_ours(
     clock = Clock(partial(data.held_out, model.module))
 
     class Look(History):
-        """Evaluates what there is after an epoch."""
+        """Evaluates the model after an epoch."""
 
         def add_epoch(self, values: Mapping[str, float]) -> None:
             clock.look()

@@ -6,19 +6,20 @@
         [--try 'name={"steps": 1000, "plan": {"lr": 0.01}, "penalties": [1, 30, 0]}']
     python benchmarks/data_sets.py --rows rows.jsonl
 
-Every seed makes one split of the cells, the same for all. ``scvi-tools`` is its default run;
-``fast`` and ``separated`` (the preset) are trained by our fast schedule, ``reference`` by the
-reference's; ``best epoch`` puts back the weights of the best epoch, as ``early_stopping`` does.
-``--try`` adds settings: steps in all, arguments of ``plan_kwargs``, weights of Wasserstein, MMD,
-HSIC and LateSalient, early stopping. After every epoch, off the clock, held-out cells are evaluated
-by one function (:func:`pyro_contrastive.training.evaluate.evaluate`; negative ELBO per pair,
-analytic KL): the weights scvi-tools has are copied into our module. The latents of all cells at the
-end of the run are scored as in :mod:`pyro_contrastive.analysis.separation`.
+Every seed makes one split of the cells, the same for all settings. ``scvi-tools`` is its default
+run; ``fast`` and ``separated`` (the preset) are trained with our fast schedule, ``reference`` with
+the reference's; ``best epoch`` restores the weights of the best epoch, as ``early_stopping`` does.
+``--try`` adds settings: total number of steps, arguments of ``plan_kwargs``, weights of
+Wasserstein, MMD, HSIC and LateSalient, early stopping. After every epoch, without counting the
+time, held-out cells are evaluated by one function
+(:func:`pyro_contrastive.training.evaluate.evaluate`; negative ELBO per pair, analytic KL), for
+which the weights of scvi-tools are copied into our module. The latents of all cells at the end of
+the run are scored as in :mod:`pyro_contrastive.analysis.separation`.
 
-A fit is appended to the file of rows as soon as it is done, and not done again. At the end, or
-without data, the tables of all that is in that file are printed: mean (standard deviation) over
-seeds. "s to the best": processor seconds until a setting is as good as scvi-tools ever gets with
-that seed; "times sooner": how many times longer scvi-tools took. Needs the ``parity`` extra.
+Each fit is appended to the file of rows as soon as it is done, and is not repeated. At the end, or
+without data, tables of everything in that file are printed: mean (standard deviation) over seeds.
+"s to the best": processor seconds until a setting is as good as scvi-tools ever gets with that
+seed; "times sooner": how many times longer scvi-tools took. Needs the ``parity`` extra.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ OURS = {
 
 
 def scores(model: ContrastiveVI, data: Data, options: argparse.Namespace) -> dict[str, float]:
-    """Score the latents of one fit by the labels there are."""
+    """Score the latents of one fit by the available labels."""
     z, s = latents(model)
     obs = data.adata.obs
     condition = obs[options.condition_key].astype(str)
@@ -84,8 +85,8 @@ def scores(model: ContrastiveVI, data: Data, options: argparse.Namespace) -> dic
 def probes(s: NDArray[Any], labels: NDArray[Any], data: Data) -> dict[str, float]:
     """Balanced accuracy of a linear classifier of target cells by their salient latents.
 
-    Fitted on the cells the model was trained on and scored on those held out; and, as those may
-    be few, cross-validated over all.
+    Fitted on the training cells and scored on the held-out cells; since the latter may be few,
+    also cross-validated over all cells.
     """
     regression = LogisticRegression(max_iter=500, class_weight="balanced")
     probe = make_pipeline(StandardScaler(), regression)
@@ -100,7 +101,7 @@ def probes(s: NDArray[Any], labels: NDArray[Any], data: Data) -> dict[str, float
 
 
 def tables(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Set every fit beside scvi-tools' of the same seed; mean (sd) over seeds."""
+    """Compare every fit with scvi-tools' of the same seed; return mean (sd) over seeds."""
     reference = {(r["data"], r["seed"]): r["curve"] for r in rows if r["setting"] == REFERENCE}
     found = []
     for row in rows:
@@ -111,7 +112,7 @@ def tables(rows: list[dict[str, Any]]) -> pd.DataFrame:
         as_good = curve[curve[:, 1] <= beside[:, 1].min(), 0]
         made["s to the best"] = as_good[0] if len(as_good) else np.nan
         made["times sooner"] = beside[beside[:, 1].argmin(), 0] / made["s to the best"]
-        made["-ELBO less scvi-tools' best"] = curve[-1, 1] - beside[:, 1].min()
+        made["-ELBO minus scvi-tools' best"] = curve[-1, 1] - beside[:, 1].min()
         found.append(made | row["scores"])
     groups = pd.DataFrame(found).groupby(["data", "setting"], sort=False)
     means, deviations, counts = groups.mean(), groups.std(), groups.size()
@@ -126,17 +127,17 @@ def main() -> None:
     made.add_argument("data", nargs="?", help="h5ad with raw counts")
     made.add_argument("--rows", type=Path, required=True, help="file the fits are appended to")
     made.add_argument("--latents", type=Path, help="folder to keep the latents in")
-    made.add_argument("--name", help="of the data set; default: that of the file")
+    made.add_argument("--name", help="name of the data set; default: that of the file")
     made.add_argument("--condition-key", default="condition")
     made.add_argument("--background", default="control")
     made.add_argument("--shared-key", help="label that both conditions share")
     made.add_argument("--within-key", help="label within the target cells")
-    made.add_argument("--probe", action="store_true", help="classify by the label within, too")
+    made.add_argument("--probe", action="store_true", help="also classify by the label within")
     made.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     names = [REFERENCE, *OURS]
     made.add_argument("--settings", nargs="*", choices=names, default=names[:3])
     made.add_argument("--try", dest="tries", action="append", default=[], metavar="NAME=JSON")
-    made.add_argument("--epochs", type=int, help="of every fit; default: the schedule's")
+    made.add_argument("--epochs", type=int, help="epochs of every fit; default: the schedule's")
     made.add_argument("--threads", type=int, default=1)
     options = made.parse_args()
     start(options)

@@ -2,28 +2,28 @@
 
     python benchmarks/differential_truth.py [--seeds 2] [--epochs N] [--scenarios NAME ...]
 
-Counts are simulated from neither model (`pyro_contrastive.testing.simulate_treatment`: cell types,
-a treatment that changes a fifth of the genes and leaves the others exactly as they are). Treated
-are compared with untreated cells, gene by gene:
+The counts are simulated from neither model (`pyro_contrastive.testing.simulate_treatment`: cell
+types, and a treatment that changes a fifth of the genes and leaves the others unchanged). Treated
+and untreated cells are compared gene by gene:
 
 * scvi-tools and ours: ``differential_expression`` with its defaults (a change beyond delta = 0.25,
-  tagged at an expected false discovery rate of 0.05); ours also stopped early (`elbo_validation`)
-  and with 25 posterior draws for each cell; and "counterfactual", where each treated cell is
-  compared with itself decoded without its salient latent, tagged by the same rule.
-* Welch's t-test of log-normalised counts (each cell brought to 10,000, log1p), with the
-  Benjamini-Hochberg correction at 0.05; and those of them with a log2 fold change of mean
-  normalised counts of at least delta: the nearest that a t-test has to the test of a change.
+  tagged at an expected false discovery rate of 0.05); ours also with early stopping
+  (`elbo_validation`), with 25 posterior draws for each cell, and as "counterfactual", where each
+  treated cell is compared with itself decoded without its salient latent, tagged by the same rule.
+* Welch's t-test of log-normalised counts (each cell scaled to 10,000, log1p), with the
+  Benjamini-Hochberg correction at 0.05; and the same restricted to genes with a log2 fold change of
+  mean normalised counts of at least delta, the closest that a t-test comes to the test of a change.
 
-Compared are all cells, and (rows that end in "few of a type") at most 30 treated with 30 untreated
-cells of each cell type, the mean over types: the models have learned from all cells, and a group of
-one type does not vary as one of several does, single cells of which are what the models compare.
+The comparison is made for all cells and (rows that end in "few of a type") for at most 30 treated
+with 30 untreated cells of each cell type, averaged over types: the models have learned from all
+cells but compare single cells, which vary less in a group of one type than in a group of several.
 
-A gene is *changed* if its true log2 fold change is at least delta: that is what the models' test is
-about, and power is the share of changed genes tagged. The t-test asks whether there is any
-difference, so false discoveries are counted twice: "FDR" counts tagged genes that are not changed,
-"FDR of any" only those whose true fold change is 0. "power at 0.05" is what the ranking would give
-if the threshold were set by the truth: the largest share of changed genes found with at most 5 %
-false among those above. Prints the mean over seeds. Needs the ``parity`` extra.
+A gene is *changed* if its true log2 fold change is at least delta, which is what the models test;
+power is the share of changed genes that are tagged. The t-test asks whether there is any
+difference, so false discoveries are counted in two ways: "FDR" counts tagged genes that are not
+changed, "FDR of any" only those whose true fold change is 0. "power at 0.05" is the power if the
+threshold were set by the truth: the largest share of changed genes found with at most 5 % false
+discoveries above the threshold. Prints the mean over seeds. Needs the ``parity`` extra.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def counterfactual(model: ContrastiveVI, is_target: NDArray[np.bool_], seed: int
 
 
 def t_tests(adata: ad.AnnData, is_target: NDArray[np.bool_]) -> dict[str, Tagged]:
-    """Welch's test of log-normalised counts; alone, and with a threshold on the fold change."""
+    """Run Welch's test on log-normalised counts, without and with a threshold on the change."""
     counts = adata.X.toarray()
     normalised = 1e4 * counts / counts.sum(1, keepdims=True)
     one, other = (np.log1p(normalised[cells]) for cells in (is_target, ~is_target))
@@ -102,7 +102,7 @@ def t_tests(adata: ad.AnnData, is_target: NDArray[np.bool_]) -> dict[str, Tagged
     means = (normalised[cells].mean(0) + 1e-9 for cells in (is_target, ~is_target))
     found = stats.false_discovery_control(p) <= TARGET
     beyond = abs(np.log2(np.divide(*means))) >= DELTA
-    # A p-value that rounds to 0 ties with the others that do; -log p would be infinite.
+    # Rank by -p: p-values that round to 0 are ties, whereas their -log p would be infinite.
     return {
         "t-test": Tagged(found, -p),
         "t-test, change": Tagged(found & beyond, -p * beyond - ~beyond),
@@ -127,7 +127,7 @@ def judge(tagged: Tagged, lfc: NDArray[np.float64]) -> dict[str, float]:
 def few_of_each_type(
     adata: ad.AnnData, is_target: NDArray[np.bool_]
 ) -> Iterator[NDArray[np.bool_]]:
-    """Yield, for each cell type, a mask of a few of its treated and of its untreated cells."""
+    """Yield, for each cell type, a mask of a few of its treated and untreated cells."""
     cell_type = adata.obs["cell_type"].to_numpy()
     for name in np.unique(cell_type):
         chosen = np.zeros(len(adata), dtype=bool)
@@ -139,7 +139,7 @@ def few_of_each_type(
 def true_change(
     adata: ad.AnnData, is_target: NDArray[np.bool_], among: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Return the true log2 fold change among these cells; 0 for genes it leaves alone."""
+    """Return the true log2 fold change among these cells; 0 for unchanged genes."""
     scale = adata.layers["scale"].astype(np.float64)
     one, other = (np.log2(scale[cells].mean(0)) for cells in groups(is_target, among))
     return np.where(adata.var["lfc"] == 0, 0.0, one - other)
@@ -147,7 +147,7 @@ def true_change(
 
 @dataclass(frozen=True)
 class Models:
-    """What is fitted, once for all comparisons."""
+    """The fitted models, used in all comparisons."""
 
     reference: Any
     ours: dict[str, ContrastiveVI]
@@ -156,7 +156,7 @@ class Models:
 def fit_all(
     adata: ad.AnnData, is_target: NDArray[np.bool_], epochs: int | None, seed: int
 ) -> Models:
-    """Fit scvi-tools' model and ours, to the end and stopped early."""
+    """Fit scvi-tools' model, and ours without and with early stopping."""
     reference, _ = fit_reference(adata, is_target, epochs=epochs, seed=seed)
     ours = {}
     for name, configuration in {"ours": None, "ours, early stopping": EARLY}.items():
@@ -173,7 +173,7 @@ def all_methods(
     seed: int,
     among: NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[str, Tagged]]:
-    """Compare by every method, one after the other; the counterfactual only of all cells."""
+    """Yield the result of every method; the counterfactual only if all cells are compared."""
     chosen = slice(None) if among is None else among
     table = reference_differential(models.reference, is_target, chosen, seed=seed)
     yield REFERENCE, from_table(table, adata.var_names)

@@ -73,7 +73,7 @@ def train_reference(
     seed: int,
     callbacks: Sequence[Any] = (),
 ) -> tuple[Weights, float]:
-    """Train scvi-tools' model; return its weights under our names, and the seconds."""
+    """Train scvi-tools' model; return its weights under our names, and the seconds it took."""
     import scvi
 
     scvi.settings.seed = seed
@@ -115,7 +115,7 @@ Curve = list[tuple[float, float]]
 
 
 def reference_curve(epochs: int | None, seed: int) -> Curve:
-    """Train scvi-tools' model on the bundled data; evaluate what it was after some epochs."""
+    """Train scvi-tools' model on the bundled data; evaluate it after every fourth epoch."""
     from lightning.pytorch.callbacks import Callback
 
     adata, data, cells = bundled()
@@ -124,7 +124,7 @@ def reference_curve(epochs: int | None, seed: int) -> Curve:
     begun, keeping = time.process_time(), 0.0
 
     class Keep(Callback):
-        """Keeps the weights of every fourth epoch, off the clock."""
+        """Keeps the weights of every fourth epoch without counting the time."""
 
         def on_train_epoch_end(self, trainer: Any, plan: Any) -> None:
             nonlocal keeping
@@ -149,7 +149,7 @@ def our_curve(setting: str, epochs: int | None, seed: int) -> Curve:
     setting
         ``"fast"``, or ``"separated"`` for the preset with the fast schedule.
     epochs, seed
-        Default: those of the schedule.
+        Epochs of training (None: those of the schedule), and the random seed.
     """
     adata, data, cells = bundled()
     rng = np.random.default_rng(seed)
@@ -161,7 +161,7 @@ def our_curve(setting: str, epochs: int | None, seed: int) -> Curve:
     begun, keeping = time.process_time(), 0.0
 
     class Keeping(History):
-        """Keeps the weights of every epoch, off the clock."""
+        """Keeps the weights of every epoch without counting the time."""
 
         def add_epoch(self, values: Mapping[str, float]) -> None:
             nonlocal keeping

@@ -6,8 +6,8 @@ Fits scvi-tools' model (`--seeds` times, at least 2) and ours, compares treated 
 cells, and prints two tables: where known interferon genes rank among all genes, sorted as a user
 would (by ``proba_de``, then by the size of the log fold change), and how well the log fold changes
 of two fits agree (Spearman, over the genes expressed in at least 5 % of cells). Two fits of
-scvi-tools that differ in nothing but the seed say how well two fits can agree. Needs the
-``parity`` extra, and scikit-misc for the choice of genes.
+scvi-tools that differ only in the seed show how well two fits can agree. Needs the ``parity``
+extra, and scikit-misc to select the genes.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def arguments() -> argparse.Namespace:
     made.set_defaults(seeds=2)
     made.add_argument("--n-top-genes", type=int, default=2000)
     options = made.parse_args()
-    if options.seeds < 2:  # noqa: PLR2004 - one fit agrees with nothing
+    if options.seeds < 2:  # noqa: PLR2004 - agreement needs two fits
         made.error("--seeds must be at least 2: two fits of scvi-tools are compared")
     return options
 
 
 def ranks(table: pd.DataFrame) -> pd.Series:
-    """Rank of each gene, 1 the first, by probability and then by the size of the change."""
+    """Rank of each gene, from 1, by probability and then by the size of the change."""
     keyed = table.assign(size=table["lfc_mean"].abs())
     ordered = keyed.sort_values(["proba_de", "size"], ascending=False, kind="stable").index
     return pd.Series(np.arange(1, len(ordered) + 1), index=ordered)
 
 
 def agreement(tables: dict[str, pd.DataFrame], genes: pd.Index) -> pd.DataFrame:
-    """Spearman correlation of the mean log fold changes of every two fits."""
+    """Spearman correlation of the mean log fold changes of every pair of fits."""
     rows: list[dict[str, Any]] = []
     for one, other in combinations(tables, 2):
         changes = (tables[name].loc[genes, "lfc_mean"] for name in (one, other))
@@ -69,11 +69,11 @@ def main() -> None:
     options = arguments()
     start(options)
     # The default flavour would leave MX1 out: interferon raises it in so many cells that it looks
-    # no more variable than other genes of its mean.
+    # no more variable than other genes with the same mean.
     adata = read_counts(options.data, options.n_top_genes, flavor="seurat_v3")
     missing = sorted(set(RESPONSE) - set(adata.var_names))
     if missing:
-        raise SystemExit(f"{missing} are not among the {adata.n_vars} genes kept: raise the number")
+        raise SystemExit(f"{missing} are not among the {adata.n_vars} genes kept: keep more genes")
     is_target = (adata.obs[CONDITION].astype(str) != BACKGROUND).to_numpy()
     share = np.asarray((adata.X > 0).mean(0)).ravel()
     expressed = adata.var_names[share >= SMALLEST_SHARE]

@@ -46,12 +46,12 @@ def variable_genes(cells: ad.AnnData, n_top: int) -> np.ndarray:
     """Mask of the most variable genes of raw counts, ``[genes]`` (scanpy's seurat_v3 flavour).
 
     The default flavour, on log-normalised counts, would leave MX1 out: interferon raises it in so
-    many cells that it looks no more variable than other genes of its mean.
+    many cells that it looks no more variable than other genes with the same mean.
 
     Raises
     ------
     ValueError
-        If a known response gene is not selected: the demo lets the reader look them up.
+        If a known response gene, which readers of the demo will look up, is not selected.
     """
     ranked = sc.pp.highly_variable_genes(
         cells, n_top_genes=n_top, flavor="seurat_v3", inplace=False
@@ -64,7 +64,7 @@ def variable_genes(cells: ad.AnnData, n_top: int) -> np.ndarray:
 
 
 def make_subset(full: ad.AnnData) -> ad.AnnData:
-    """Select cells and genes, drop the other columns and record where it all came from.
+    """Select cells and genes, drop the other columns and record the sources.
 
     Parameters
     ----------

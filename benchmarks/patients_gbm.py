@@ -1,12 +1,12 @@
-"""Does the background latent keep patients apart, until told of them? scvi-tools and ours.
+"""Does the background latent separate patients unless given them? scvi-tools and ours.
 
     python benchmarks/patients_gbm.py zhao2021_gbm_panobinostat.h5ad [--seeds 3] [--epochs N]
 
-Every patient gave treated and untreated cells, so that a patient is variation both share. Prints
-how well patients are apart in the background latent (NMI and ARI of k-means, silhouette; mixing,
-which is 1 where they cannot be told apart), without a batch key and with
-``batch_key="patient_id"``, and how well the conditions mix there: mean and standard deviation over
-seeds, and ours less scvi-tools'. Needs the ``parity`` extra.
+Every patient contributed treated and untreated cells, so differences between patients are variation
+that both share. Prints how well patients are separated in the background latent (NMI and ARI of
+k-means, silhouette; mixing, which is 1 where they are indistinguishable), without a batch key and
+with ``batch_key="patient_id"``, and how well the conditions mix there: mean and standard deviation
+over seeds, and ours minus scvi-tools'. Needs the ``parity`` extra.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
             rows.append(row | scores | {"mixing of condition": mixing})
     means = summarise(rows, ["batch_key", "model"])
     show(f"patients in the background latent, mean of {options.seeds} seeds", means)
-    show("less scvi-tools", less_reference(means))
+    show("minus scvi-tools", less_reference(means))
 
 
 if __name__ == "__main__":

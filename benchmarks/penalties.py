@@ -2,8 +2,8 @@
 
     python benchmarks/penalties.py [--cells 128 --latents 10 --rounds 150]
 
-Medians of wall time over draws of so many background and as many target cells, one thread; and what
-the same penalties take as textbook formulas with torch's automatic differentiation.
+Medians of wall time over draws of ``--cells`` background and as many target cells, with one thread;
+also for textbook formulas of the same penalties with torch's automatic differentiation.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def milliseconds(evaluate: Callable[[], Tensor], latents: list[Tensor], rounds: 
 def main() -> None:
     """Print the table."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--cells", type=int, default=128, help="of each population")
+    made.add_argument("--cells", type=int, default=128, help="cells of each population")
     made.add_argument("--latents", type=int, default=10)
     made.add_argument("--rounds", type=int, default=150)
     options = made.parse_args()

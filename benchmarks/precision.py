@@ -1,4 +1,4 @@
-"""What matrix products in bfloat16 do to speed and to the held-out ELBO.
+"""Effect of matrix products in bfloat16 on speed and on the held-out ELBO.
 
     python benchmarks/precision.py [--seeds 2]
 

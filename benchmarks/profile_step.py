@@ -1,14 +1,14 @@
-"""Where the time of our training step goes, beside a floor computed from operations and bytes.
+"""Where the time of our training step goes, and a floor computed from operations and bytes.
 
     python benchmarks/profile_step.py [--cells 4000 --genes 2000 --density 0.1 --batch-size 128]
         [--accelerator gpu]
 
-The parts of a plain step are timed one after another in running steps (processor time, medians); so
-is a recorded step, which is what training takes, as a whole. The floor is what
-the arithmetic cannot go below on this machine: operations of the dense matrix products over the
-speed of a large one; non-zero counts times hidden units, for the sparse products, at the same
-speed (on a GPU all counts); log, exp and sigmoid of every cell and gene, timed alone; and the
-arrays of [cells, genes] that have to be written and read once, over the speed of copying one.
+The parts of a plain step are timed one after another in running steps (processor time, medians); a
+recorded step, which is what training uses, is timed as a whole. The floor is what the arithmetic
+needs at least on this machine: operations of the dense matrix products divided by the speed of a
+large one; non-zero counts times hidden units for the sparse products, at the same speed (on a GPU,
+all counts); log, exp and sigmoid of every cell and gene, timed separately; and the arrays of
+[cells, genes] that have to be written and read once, divided by the speed of copying one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pyro_contrastive.training.steps import RECORDED_AFTER
 
 # Per cell and gene: gradient and value of two heads, of the mean, and of three parameters.
 ARRAYS = 10
-FUNCTIONS = (torch.log1p, torch.exp, torch.log, torch.sigmoid, torch.exp)  # the last: of softmax
+FUNCTIONS = (torch.log1p, torch.exp, torch.log, torch.sigmoid, torch.exp)  # the last one: softmax
 
 
 Clock = Callable[[], float]
@@ -87,11 +87,11 @@ def floor(options: argparse.Namespace, n_hidden: int = 128) -> pd.Series:
     is_cpu, now = options.accelerator == "cpu", clock(options.accelerator)
     device, size = ("cpu", 1024) if is_cpu else ("cuda", 8192)
     left, right = (torch.randn(size, size, device=device) for _ in range(2))
-    speed = 2 * size**3 / seconds(lambda: left @ right, now)  # operations a second
+    speed = 2 * size**3 / seconds(lambda: left @ right, now)  # operations per second
     table = torch.rand(n_cells, n_genes, device=device) + 0.1
     other = torch.empty_like(table)
-    products = 2 * n_cells * n_genes * n_hidden  # of one of the dense products
-    sparse = products * options.density if is_cpu else products  # no sparse ones on a GPU
+    products = 2 * n_cells * n_genes * n_hidden  # operations of one dense product
+    sparse = products * options.density if is_cpu else products  # a GPU has no sparse products
     found = {
         "dense products (6)": 6 * products / speed,
         "encoders' products (4)": 4 * sparse / speed,

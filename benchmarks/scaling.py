@@ -3,9 +3,9 @@
     python benchmarks/scaling.py [--quick] [--largest-cells 100000]
 
 One quantity is varied at a time; the others stay at 2,000 genes, density .10, 10 + 10 latents,
-128 + 128 cells a step, and 2,000 cells, enough to time steps. Prints milliseconds of processor time
-a step, seconds an epoch, and the fitted exponent: how the cost of an epoch grows with that
-quantity, 1 being in proportion.
+128 + 128 cells per step, and 2,000 cells, which are enough to time steps. Prints milliseconds of
+processor time per step, seconds per epoch, and the fitted exponent: how the cost of an epoch grows
+with that quantity (1: in proportion).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def measure(setting: dict[str, Any], n_steps: int) -> dict[str, float]:
     run = our_run(adata, setting["batch_size"], **sizes)
     steps = our_steps(run)
     with reused_memory():
-        steps(RECORDED_AFTER + 3)  # from then on, steps are recorded ones
+        steps(RECORDED_AFTER + 3)  # from here on, steps are recorded
         taken = []
         for _ in range(n_steps):
             begun = time.process_time()

@@ -1,18 +1,18 @@
-"""What the fast schedule and the penalties of the separated preset do to the latents.
+"""Effect of the fast schedule and of the separated preset's penalties on the latents.
 
     python benchmarks/schedules.py counts.h5ad --background control [--shared-key cell_type]
         [--within-key time_h] [--batch-key B] [--seeds 2]
     python benchmarks/schedules.py --simulated [--seeds 2]
 
 Fits the model with the fast schedule: without penalties, with those of the preset, and with all
-their weights divided and multiplied by 3. Prints, mean and standard deviation over seeds: the
+their weights divided and multiplied by 3. Prints mean and standard deviation over seeds of: the
 held-out negative ELBO per pair; mixing of the condition in z (1 is best) and in s (0 is best); how
-well labels that both conditions share show in z (NMI, silhouette) and in s of target cells (NMI,
-low is best); and how well labels within the target cells show in s.
+visible labels that both conditions share are in z (NMI, silhouette) and in s of target cells (NMI,
+low is best); and how visible labels within the target cells are in s.
 
 With ``--simulated`` the truth is known: s is independent of z, or a response that depends on z.
-Then it is printed how much of the true z and s (share of the variance, held-out linear regression)
-is in which latent of target cells. ``--reference`` fits scvi-tools' model too (minutes).
+This prints how much of the true z and s (share of the variance, held-out linear regression) each
+latent of the target cells contains. ``--reference`` also fits scvi-tools' model (minutes).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ WEIGHTS = {"fast": 0.0, "separated / 3": 1 / 3, "separated": 1.0, "separated x 3
 
 
 def configuration(times: float) -> Configuration:
-    """Return the fast schedule, with the preset's penalties that many times as heavy."""
+    """Return the fast schedule, with the preset's weights of penalties multiplied by `times`."""
 
     def model() -> dict[str, Any]:
         penalties = preset_arguments("separated", Sizes(2, 10, 10))["penalties"] if times else []
@@ -67,7 +67,7 @@ def latents(model: Any) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def scores(model: Any, adata: ad.AnnData, options: argparse.Namespace) -> dict[str, float]:
-    """Score the latents of one fit by the labels there are."""
+    """Score the latents of one fit by the available labels."""
     z, s = latents(model)
     condition = adata.obs[options.condition_key].astype(str)
     is_target = (condition != options.background).to_numpy()
@@ -89,7 +89,7 @@ def scores(model: Any, adata: ad.AnnData, options: argparse.Namespace) -> dict[s
 
 
 def simulated(dependent: bool, seed: int) -> ad.AnnData:
-    """Draw counts whose salient latent follows from the background latent in part, or not."""
+    """Simulate counts whose salient latent partly depends on the background latent, or does not."""
     rng = np.random.default_rng(seed)
     n, n_genes = 2_000, 500
     treated = np.arange(n) >= n // 2
@@ -115,7 +115,7 @@ def explained(truth: NDArray[Any], latent: NDArray[Any]) -> float:
 
 
 def recovery(model: ContrastiveVI, adata: ad.AnnData) -> dict[str, float]:
-    """How much of the true latents is in which of the fitted ones, in target cells."""
+    """Return how much of the true latents each fitted latent contains, in target cells."""
     of_target = (adata.obs["condition"] == "treated").to_numpy()
     z, s = (latent[of_target] for latent in latents(model))
     true_z, true_s = adata.obsm["z"][of_target], adata.obsm["s"][of_target]

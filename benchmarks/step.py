@@ -1,14 +1,13 @@
-"""Time of a training step, scvi-tools' and ours, in one process and turn by turn.
+"""Time of a training step, scvi-tools' and ours, measured alternately in one process.
 
     python benchmarks/step.py [--cells 10000 --genes 2000 --density 0.1 --batch-size 128]
         [--accelerator gpu]
 
-A step is what it takes from indices of cells to updated weights: fetching the mini-batch, loss,
-gradient, optimiser. Both have their default settings, and as many background as target cells. What
+A step is everything from indices of cells to updated weights: fetching the mini-batch, loss,
+gradient, optimiser. Both use their default settings, and as many background as target cells. What
 Lightning adds to scvi-tools' step (logging, callbacks) is left out; see epochs in ``bench.py``.
-Steps of the two take turns, and medians of processor time are compared: on a machine that is
-busy with other things that is what varies least; on a GPU it is wall time, several steps at once.
-Needs the ``parity`` extra.
+Steps of the two take turns, and medians of processor time are compared, because these vary least on
+a busy machine; on a GPU it is wall time, of several steps at once. Needs the ``parity`` extra.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from pyro_contrastive.training.run import Run, RunSettings
 from pyro_contrastive.training.splits import Population, Split
 
 Steps = Callable[[int], None]
-"""Takes so many steps."""
+"""Takes the given number of steps."""
 
 
 def reference_steps(adata: AnnData, batch_size: int, accelerator: str = "cpu") -> Steps:
@@ -72,7 +71,7 @@ def reference_steps(adata: AnnData, batch_size: int, accelerator: str = "cpu") -
 
 
 def our_run(adata: AnnData, batch_size: int, accelerator: str = "cpu", **model_kwargs: Any) -> Run:
-    """Make a run of training of ours, on all cells."""
+    """Make a training run of our model on all cells."""
     pyro.set_rng_seed(0)
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     model = ContrastiveVI(adata, **model_kwargs)
@@ -111,13 +110,13 @@ def our_steps(run: Run) -> Steps:
 def take_turns(
     steps: dict[str, Steps], now: Callable[[], float], *, rounds: int, at_once: int
 ) -> pd.DataFrame:
-    """Time some steps of each in every round; return milliseconds a step, ``[rounds, names]``."""
+    """Time some steps of each in every round; return milliseconds per step, ``[rounds, names]``."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, take in steps.items():
-            # Memory is kept from step to step in our training, and not in the other.
+            # Our training reuses memory from step to step; scvi-tools' does not.
             with nullcontext() if name == REFERENCE else reused_memory():
-                take(2)  # not timed: caches and memory are what the other has left
+                take(2)  # not timed: caches and memory still hold the other's data
                 begun = now()
                 take(at_once)
                 times[name].append(1e3 * (now() - begun) / at_once)
@@ -127,7 +126,7 @@ def take_turns(
 def compare(
     adata: AnnData, batch_size: int, accelerator: str = "cpu", *, rounds: int, at_once: int
 ) -> pd.DataFrame:
-    """Return median and quartiles of the milliseconds a step, and how many times faster."""
+    """Return median and quartiles of the milliseconds per step, and how many times faster."""
     steps = {
         REFERENCE: reference_steps(adata, batch_size, accelerator),
         "ours": our_steps(our_run(adata, batch_size, accelerator)),

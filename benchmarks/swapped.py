@@ -1,14 +1,14 @@
-"""Do z and s change places? The preset "separated" on parts of a data set, LateSalient or not.
+"""Do z and s swap roles? The preset "separated" on subsets, with and without LateSalient.
 
     python benchmarks/swapped.py counts.h5ad --background control --shared-key cell_type
         [--cells 600 600] [--genes 2000] [--seeds 8] [--steps 50] [--weights 1]
 
-Every seed draws so many background and target cells, and fits the preset with the fast schedule:
-without ``LateSalient``, and with it at the weights given. Of the genes those with the largest ratio
-of variance to mean are kept. Prints, for each fit and then in the mean: best held-out negative ELBO
-per pair, mixing of the condition in z (1 is best) and in s (0 is best), and the NMI of the labels
-that both conditions share with clusters in z (high is best) and in s of target cells (low is best).
-``swapped`` is the share of fits in which s knows the labels at least half as well as z.
+Every seed draws ``--cells`` background and target cells, and fits the preset with the fast
+schedule: without ``LateSalient``, and with it at the given weights. The genes with the largest
+ratio of variance to mean are kept. Prints, for each fit and then on average: best held-out negative
+ELBO per pair, mixing of the condition in z (1 is best) and in s (0 is best), and the NMI of the
+labels that both conditions share with clusters in z (high is best) and in s of target cells (low is
+best). ``swapped`` is the share of fits in which this NMI is at least half as large in s as in z.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SWAPPED = 0.5
 
 
 def arguments(weight: float, steps: int) -> dict[str, Any]:
-    """Make the arguments of the preset, with that weight of LateSalient."""
+    """Make the arguments of the preset, with the given weight of LateSalient."""
     made = preset_arguments("separated", Sizes(2, 10, 10))
     lasting = [p for p in made["penalties"] if not isinstance(p, LateSalient)]
     late = [LateSalient(weight, steps)] if weight else []
@@ -83,7 +83,7 @@ def main() -> None:
             print({name: round(float(value), 3) for name, value in row.items()}, flush=True)
             rows.append(row)
     table = pd.DataFrame(rows).groupby("LateSalient").mean().drop(columns="seed")
-    show(f"mean over {options.seeds} parts of {options.cells} cells", table)
+    show(f"mean over {options.seeds} subsets of {options.cells} cells", table)
 
 
 if __name__ == "__main__":

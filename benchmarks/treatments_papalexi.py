@@ -1,21 +1,23 @@
-"""Do salient latents know the knock-out? Priors with and without a mean per treatment.
+"""Do salient latents identify the knock-out? Priors with and without a mean per treatment.
 
     python benchmarks/treatments_papalexi.py papalexi2021_eccite_299genes.h5ad [--seeds 3]
 
-ECCITE-seq cells with one of 25 genes knocked out, against cells with non-targeting guides. Four
-fifths of the cells of every knock-out are trained on; scored are salient latents of the rest, which
-no model has seen (the encoder is told counts and batch, never the knock-out):
+ECCITE-seq cells with one of 25 genes knocked out are compared with cells with non-targeting guides.
+The models train on four fifths of the cells of every knock-out; the salient latents of the other
+cells, which no model has seen, are scored (the encoder is given counts and batch, never the
+knock-out):
 
 * how far the mean of a knock-out lies from 0, in standard deviations of all knocked-out cells. Four
-  genes are known to answer for the interferon pathway (IFNGR1, IFNGR2, JAK2, STAT1): printed are
-  the least of these four, the most of the other 21, and the ratio of the two. Above 1, the four
-  stand out. For priors with a mean per knock-out also the same of the means themselves, centred;
+  genes are known to belong to the interferon pathway (IFNGR1, IFNGR2, JAK2, STAT1): prints the
+  smallest of these four, the largest of the other 21, and the ratio of the two. Above 1, the four
+  stand out. For priors with a mean per knock-out, also prints the same for the means themselves,
+  centred;
 * balanced accuracy of a multinomial logistic regression fitted on the training cells' latents
-  (chance: 1/25), and its top-5 accuracy. Most knock-outs do next to nothing, and all count alike
-  here.
+  (chance: 1/25), and its top-5 accuracy. Most knock-outs have almost no effect, and all
+  count equally here.
 
-Printed are mean and standard deviation over seeds; beside them scvi-tools' model, and the principal
-components of the counts. Our models are trained by the fast schedule. Needs the ``parity`` extra.
+Prints mean and standard deviation over seeds, also for scvi-tools' model and for the principal
+components of the counts. Our models are trained with the fast schedule. Needs the ``parity`` extra.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ Cells = NDArray[np.int64]
 
 
 def scores(latent: Latent, gene: NDArray[np.str_], seen: Cells, unseen: Cells) -> dict[str, float]:
-    """Fit a linear probe on the cells seen, score it on the others."""
+    """Fit a linear probe on the seen cells, score it on the unseen cells."""
     probe = make_pipeline(
         StandardScaler(), LogisticRegression(max_iter=500, class_weight="balanced")
     ).fit(latent[seen], gene[seen])
@@ -67,10 +69,10 @@ def scores(latent: Latent, gene: NDArray[np.str_], seen: Cells, unseen: Cells) -
 
 
 def standing_out(strength: dict[str, float]) -> dict[str, float]:
-    """Set the interferon pathway beside the other knock-outs."""
+    """Compare the interferon pathway with the other knock-outs."""
     least = min(strength[name] for name in PATHWAY)
     most = max(value for name, value in strength.items() if name not in PATHWAY)
-    return {"least of four": least, "most of others": most, "ratio": least / most}
+    return {"smallest of four": least, "largest of others": most, "ratio": least / most}
 
 
 def strengths(latent: Latent, gene: NDArray[np.str_], unseen: Cells) -> dict[str, float]:
@@ -88,7 +90,7 @@ def separated() -> list[Penalty]:
 
 
 def priors(sizes: list[int]) -> dict[str, Callable[[], tuple[Prior | None, list[Penalty]]]]:
-    """Make prior and penalties anew for every fit."""
+    """Return, by name, what makes new priors and penalties for every fit."""
     n = len(sizes)
     return {
         "standard normal": lambda: (None, []),

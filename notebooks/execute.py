@@ -1,4 +1,4 @@
-"""Run the notebooks and save them with what they print and draw.
+"""Run the notebooks and save them with their outputs.
 
     python notebooks/execute.py                          # all of them, in place
     python notebooks/execute.py 02_priors.ipynb          # one of them
@@ -31,9 +31,9 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal
-HANGS_AFTER = 900  # seconds in one cell
-# Where files of a person or of a machine lie, on Linux, macOS and Windows.
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # colours of a terminal
+HANGS_AFTER = 900  # seconds per cell
+# Folders of a user or of a machine, on Linux, macOS and Windows.
 MACHINE_PATH = re.compile(r"/(?:home|Users|root|tmp|private|var|opt|mnt|work)/\w|[A-Z]:\\\w")
 
 
@@ -48,10 +48,10 @@ def execute(notebook: NotebookNode) -> None:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
-        # Small matrices: with one thread they are faster on a busy machine, and reproducible.
+        # The matrices are small: one thread is faster on a busy machine, and reproducible.
         "OMP_NUM_THREADS": "1",
         "PYTHONHASHSEED": "0",
-        # Pyro imports tqdm, which misses ipywidgets for bars that are off here.
+        # Pyro imports tqdm, which warns of missing ipywidgets although bars are off here.
         "PYTHONWARNINGS": "ignore:IProgress not found",
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def execute(notebook: NotebookNode) -> None:
 
 
 def texts(cell: NotebookNode) -> Iterator[str]:
-    """Yield what a cell shows as text, pictures left out."""
+    """Yield the text outputs of a cell, without pictures."""
     for output in cell.get("outputs", []):
         if "text" in output:
             yield output.text
@@ -81,7 +81,7 @@ def texts(cell: NotebookNode) -> Iterator[str]:
 
 
 def faults(notebook: NotebookNode) -> list[str]:
-    """Say what in the outputs does not belong into a committed notebook; empty: nothing."""
+    """Return what in the outputs does not belong in a committed notebook; empty if nothing."""
     found = []
     code = [c for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
     if not any(cell.outputs for cell in code):
@@ -116,11 +116,11 @@ def run(path: Path, to: Path) -> list[str]:
 
 
 def main() -> int:
-    """Run the notebooks that were named, or all; return 1 if one of them has a fault."""
+    """Run the named notebooks, or all; return 1 if one of them has a fault."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("notebooks", nargs="*", help="file names; default: all beside this script")
+    parser.add_argument("notebooks", nargs="*", help="file names; default: all next to this script")
     parser.add_argument("--to", type=Path, help="folder to save to; default: in place")
     options = parser.parse_args()
     paths = [HERE / name for name in options.notebooks] or sorted(HERE.glob("*.ipynb"))

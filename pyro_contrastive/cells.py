@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from pyro_contrastive.observed.observation import Observation
 from pyro_contrastive.observed.sparse_rows import SparseRows
 
 BACKGROUND = 0
 """The condition code of background (control) cells; treatments are 1, 2, ..., K."""
-TENSORS = ("condition", "x", "batch", "categorical", "continuous", "library")
+X = "x"
+"""Name of the first modality, and of the site where it is observed: the counts of genes."""
+NOTHING = Observation()
+_FROM_OBSERVED: Any = ...  # so that `None` can be given, to dataclasses.replace for one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class CellBatch:
-    """Counts of some cells and what is known about each of them.
+    """What is observed of some cells, and what is known about each of them.
 
     Parameters
     ----------
@@ -36,8 +40,11 @@ class CellBatch:
         Observed library size (total counts, or a size factor on that scale), shape ``[cells, 1]``,
         natural scale. Default: the row sums of `x`. Only used when the library size is observed.
     rows
-        The counts once more, as sparse rows: the encoders are faster by them. It is up to whoever
-        gives them that they agree with `x`; they are optional.
+        The counts once more, as sparse rows, which make the encoders faster. Optional; the caller
+        must see to it that they agree with `x`.
+    observed
+        What is observed of each modality, by the name of its site. `x` and `rows` are those of the
+        site ``"x"``, and need not be given with it.
 
     Raises
     ------
@@ -53,23 +60,45 @@ class CellBatch:
     """
 
     condition: Tensor
-    x: Tensor | None = None
-    batch: Tensor | None = None
-    categorical: Tensor | None = None
-    continuous: Tensor | None = None
-    library: Tensor | None = None
-    rows: SparseRows | None = None
+    batch: Tensor
+    categorical: Tensor | None
+    continuous: Tensor | None
+    library: Tensor | None
+    observed: Mapping[str, Observation]
 
-    def __post_init__(self) -> None:
-        """Fill in what follows from the rest, and check that the fields agree."""
-        n_cells = self.condition.shape[0]
-        if self.batch is None:
-            object.__setattr__(self, "batch", torch.zeros_like(self.condition))
-        if self.library is None and self.x is not None:
-            object.__setattr__(self, "library", self.x.sum(-1, keepdim=True))
-        for name in TENSORS:
+    def __init__(
+        self,
+        condition: Tensor,
+        x: Tensor | None = _FROM_OBSERVED,
+        batch: Tensor | None = None,
+        categorical: Tensor | None = None,
+        continuous: Tensor | None = None,
+        library: Tensor | None = None,
+        rows: SparseRows | None = _FROM_OBSERVED,
+        observed: Mapping[str, Observation] | None = None,
+    ) -> None:
+        observed = {X: NOTHING} | dict(observed or {})
+        given = {"values": x, "rows": rows}
+        changes: dict[str, Any] = {k: v for k, v in given.items() if v is not _FROM_OBSERVED}
+        if changes:
+            observed[X] = replace(observed[X], totals=None, **changes)
+        filled: dict[str, Any] = {
+            "condition": condition,
+            "batch": torch.zeros_like(condition) if batch is None else batch,
+            "categorical": categorical,
+            "continuous": continuous,
+            "library": observed[X].row_totals() if library is None else library,
+            "observed": observed,
+        }
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        n_cells = len(self)
+        observed = {site: seen.values for site, seen in self.observed.items()}
+        for name, value in (observed | self._own_tensors()).items():
             n_dim = 1 if name in {"condition", "batch"} else 2
-            value = getattr(self, name)
             if value is not None and (value.ndim != n_dim or value.shape[0] != n_cells):
                 expected = "[cells]" if n_dim == 1 else "[cells, .]"
                 msg = (
@@ -82,16 +111,27 @@ class CellBatch:
         return self.condition.shape[0]
 
     @property
+    def x(self) -> Tensor | None:
+        """Counts, ``[cells, genes]``; ``None`` if they are not observed, or sparse rows only."""
+        return self.observed[X].values
+
+    @property
+    def rows(self) -> SparseRows | None:
+        """The counts as sparse rows, if there are any."""
+        return self.observed[X].rows
+
+    def observing(self, x: Tensor | None) -> Self:
+        """Return the same cells, of the same library size, with other counts; ``None``: none."""
+        return replace(self, observed=dict(self.observed) | {X: Observation(x)})
+
+    @property
     def is_target(self) -> Tensor:
         """Boolean per cell, shape ``[cells]``: does the cell belong to any treatment."""
         return self.condition != BACKGROUND
 
     @property
     def batch_codes(self) -> Tensor:
-        """Batch code per cell, shape ``[cells]`` (never ``None``)."""
-        if self.batch is None:  # pragma: no cover - __post_init__ fills it
-            msg = "CellBatch lost its batch codes."
-            raise ValueError(msg)
+        """Batch code per cell, shape ``[cells]``."""
         return self.batch
 
     def observed_library(self) -> Tensor:
@@ -110,35 +150,60 @@ class CellBatch:
             raise ValueError(msg)
         return self.library
 
+    def _own_tensors(self) -> dict[str, Tensor | None]:
+        """Return what is known about each cell beside its observations."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "observed"}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor of the batch once, by a name of its own."""
+        found = {name: value for name, value in self._own_tensors().items() if value is not None}
+        for site, seen in self.observed.items():
+            known = {id(tensor) for tensor in found.values()}
+            parts = {f"{site}.{name}": tensor for name, tensor in seen.tensors().items()}
+            found |= {name: tensor for name, tensor in parts.items() if id(tensor) not in known}
+        return found
+
     def to(self, device: torch.device | str) -> Self:
         """Copy every tensor to `device` (no copy where it already is there)."""
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: v if v is None else v.to(device) for name, v in moved.items()}
-        return type(self)(**moved)
+        moved: dict[str, Any] = {
+            name: None if value is None else value.to(device)
+            for name, value in self._own_tensors().items()
+        }
+        observed = {site: seen.to(device) for site, seen in self.observed.items()}
+        return type(self)(**moved, observed=observed)
 
     def take(self, chosen: Tensor) -> Self:
         """Return some of the cells, without `rows`: `chosen` holds positions, or is a mask."""
-        taken: dict[str, Any] = {}
-        for name in TENSORS:
-            value = getattr(self, name)
-            taken[name] = None if value is None else value[chosen]
-        return type(self)(**taken)
+        taken: dict[str, Any] = {
+            name: None if value is None else value[chosen]
+            for name, value in self._own_tensors().items()
+        }
+        observed = {site: seen.take(chosen) for site, seen in self.observed.items()}
+        return type(self)(**taken, observed=observed)
 
     @classmethod
     def cat(cls, batches: Sequence[CellBatch]) -> CellBatch:
-        """Join batches of cells, in the order given.
+        """Join batches of cells, in the order given, without `rows`.
 
         Raises
         ------
         ValueError
             If a field is present in some of them and missing in others.
         """
-        joined: dict[str, Any] = {}
-        for name in TENSORS:
-            parts = [getattr(b, name) for b in batches]
+
+        def join(name: str, parts: Sequence[Tensor | None]) -> Tensor | None:
             present = [p for p in parts if p is not None]
             if present and len(present) != len(parts):
                 msg = f"CellBatch.cat: `{name}` is missing in some of the batches to be joined."
                 raise ValueError(msg)
-            joined[name] = torch.cat(present) if present else None
-        return cls(**joined)
+            return torch.cat(present) if present else None
+
+        first = batches[0]
+        observed = {
+            site: Observation(join(site, [b.observed[site].values for b in batches]))
+            for site in first.observed
+        }
+        joined: dict[str, Any] = {
+            name: join(name, [getattr(b, name) for b in batches]) for name in first._own_tensors()
+        }
+        return cls(**joined, observed=observed)

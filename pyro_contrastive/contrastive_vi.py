@@ -145,8 +145,8 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             raise ValueError(msg)
         likelihood = likelihood_given(likelihood)
         data = setup.extract(adata)
-        check_support(data.counts, setup.with_genes(adata), setup.layer, likelihood)
-        warn_of_counts(data.counts, setup.layer, likelihood)
+        check_support(data.rows(), setup.with_genes(adata), setup.layer, likelihood)
+        warn_of_counts(data.rows(), setup.layer, likelihood)
         _check_size_factors(setup, likelihood, observed=use_observed_lib_size)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:

@@ -21,8 +21,8 @@ class CellwiseBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over every axis but the last.
 
     Two departures from :class:`torch.nn.BatchNorm1d`: leading axes are flattened, so that inputs
-    may carry an axis of posterior samples; and a mini-batch of one cell, which has no variance, is
-    normalised with the running statistics instead of being refused.
+    may have an axis of posterior samples; and a mini-batch of one cell, which has no variance, is
+    normalised with the running statistics instead of raising an error.
     """
 
     def forward(self, h: Tensor) -> Tensor:
@@ -40,8 +40,9 @@ class CellwiseBatchNorm(nn.BatchNorm1d):
 class QuickDropout(nn.Dropout):
     """Dropout that draws 16 random bits for each unit, where torch draws 53.
 
-    On a CPU drawing them is what dropout costs. The probability is rounded to a multiple of 2^-16,
-    and units that stay are scaled by exactly its complement, so that the mean is what it should be.
+    On a CPU, drawing random bits is most of the cost of dropout. The probability is rounded to a
+    multiple of 2^-16, and units that stay are scaled by the inverse of exactly its complement, so
+    that the mean is exact.
     """
 
     def forward(self, h: Tensor) -> Tensor:
@@ -73,7 +74,17 @@ class Block(nn.Module):
         return self._activate(self.linear(h))
 
     def of_product(self, product: Tensor, covariates: Tensor) -> Tensor:
-        """Finish what has been begun: `product` is the input times its weights, without bias."""
+        """Return the output for an input whose product with the weights is already known.
+
+        The encoder multiplies sparse counts faster than a dense layer could.
+
+        Parameters
+        ----------
+        product
+            The input times its weights, without bias, ``[cells, n_out]``.
+        covariates
+            As in :meth:`forward`.
+        """
         if not covariates.shape[-1]:
             return self._activate(product + self.linear.bias)
         weights = self.linear.weight[:, self.n_in :]
@@ -95,8 +106,8 @@ class Body(nn.Module):
     n_hidden
         Width of every block.
     n_layers
-        Number of blocks. With 0 the output is the input with the covariates beside it, and whatever
-        linear layer follows makes a linear map.
+        Number of blocks. With 0 the output is the input followed by the covariates, so that a
+        linear layer on top is linear in the input.
     dropout_rate
         Probability of dropping a hidden unit during training.
     """
@@ -149,7 +160,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.body = Body(n_input, n_covariates, n_hidden, n_layers, dropout_rate)
-        # In memory gene by gene, as the sparse product reads the weights and makes their gradient.
+        # Stored gene by gene, the order in which the sparse product reads the weights and writes
+        # their gradient.
         first = cast(Block, self.body.blocks[0]).linear
         first.weight = nn.Parameter(first.weight.detach().t().contiguous().t())
         self.mean = nn.Linear(n_hidden, n_output)
@@ -167,7 +179,7 @@ class Encoder(nn.Module):
         return weight if weight.shape[1] == first.n_in else weight[:, : first.n_in]
 
     def of_product(self, product: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same from the input times :attr:`input_weight`, ``[cells, hidden]``."""
+        """Return mean and variance from input times :attr:`input_weight`, ``[cells, hidden]``."""
         first, *others = self.body.blocks
         h = cast(Block, first).of_product(product, covariates)
         for block in others:
@@ -179,10 +191,10 @@ class Encoder(nn.Module):
 
 
 class Covariates(nn.Module):
-    """What encoders and decoder are told about a cell beside its counts and latents.
+    """Input of encoders and decoder besides counts and latents.
 
-    The batch and every categorical covariate one-hot, continuous covariates as they are. A
-    category with fewer than two levels tells nothing and takes no place.
+    The batch and every categorical covariate are one-hot, continuous covariates unchanged. A
+    category with fewer than two levels has no information, and no column.
 
     Parameters
     ----------
@@ -210,7 +222,7 @@ class Covariates(nn.Module):
         Raises
         ------
         ValueError
-            If the batch lacks a covariate the model was made with.
+            If the batch lacks a covariate that the model was made with.
         """
         if not self.n_out:
             return like.new_zeros((len(batch), 0))
@@ -225,9 +237,10 @@ class Covariates(nn.Module):
 
     @staticmethod
     def _one_hot(codes: Tensor, n_levels: int) -> Tensor:
-        if n_levels < 2:  # noqa: PLR2004  # nothing to tell
+        if n_levels < 2:  # noqa: PLR2004  # no information
             return codes.new_zeros((len(codes), 0))
-        # As F.one_hot, which on a CPU looks at the smallest code and so would not be recorded.
+        # Like F.one_hot, but that looks at the smallest code on a CPU, so that a step with it could
+        # not be recorded.
         return F.embedding(codes.long(), torch.eye(n_levels, device=codes.device))
 
     @staticmethod

@@ -25,12 +25,12 @@ from pyro_contrastive.priors import EscapingPerturbation, PrivateSalient
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the parts of a model have to know.
+    """Sizes that the components of a model depend on.
 
     Parameters
     ----------
     n_conditions
-        Number of conditions, the background included.
+        Number of conditions, including the background.
     n_background_latent, n_salient_latent
         Dimensions of z and s.
     """
@@ -42,18 +42,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Preset:
-    """A member of the family.
+    """A published model, as a configuration.
 
     Parameters
     ----------
     paper
         Where it was published.
     made_of
-        Its parts, in our names.
+        Its components, by their names in this library.
     departs
-        Where it is not what the paper has.
+        How it differs from the paper.
     arguments
-        Makes the arguments of ``ContrastiveVI``, with new components each time.
+        Function that makes the arguments of ``ContrastiveVI``, with new components each time.
     """
 
     paper: str
@@ -109,7 +109,7 @@ def _cplvm(sizes: Sizes) -> dict[str, Any]:
 
 
 def _separated(sizes: Sizes) -> dict[str, Any]:
-    # Not annealed: which variation goes where is settled early, before the KL weight is full.
+    # Not annealed: which latent takes which variation is decided early, during the KL warm-up.
     kinds = ((Wasserstein, 1.0), (partial(MMD, site="z"), 30.0), (HSIC, 30.0))
     lasting = [kind(weight, annealed=False) for kind, weight in kinds]
     return {"penalties": [*lasting, LateSalient()]}
@@ -136,15 +136,15 @@ PRESETS: dict[str, Preset] = {
         "Weinberger, Conrad & Ashuach, arXiv 2411.08072, 2024",
         'EscapingPerturbation (a mean per perturbation, cells may escape); MMD(30, "z"); '
         "Wasserstein(1)",
-        "the escape variable is summed out, its share learned per perturbation; the weights are "
-        "ours",
+        "the escape variable is summed out, its probability learned per perturbation; the weights "
+        "are ours",
         _contrastive_vi_plus,
     ),
     "multiGroupVI": Preset(
         "Weinberger, Lopez, Hütter & Regev, MLCB 2022",
         "PrivateSalient: n_salient_latent dimensions for each treatment; Wasserstein(1)",
-        "there is a background group without a space of its own; other groups' blocks are 0 in the "
-        "guide too, where the paper pins them by a penalty",
+        "the background group has no dimensions of its own; the dimensions of other groups are 0 "
+        "in the guide too, where the paper uses a penalty",
         _multi_group_vi,
     ),
     "SepVAE": Preset(
@@ -163,16 +163,16 @@ PRESETS: dict[str, Preset] = {
     "CPLVM": Preset(
         "Jones, Townes, Li & Engelhardt, Annals of Applied Statistics 2022",
         "AdditivePoisson, Gamma(1, 1) priors of z and s, a decoder without hidden layers",
-        "amortised posterior; loadings are point estimates; no factor per gene between the "
+        "amortised posterior; loadings are point estimates; no scaling of genes between the "
         "populations",
         _cplvm,
     ),
     "separated": Preset(
-        "this library; its parts are from contrastiveVI, MM-cVAE and StrastiveVI",
+        "this library; its components are from contrastiveVI, MM-cVAE and StrastiveVI",
         'Wasserstein(1), MMD(30, "z"), HSIC(30), from the first step on; LateSalient for the first '
         '50 steps; train it with schedule="fast"',
-        "not published; how it was chosen is in benchmarks/README.md. Where the response follows "
-        "from what a cell is, HSIC leaves that part of it to z: give penalties= without HSIC then",
+        "not published; benchmarks/README.md says how it was chosen. Where the response depends on "
+        "the cell type, HSIC moves that part of it to z: then give penalties= without HSIC",
         _separated,
     ),
     "log-linear": Preset(
@@ -212,7 +212,7 @@ def preset_arguments(name: str, sizes: Sizes) -> dict[str, Any]:
 
 
 def presets() -> pd.DataFrame:
-    """Tabulate the presets: paper, parts, and where each departs from its paper.
+    """Return a table of the presets: paper, components, and how each differs from its paper.
 
     Examples
     --------
@@ -227,14 +227,14 @@ def presets() -> pd.DataFrame:
 
 
 def check_conditions(components: Mapping[str, object], conditions: Sequence[str]) -> None:
-    """Refuse components that were made for fewer conditions than there are.
+    """Refuse components that were made for fewer conditions than the data have.
 
     Parameters
     ----------
     components
-        By the keyword they were given as; those without an attribute ``n_conditions`` do not care.
+        By the keyword they were given as; those without an attribute ``n_conditions`` fit any.
     conditions
-        Names of the conditions, the background first; empty if it is not known yet which there are.
+        Names of the conditions, the background first; empty if they are not known yet.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def check_conditions(components: Mapping[str, object], conditions: Sequence[str]
         if made_for < len(conditions):
             msg = (
                 f"{keyword}: this {type(component).__name__} was made for {made_for} conditions, "
-                f"and the data have {len(conditions)}, the background {conditions[0]!r} included. "
+                f"and the data have {len(conditions)}, including the background {conditions[0]!r}. "
                 f"Make it with n_conditions={len(conditions)}."
             )
             raise ValueError(msg)

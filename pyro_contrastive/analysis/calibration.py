@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -156,9 +155,9 @@ def calibrate(
     with evaluating(vae):
         fixed = shared_values(vae)
         for batch in query.minibatches(n_draws):
-            empty = dataclasses.replace(batch, x=None, rows=None)
+            empty = batch.observing(None)
             truth = poutine.trace(poutine.condition(vae.model, fixed)).get_trace(empty)
-            cells = dataclasses.replace(empty, x=truth.nodes["x"]["value"])
+            cells = empty.observing(truth.nodes["x"]["value"])
             if method == "nuts":
                 draws = _nuts_draws(vae, cells, n_draws, nuts)
             else:

@@ -17,8 +17,8 @@ from pyro_contrastive.analysis.differential_groups import GroupPair
 from pyro_contrastive.analysis.differential_settings import BatchCodes, DifferentialSettings
 from pyro_contrastive.analysis.differential_statistics import Draws, Vector
 from pyro_contrastive.analysis.query import Decoding, Query
-from pyro_contrastive.data.counts import Matrix
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.observed.matrix import Matrix
 
 # The change is reported with a smaller pseudocount than it is tested with, as in scvi-tools: the
 # larger one keeps silent genes from being tagged, but would shrink the changes reported.
@@ -78,7 +78,7 @@ def differential_expression(
             for cells, codes in zip((pair.cells1, pair.cells2), batches, strict=True)
         )
         columns = compare_draws(
-            draws1, draws2, query.data.counts, pair, settings, batches, rng, likelihood
+            draws1, draws2, query.data.rows(), pair, settings, batches, rng, likelihood
         )
         tables.append(_table(columns, pair, genes, settings))
     return pd.concat(tables)

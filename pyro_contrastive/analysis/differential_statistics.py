@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_contrastive.data.counts import Matrix, row_sums
+from pyro_contrastive.observed.matrix import Matrix, row_sums
 
 Draws = NDArray[np.floating[Any]]
 Vector = NDArray[np.float64]

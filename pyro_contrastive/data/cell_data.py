@@ -1,9 +1,10 @@
-"""Counts and codes of many cells in memory, served as batches of tensors."""
+"""Counts and codes of many cells, served as batches of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,11 +12,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from pyro_contrastive.cells import BACKGROUND, CellBatch
-from pyro_contrastive.data.counts import Matrix, row_sums
-from pyro_contrastive.density.nonzero import remember_nonzero
+from pyro_contrastive.cells import BACKGROUND, CellBatch, X
 from pyro_contrastive.likelihoods.gene_summary import GeneSummary
-from pyro_contrastive.observed.sparse_rows import SparseRows
+from pyro_contrastive.observed.matrix import Matrix, row_sums
+from pyro_contrastive.observed.source import Observed, as_observed
 
 AT_A_TIME = 10_000
 """Cells whose counts are copied at a time."""
@@ -28,7 +28,7 @@ class CellData:
     Parameters
     ----------
     counts
-        ``[cells, genes]``, CSR or dense.
+        ``[cells, genes]``: a matrix in memory, CSR or dense; or any other :class:`Observed`.
     condition
         Code per cell, 0 = background; ``None`` when not known.
     conditions
@@ -43,7 +43,7 @@ class CellData:
         Used as library size instead of the total counts, ``[cells]``, or ``None``.
     """
 
-    counts: Matrix
+    counts: Matrix | Observed
     condition: NDArray[np.int64] | None = None
     conditions: tuple[str, ...] = ()
     batch: NDArray[np.int64] | None = None
@@ -52,7 +52,20 @@ class CellData:
     size_factor: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        return int(self.counts.shape[0])
+        return self.observed[X].shape[0]
+
+    @cached_property
+    def observed(self) -> Mapping[str, Observed]:
+        """What is observed in each modality, by the name of its site."""
+        return {X: as_observed(self.counts)}
+
+    def rows(self, cells: NDArray[np.int64] | None = None) -> Matrix:
+        """Return the counts of some cells (default: of all), ``[cells, genes]``, CSR or dense."""
+        return self.observed[X].rows(cells)
+
+    def totals(self, cells: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """Total counts of some cells (default: of all), ``[cells]``."""
+        return self.observed[X].totals(cells)
 
     def cells(
         self,
@@ -64,17 +77,14 @@ class CellData:
     ) -> CellBatch:
         """Return some cells as tensors on `device`; counts and numbers as `dtype`, codes as int64.
 
-        Cells whose condition is not known are taken for target cells, so that both latents are
-        available for them. With ``dense=False``, and counts that are sparse enough for it to pay,
-        they come as sparse rows only: ``x`` is ``None``. To a GPU they come one way or the other,
-        for a product with all of them costs it little, and its size does not vary.
+        Cells of unknown condition are treated as target cells, so that both latents are available
+        for them. With ``dense=False``, counts that are sparse enough for it to pay come as sparse
+        rows only, and ``x`` is ``None``: see :meth:`Observation.of`.
         """
-        rows = self.counts[indices]
-        sparse = None
-        # (To a GPU one way or the other.)
-        if not isinstance(rows, np.ndarray) and (not dense or torch.device(device).type == "cpu"):
-            sparse = SparseRows.of(rows, device, dtype)
-        unknown = np.full(len(indices), BACKGROUND + 1)
+        observed = {
+            site: source.observation(indices, device, dtype, dense=dense)
+            for site, source in self.observed.items()
+        }
 
         def tensor(
             values: NDArray[np.generic] | None, dtype: torch.dtype | None = None
@@ -83,24 +93,16 @@ class CellData:
                 return None
             return torch.as_tensor(values[indices], device=device, dtype=dtype)
 
-        x = library = None
-        if dense or sparse is None:
-            whole = rows if isinstance(rows, np.ndarray) else rows.toarray()
-            x = torch.as_tensor(whole, device=device, dtype=dtype)
-        else:
-            library = torch.as_tensor(row_sums(rows), device=device, dtype=dtype)
-        if x is not None and sparse is not None:
-            remember_nonzero(x, sparse.cells_by_genes.positions)
-        library = library if self.size_factor is None else tensor(self.size_factor, dtype)
+        unknown = np.full(len(indices), BACKGROUND + 1)
         known = unknown if self.condition is None else self.condition[indices]
+        size_factor = tensor(self.size_factor, dtype)
         return CellBatch(
             condition=torch.as_tensor(known, device=device),
-            x=x,
             batch=tensor(self.batch),
             categorical=tensor(self.categorical),
             continuous=tensor(self.continuous, dtype),
-            library=None if library is None else library.unsqueeze(-1),
-            rows=sparse,
+            library=None if size_factor is None else size_factor.unsqueeze(-1),
+            observed=observed,
         )
 
     def with_codes(self, condition: NDArray[np.int64]) -> CellData:
@@ -123,9 +125,8 @@ class CellData:
         """Mean and spread of every gene over some cells, at least one, given by their indices."""
 
         def parts() -> Iterator[tuple[csr_matrix, NDArray[np.float64]]]:
-            for start in range(0, len(cells), AT_A_TIME):
-                some = cells[start : start + AT_A_TIME]
-                counts = csr_matrix(self.counts[some])
+            for some in in_parts(cells):
+                counts = csr_matrix(self.rows(some))
                 factors = self.size_factor
                 known = row_sums(counts) if factors is None else factors[some].astype(np.float64)
                 yield counts, known
@@ -143,7 +144,7 @@ class CellData:
         ValueError
             If the totals of all cells are equal (or there are none): a log-normal does not fit.
         """
-        totals = row_sums(self.counts)
+        totals = self.totals()
         codes = np.zeros(len(self), dtype=np.int64) if self.batch is None else self.batch
         full = totals > 0
         logs, codes = np.log(totals[full]), codes[full]
@@ -157,6 +158,12 @@ class CellData:
         means = np.array([g.mean() if g.size else logs.mean() for g in groups])
         variances = np.array([_variance(g) for g in groups])
         return means, np.where(variances > 0, variances, logs.var())
+
+
+def in_parts(cells: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield cells :data:`AT_A_TIME`; at least one part, which may be empty."""
+    for start in range(0, max(len(cells), 1), AT_A_TIME):
+        yield cells[start : start + AT_A_TIME]
 
 
 def _variance(values: NDArray[np.float64]) -> float:

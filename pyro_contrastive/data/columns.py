@@ -157,8 +157,8 @@ def column(obs: pd.DataFrame, key: str) -> pd.Series:
     return found
 
 
-def texts(obs: pd.DataFrame, key: str) -> NDArray[np.str_]:
-    """Return a column as strings, refusing missing values."""
+def complete_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """Return a column, refusing missing values."""
     found = column(obs, key)
     if found.isna().any():
         msg = (
@@ -166,7 +166,12 @@ def texts(obs: pd.DataFrame, key: str) -> NDArray[np.str_]:
             f"or drop these cells: adata[adata.obs[{key!r}].notna()].copy()."
         )
         raise ValueError(msg)
-    return found.astype(str).to_numpy(dtype=str)
+    return found
+
+
+def texts(obs: pd.DataFrame, key: str) -> NDArray[np.str_]:
+    """Return a column as strings, refusing missing values."""
+    return complete_column(obs, key).astype(str).to_numpy(dtype=str)
 
 
 def numbers(obs: pd.DataFrame, key: str) -> NDArray[np.float32]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
 from pyro_contrastive.data.places import layer_names, where_counts_are
+from pyro_contrastive.observed.matrix import Matrix, stored_values
+from pyro_contrastive.observed.source import Indices, Observed
 
-Matrix: TypeAlias = sp.csr_matrix | NDArray[np.float32]
 
-
-def read_counts(adata: AnnData, layer: str | None) -> Matrix:
+def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None) -> Matrix:
     """Return the data as CSR (if sparse) or dense float32; all of them are finite.
 
     Parameters
@@ -23,6 +24,8 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
         In memory.
     layer
         Name of the layer with the counts; ``None``: ``adata.X``.
+    cells
+        Which cells to read and check; default all. Others are not looked at.
 
     Raises
     ------
@@ -34,13 +37,7 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
     """
     check_in_memory(adata)
     where = place(layer)
-    if layer is not None and layer not in layer_names(adata):
-        msg = f"{where} does not exist; the layers are {sorted(layer_names(adata))}."
-        raise KeyError(msg)
-    matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None:
-        msg = f"{where} is empty. {where_counts_are(adata)}"
-        raise ValueError(msg)
+    matrix = _matrix(adata, layer, cells)
     counts: Matrix
     if sp.issparse(matrix):
         _check_sparse(matrix, where)
@@ -53,12 +50,32 @@ def read_counts(adata: AnnData, layer: str | None) -> Matrix:
         counts = np.ascontiguousarray(matrix, dtype=np.float32)
     bad = ~np.isfinite(stored_values(counts))
     if bad.any():
+        names = cell_names(adata, cells)
         msg = (
             f"{where} must hold finite numbers, but {int(bad.sum())} of its values are missing or "
-            f"infinite: the first is {first_of(bad, counts, adata)}."
+            f"infinite: the first is {first_of(bad, counts, names, adata.var_names)}."
         )
         raise ValueError(msg)
     return counts
+
+
+def _matrix(adata: AnnData, layer: str | None, cells: Indices | None) -> Any:
+    """Return the matrix as the AnnData has it, or some of its rows."""
+    where = place(layer)
+    if layer is not None and layer not in layer_names(adata):
+        msg = f"{where} does not exist; the layers are {sorted(layer_names(adata))}."
+        raise KeyError(msg)
+    if cells is not None and adata.is_view:  # whose matrix would be a copy of all rows
+        return _matrix(adata[cells], layer, None)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        msg = f"{where} is empty. {where_counts_are(adata)}"
+        raise ValueError(msg)
+    if cells is None:
+        return matrix
+    if sp.issparse(matrix):
+        _check_ends(matrix, where, cells)
+    return matrix[cells]
 
 
 def _check_sparse(matrix: Any, where: str) -> None:
@@ -71,21 +88,36 @@ def _check_sparse(matrix: Any, where: str) -> None:
     """
     if matrix.format not in {"csr", "csc"}:
         return
-    ends, n_inner = matrix.indptr, matrix.shape[1 if matrix.format == "csr" else 0]
-    is_whole = (
-        len(ends) == matrix.shape[0 if matrix.format == "csr" else 1] + 1
-        and ends[0] == 0
-        and ends[-1] <= min(len(matrix.indices), len(matrix.data))
-        and bool((np.diff(ends) >= 0).all())
-    )
-    used = matrix.indices[: ends[-1]]
-    if is_whole and (not used.size or (used.min() >= 0 and used.max() < n_inner)):
+    n_outer, n_inner = matrix.shape if matrix.format == "csr" else matrix.shape[::-1]
+    _check_ends(matrix, where, np.arange(n_outer))
+    used = matrix.indices[: matrix.indptr[-1]]
+    if matrix.indptr[0] != 0 or (used.size and (used.min() < 0 or used.max() >= n_inner)):
+        raise _damaged(matrix, where)
+
+
+def _check_ends(matrix: Any, where: str, cells: Indices) -> None:
+    """Refuse a sparse matrix some of whose rows begin or end outside it.
+
+    All columns are looked at where it is stored by columns.
+    """
+    if matrix.format not in {"csr", "csc"}:
         return
-    msg = (
+    ends, n_outer = matrix.indptr, matrix.shape[0 if matrix.format == "csr" else 1]
+    outer = cells if matrix.format == "csr" else np.arange(n_outer)
+    if len(ends) != n_outer + 1:
+        raise _damaged(matrix, where)
+    starts, stops = ends[outer], ends[outer + 1]
+    n_entries = min(len(matrix.indices), len(matrix.data))
+    is_inside = (starts >= 0) & (starts <= stops) & (stops <= n_entries)
+    if not is_inside.all():
+        raise _damaged(matrix, where)
+
+
+def _damaged(matrix: Any, where: str) -> ValueError:
+    return ValueError(
         f"{where} is a damaged sparse matrix: its indices do not fit its shape "
         f"{tuple(matrix.shape)}. Read the data again from where they come from."
     )
-    raise ValueError(msg)
 
 
 def place(layer: str | None) -> str:
@@ -132,25 +164,22 @@ def check_anndata(adata: object) -> None:
         raise TypeError(msg)
 
 
-def row_sums(counts: Matrix) -> NDArray[np.float64]:
-    """Total count of each cell, shape ``[cells]``."""
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+def cell_names(adata: AnnData, cells: Indices | None) -> pd.Index:
+    """Return the names of some cells; ``None``: of all."""
+    return adata.obs_names if cells is None else adata.obs_names[cells]
 
 
-def stored_values(counts: Matrix) -> NDArray[np.float32]:
-    """Return the values of a dense matrix, ``[cells, genes]``, or the stored ones of a sparse."""
-    return counts if isinstance(counts, np.ndarray) else counts.data
-
-
-def first_of(chosen: NDArray[np.bool_], counts: Matrix, adata: AnnData) -> str:
+def first_of(chosen: NDArray[np.bool_], counts: Matrix, cells: pd.Index, genes: pd.Index) -> str:
     """Describe the first of the chosen values: its value, its cell and its gene.
 
     Parameters
     ----------
     chosen
         Which ones, shape of :func:`stored_values`; at least one.
-    counts, adata
-        The matrix, and the names of its cells and genes.
+    counts
+        The matrix.
+    cells, genes
+        Names of its cells and genes.
     """
     first = int(np.flatnonzero(chosen)[0])
     if isinstance(counts, np.ndarray):
@@ -159,10 +188,44 @@ def first_of(chosen: NDArray[np.bool_], counts: Matrix, adata: AnnData) -> str:
         row = int(np.searchsorted(counts.indptr, first, side="right")) - 1
         column = int(counts.indices[first])
     value = stored_values(counts).ravel()[first]
-    return f"{value:g}, cell {adata.obs_names[row]!r}, gene {adata.var_names[column]!r}"
+    return f"{value:g}, cell {cells[row]!r}, gene {genes[column]!r}"
 
 
 def not_counts(counts: Matrix) -> NDArray[np.bool_]:
     """Say which values are no counts (integers from 0 up), shape of :func:`stored_values`."""
     values = stored_values(counts)
     return (values < 0) | (values != np.floor(values))
+
+
+class AnnDataCounts(Observed):
+    """Counts in an AnnData, of which each row is read and checked when it is asked for.
+
+    A question about a few cells costs what these few take, however many others there are; and what
+    is checked is what is used, also where the AnnData has been changed in place since the last one.
+
+    Parameters
+    ----------
+    adata
+        In memory, with the registered genes.
+    layer
+        Name of the layer with the counts; ``None``: ``adata.X``.
+    """
+
+    def __init__(self, adata: AnnData, layer: str | None) -> None:
+        self._adata, self._layer = adata, layer
+        self._last: tuple[Indices, Matrix] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of cells and of genes."""
+        n_cells, n_genes = self._adata.shape
+        return n_cells, n_genes
+
+    def rows(self, cells: Indices | None = None) -> Matrix:
+        """Return the rows of some cells; errors as in :func:`read_counts`."""
+        if cells is None:
+            return read_counts(self._adata, self._layer)
+        # The rows that were checked are mostly those that are looked at next.
+        if self._last is None or not np.array_equal(self._last[0], cells):
+            self._last = cells, read_counts(self._adata, self._layer, cells)
+        return self._last[1]

@@ -19,16 +19,19 @@ from pyro_contrastive.data.columns import (
     check_key,
     check_keys,
     column,
+    complete_column,
     levels,
     numbers,
     texts,
 )
-from pyro_contrastive.data.counts import check_anndata, check_in_memory, read_counts, row_sums
+from pyro_contrastive.data.counts import AnnDataCounts, check_anndata, check_in_memory, read_counts
 from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
 from pyro_contrastive.data.features import warn_of_other_features
 from pyro_contrastive.data.levels import position_of, suggestion
 from pyro_contrastive.data.spelling import warn_of_spellings
 from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
+from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed
 
 UNS_KEY = "_pyro_contrastive"
 """Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
@@ -88,13 +91,13 @@ class Setup:
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
         data = setup.extract(adata)  # checks everything, before any work is lost
-        warn_of_other_data(data.counts, adata, setup.layer)
+        warn_of_other_data(data.rows(), adata, setup.layer)
         if data.size_factor is not None:
             # Expression sums to 1 over genes, so a library size must be on the scale of counts;
             # size factors usually have mean 1.
-            unit = float(row_sums(data.counts).mean() / data.size_factor.mean())
+            unit = float(data.totals().mean() / data.size_factor.mean())
             setup = replace(setup, size_factor_unit=unit)
-        warn_of_empty_cells(data.counts)
+        warn_of_empty_cells(data.rows())
         warn_of_few_cells(data)
         covariates = setup.categorical_covariate_keys
         warn_of_confounding(data, condition_key, setup.batch_key, covariates)
@@ -150,7 +153,9 @@ class Setup:
         """Conditions in code order, background first; empty without a condition key."""
         return tuple(self.categories[self.condition_key]) if self.condition_key else ()
 
-    def extract(self, adata: AnnData, *, with_condition: bool = True) -> CellData:
+    def extract(
+        self, adata: AnnData, *, with_condition: bool = True, on_demand: bool = False
+    ) -> CellData:
         """Read counts and codes of an AnnData with the registered genes and columns.
 
         Genes may come in another order, or among others.
@@ -161,6 +166,8 @@ class Setup:
             The cells.
         with_condition
             Read the condition too; else its column is not looked at: see :meth:`condition_codes`.
+        on_demand
+            Read counts when they are asked for, cell by cell, rather than all of them now.
 
         Raises
         ------
@@ -170,7 +177,8 @@ class Setup:
         """
         adata = self.with_genes(adata)
         condition_key = self.condition_key if with_condition else None
-        counts = read_counts(adata, self.layer)
+        counts: Matrix | Observed
+        counts = (AnnDataCounts if on_demand else read_counts)(adata, self.layer)
         continuous = [numbers(adata.obs, key) for key in self.continuous_covariate_keys]
         codes = [self._codes(adata, key) for key in self.categorical_covariate_keys]
         size_factor = None
@@ -200,9 +208,7 @@ class Setup:
         if self.condition_key not in adata.obs:
             return np.full(adata.n_obs, -1)
         values = column(adata.obs, self.condition_key)
-        found = values.astype(str).to_numpy(dtype=object)
-        codes = _codes_of(found, values, self.conditions)
-        return np.where(values.isna(), -1, codes)
+        return np.where(values.isna(), -1, _codes_of(values, self.conditions))
 
     def with_genes(self, adata: AnnData) -> AnnData:
         """Return the registered genes of `adata`, in their order (a view if that takes a change).
@@ -269,10 +275,9 @@ class Setup:
 
     def _codes(self, adata: AnnData, key: str) -> NDArray[np.int64]:
         known = self.categories[key]
-        values = texts(adata.obs, key)
-        codes = _codes_of(values, column(adata.obs, key), known)
+        codes = _codes_of(complete_column(adata.obs, key), known)
         if (codes < 0).any():
-            unknown = sorted(set(values[codes < 0].tolist()))
+            unknown = sorted(set(texts(adata.obs, key)[codes < 0].tolist()))
             msg = (
                 f"adata.obs[{key!r}] has categories the model was not set up with: {unknown}. "
                 f"Known are {known}.{suggestion(unknown[0], known)}"
@@ -281,7 +286,7 @@ class Setup:
         return codes
 
 
-def _codes_of(texts: NDArray[Any], values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
+def _codes_of(values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
     """Return the position of each value among the known levels; -1 where it is none of them.
 
     By its text; else, unless it is text itself, by what it means: the same numbers may be integers
@@ -289,11 +294,21 @@ def _codes_of(texts: NDArray[Any], values: pd.Series, known: Sequence[str]) -> N
 
     Parameters
     ----------
-    texts, values
+    values
         Of each cell.
     known
         Levels as text.
     """
+    if isinstance(values.dtype, pd.CategoricalDtype):  # a few categories, not all cells
+        categories = values.cat.categories
+        codes = _codes_of_texts(categories.astype(str), categories.to_series(), known)
+        return np.append(codes, -1)[values.cat.codes.to_numpy()]  # a missing value has the code -1
+    return _codes_of_texts(values.astype(str).to_numpy(dtype=object), values, known)
+
+
+def _codes_of_texts(
+    texts: NDArray[Any] | pd.Index, values: pd.Series, known: Sequence[str]
+) -> NDArray[np.int64]:
     codes = pd.Index(known).get_indexer(texts).astype(np.int64)
     others = (codes < 0) & values.notna().to_numpy()
     if others.any():

@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from torch.distributions import constraints
 
 from pyro_contrastive._tools.torch_tools import tensor_of
-from pyro_contrastive.data.counts import (
-    Matrix,
-    first_of,
-    not_counts,
-    place,
-    row_sums,
-    stored_values,
-)
+from pyro_contrastive.data.counts import cell_names, first_of, not_counts, place
 from pyro_contrastive.data.fractions import (
     WHAT_ROUNDING_DOES,
     WHAT_THEY_ARE,
@@ -30,6 +23,8 @@ from pyro_contrastive.data.fractions import (
 )
 from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.observed.matrix import Matrix, row_sums, stored_values
+from pyro_contrastive.observed.source import Indices
 
 Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
 """Says what to do about data outside a support, given the AnnData and the layer they are in."""
@@ -84,8 +79,10 @@ def check_support(
     layer: str | None,
     likelihood: Likelihood,
     advise: Advise = python_advice,
+    *,
+    cells: Indices | None = None,
 ) -> None:
-    """Refuse data that a likelihood gives no probability.
+    """Refuse data outside a likelihood's support.
 
     Parameters
     ----------
@@ -98,6 +95,8 @@ def check_support(
         are zeros, which count too.
     advise
         Says what to do. Default: in Python.
+    cells
+        Which cells of `adata` the data are of; default all.
 
     Raises
     ------
@@ -115,7 +114,8 @@ def check_support(
     if n_zeros and not bool(support.check(torch.zeros(()))):
         found = f"{n_zeros} of its values are zeros, which are not stored"
     elif bad.any():
-        found = f"{_faults(values[bad], support)}: the first is {first_of(bad, counts, adata)}"
+        first = first_of(bad, counts, cell_names(adata, cells), adata.var_names)
+        found = f"{_faults(values[bad], support)}: the first is {first}"
     else:
         return
     advice = advise(support, adata, layer)
@@ -165,10 +165,11 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
     bad = not_counts(counts)
     if not bad.any():
         return
+    first = first_of(bad, counts, adata.obs_names, adata.var_names)
     fractions = f" {rounding_advice(adata, layer)}" if look_like_corrected_counts(counts) else ""
     warnings.warn(
         f"{place(layer)} does not hold raw counts (integers from 0 up): {int(bad.sum())} of its "
-        f"values are something else, the first {first_of(bad, counts, adata)}. Gaussian() takes "
+        f"values are something else, the first {first}. Gaussian() takes "
         "log-normalised values, and a Likelihood of your own may take others; the default and all "
         f"other likelihoods refuse them.{fractions} {where_counts_are(adata, layer)}",
         UserWarning,

@@ -1,8 +1,12 @@
-"""numba's cache of compiled code, whose failures cost time and nothing else.
+"""numba's cache of compiled code, made safe: if it fails, the code is compiled again.
 
-numba keeps machine code in files, and takes it for granted that they can be read and written. A
-file that a killed job or a full disk left incomplete then stops every later run. Here the code is
-compiled again, without the cache, as if there were none; it is the same code.
+numba keeps machine code in files and assumes that they can be read and written. A file that a
+killed job or a full disk left incomplete would stop every later run. Here such a failure only
+switches the cache off; the code compiled without it is the same.
+
+For developers: numba compiles a function again when its own file changes, but not when a function
+that it calls changes in another file. After editing one of the `kernel` files, delete the folder
+``__pycache__`` beside them.
 """
 
 from __future__ import annotations
@@ -12,18 +16,18 @@ from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger(__name__)
-_told: set[str] = set()
+_logged_folders: set[str] = set()
 
 
 class ForgivingCache:
-    """A cache of one function's machine code, switched off by its first failure.
+    """A cache of one function's machine code that its first failure switches off.
 
-    Only what numba's cache does is guarded: errors of the compiler, and of the function, are not.
+    Errors of the cache are caught; those of the compiler and of the function itself are not.
 
     Parameters
     ----------
     cache
-        That of numba, which does the work.
+        numba's cache of the function, which does the work.
     """
 
     def __init__(self, cache: Any) -> None:
@@ -31,15 +35,15 @@ class ForgivingCache:
         self._works = True
 
     def __getattr__(self, name: str) -> Any:
-        """Be numba's cache in all else."""
+        """Behave like numba's cache in everything else."""
         return getattr(self._cache, name)
 
     def load_overload(self, *arguments: Any) -> Any:
-        """Return the code for these types of arguments; ``None``: it has to be compiled."""
+        """Return the code for these types of arguments, ``None`` if it has to be compiled."""
         return self._try(self._cache.load_overload, arguments)
 
     def save_overload(self, *arguments: Any) -> None:
-        """Write down the code for these types of arguments."""
+        """Save the code for these types of arguments."""
         self._try(self._cache.save_overload, arguments)
 
     def _try(self, act: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -47,32 +51,32 @@ class ForgivingCache:
             return None
         try:
             return act(*arguments)
-        except Exception as error:  # of a damaged pickle, or of the file system: any
+        except Exception as error:  # a damaged pickle may raise anything, like a file system
             self._works = False
-            _tell(str(self._cache.cache_path), error)
+            _log_once(str(self._cache.cache_path), error)
             return None
 
 
 def forgiving(function: Any) -> Any:
-    """Let a function compiled by numba with ``cache=True`` do without its cache if that fails.
+    """Let a function compiled by numba with ``cache=True`` work without its cache if that fails.
 
-    numba has no public name for the cache of a function. In a version that keeps it elsewhere than
-    versions 0.59 to 0.68 do, the function stays as it is.
+    numba has no public name for the cache of a function. If a version keeps it elsewhere than
+    versions 0.59 to 0.68 do, the function is returned unchanged.
     """
     if hasattr(function, "_cache"):
         function._cache = ForgivingCache(function._cache)
     return function
 
 
-def _tell(folder: str, error: Exception) -> None:
+def _log_once(folder: str, error: Exception) -> None:
     """Log a failure, once for each folder."""
-    if folder in _told:
+    if folder in _logged_folders:
         return
-    _told.add(folder)
+    _logged_folders.add(folder)
     logger.warning(
         "The compiled code in %s cannot be used or kept (%s: %s). It is compiled again, which "
-        "takes some seconds in every session. To have it kept, delete that folder, or make room on "
-        "its disk.",
+        "takes some seconds in every session. To keep it between sessions, delete that folder or "
+        "free space on its disk.",
         folder,
         type(error).__name__,
         error,

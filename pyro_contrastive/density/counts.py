@@ -5,22 +5,23 @@ dispersion), which loses every digit in float32 once ``t`` is large. The densiti
 instead:
 
 * A zero count needs no gamma function. Its log-probability ``A = -t log1p(m / t)`` and the
-  gradient are evaluated at every entry, in the dtype of the parameters, by formulas that are short
-  and good as long as the mean is small, which it is where most counts are zero.
+  gradient are evaluated at every entry, in the dtype of the parameters, by short formulas that are
+  accurate as long as the mean is small. That it is wherever most counts are zero.
 * The few other entries, non-zero counts and zeros where the mean is large, are gathered, evaluated
-  in float64 and scattered back. Small counts are looked up: ``lgamma(x + t) - lgamma(t)`` is then a
-  short sum of logarithms. Others use the saddle-point form of the density (C. Loader, "Fast and
-  accurate computation of binomial probabilities", 2000), in which no two large numbers are
+  in float64 and scattered back. For small counts ``lgamma(x + t) - lgamma(t)`` is a short sum of
+  logarithms, taken from a table. Others use the saddle-point form of the density (C. Loader, "Fast
+  and accurate computation of binomial probabilities", 2000), in which no two large numbers are
   subtracted::
 
       log NB(x; m, t) = -D - log(2 pi x (x + t) / t) / 2 + S(x + t) - S(t) - S(x)
       D = x log(x / m) - (x + t) log((x + t) / (m + t))
 
-  where ``D`` is the deviance term and ``S(z)`` what Stirling's formula leaves of ``lgamma(z)``.
+  where ``D`` is the deviance term and ``S(z)`` the remainder of Stirling's formula for
+  ``lgamma(z)``.
 
-The gradient is closed form, because automatic differentiation would cancel where the formulas do
-not. Non-zero entries are found at run time, which `torch.func.vmap` and tracing do not support.
-On a GPU nothing is gathered: both are evaluated at every entry, in float64.
+The gradient is in closed form, because automatic differentiation would subtract large numbers where
+these formulas do not. Non-zero entries are found at run time, which `torch.func.vmap` and tracing
+do not support. On a GPU nothing is gathered: both cases are evaluated at every entry, in float64.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ _LARGE_MEAN = 4.0
 
 
 def _small_mean_terms(m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
-    """Evaluate a zero count at every entry, well as long as ``m <= _LARGE_MEAN``.
+    """Evaluate a zero count at every entry; accurate as long as ``m <= _LARGE_MEAN``.
 
-    In place, for most of the time is memory traffic. With the mean bounded, so is ``A`` from below,
-    and the probability of a zero cannot underflow.
+    In place, since most of the time is memory traffic. A bounded mean bounds ``A`` from below, so
+    that the probability of a zero cannot underflow.
     """
     u = m / t
     log1p = u.log1p()
@@ -66,10 +67,10 @@ def _small_mean_terms(m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     if p is None:
         return Terms(log1p.mul_(-t), d_m, d_t)
     q = p.sigmoid()  # probability of a structural zero
-    weight = log1p.mul_(t * -_LOG2_E).exp2_()  # e^A, by a function that torch has a quicker form of
-    weight.addcmul_(q, weight, value=-1)  # of a zero that is the negative binomial's
+    weight = log1p.mul_(t * -_LOG2_E).exp2_()  # e^A as a power of 2, the quicker function in torch
+    weight.addcmul_(q, weight, value=-1)  # (1 - q) e^A, a zero of the negative binomial
     value = weight + q
-    weight.div_(value)  # probability that a zero is the negative binomial's
+    weight.div_(value)  # probability that a zero comes from the negative binomial
     d_p = torch.add(weight, q, out=q).sub_(1).neg_()
     return Terms(value.log_(), d_m.mul_(weight), d_t.mul_(weight), d_p)
 
@@ -88,7 +89,8 @@ def _zero_terms(m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     q = -p
     value = softplus(logit, 1, IDENTITY_FROM).sub_(softplus(q, 1, IDENTITY_FROM))
     shortfall = a.expm1_().mul_(q.sigmoid_())  # probability of a zero, minus one
-    # The difference cancels where the probability is nearly one, log1p where it is nearly zero.
+    # The difference of softplus cancels where the probability is nearly one; log1p is inaccurate
+    # where it is nearly zero.
     likely = shortfall > -1 / 2
     torch.where(likely, torch.log1p(shortfall, out=q), value, out=value)
     weight = torch.sigmoid(logit, out=q)
@@ -115,12 +117,12 @@ def _take(tensor: Tensor, shape: Size, flat: Tensor, last: Tensor) -> Tensor:
 
 
 def _large_mean_zeros(value: Tensor, mean: Tensor) -> Tensor:
-    """Find zeros where the mean is large: flat positions."""
+    """Return the flat positions of zero counts where the mean is large."""
     n_last = mean.shape[-1] if mean.dim() else 1
     mean, value = mean.reshape(-1, max(n_last, 1)), value.reshape(-1, max(n_last, 1))
     if not mean.numel():
         return torch.zeros(0, dtype=torch.long, device=mean.device)
-    # Few columns have large means, and a maximum is found faster than a position.
+    # Few genes have large means anywhere, and a maximum is found faster than positions.
     columns = (mean.amax(0) > _LARGE_MEAN).nonzero().squeeze(-1)
     inside, zero = mean.index_select(1, columns) > _LARGE_MEAN, value.index_select(1, columns) == 0
     row, column = (inside & zero).nonzero().unbind(1)
@@ -147,7 +149,7 @@ def _everywhere(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
         counts = not_structural(counts, logits)
     is_zero, largest = value == 0, torch.finfo(m.dtype).max
     terms: list[Any] = [
-        # (Clamped for the reason that `put` has.)
+        # (Clamped for the reason given in `put`.)
         None if a is None or b is None else torch.where(is_zero, a, b.clamp_(max=largest)).to(m)
         for a, b in zip(zeros, counts, strict=True)
     ]
@@ -155,10 +157,10 @@ def _everywhere(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
 
 
 def _gathered(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
-    """Evaluate zeros at every entry, and gather what is not one for what costs more."""
+    """Evaluate a zero at every entry, then replace it where the costlier formulas are needed."""
     shape = value.shape
     mean = m.expand(shape).contiguous()
-    # Results take the memory layout of the mean, and are written to by flat position below.
+    # Results have the memory layout of the mean: contiguous, since `put` writes to flat positions.
     logits = None if p is None else p.expand(shape).contiguous()
     zeros = _large_mean_zeros(value, mean)
     dense = _small_mean_terms(mean, t, logits)
@@ -182,15 +184,16 @@ def _gathered(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     return dense
 
 
-# An operator of torch's: a recorded step could not find other entries in other cells.
+# An operator of torch's: a recorded step replays operators, and the number of entries that are
+# gathered differs between mini-batches.
 define("count_terms(Tensor value, Tensor m, Tensor t, Tensor? p) -> Tensor[]", _count_terms)
 
 
 def _textbook(x: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    """Log-density in float64 as usually written: cancels, but differentiates repeatedly."""
+    """Textbook log-density in float64: less accurate, but can be differentiated repeatedly."""
     x, m, t = x.double(), m.double(), t.double()
     zero = -t * torch.log1p(m / t)
-    rate = torch.where(x > 0, m, 1)  # no logarithm of a zero mean where it is multiplied by zero
+    rate = torch.where(x > 0, m, 1)  # a zero mean at a zero count would be 0 * log(0)
     positive = x * torch.log(rate / (t + rate)) + (x + t).lgamma() - t.lgamma() - (x + 1).lgamma()
     if p is None:
         return zero + torch.where(x > 0, positive, 0)

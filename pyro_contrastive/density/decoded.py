@@ -1,4 +1,4 @@
-"""Counts of a cell whose mean and dropout come straight from the decoder's last layer."""
+"""The distribution of counts whose log-density is fused with the decoder's last layer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pyro_contrastive.density.ways import Way, can_fuse, log_way
 
 
 class DecodedCounts(TorchDistribution):
-    """A (zero-inflated) negative binomial over genes that knows the layer its parameters are from.
+    """A (zero-inflated) negative binomial over genes that knows the layers behind its parameters.
 
-    The same distribution as the one `make` returns, which it is for every purpose but one:
-    :meth:`log_prob` evaluates layer, softmax and density as one function, in half the time. The
-    heads are not evaluated unless something else asks for them.
+    It is the distribution that `make` returns, and leaves everything to that one except
+    :meth:`log_prob`, which evaluates layer, softmax and density as one function, in half the time.
+    The heads are not evaluated unless something else asks for them.
 
     Parameters
     ----------
@@ -59,12 +59,12 @@ class DecodedCounts(TorchDistribution):
 
     @cached_property
     def whole(self) -> Any:
-        """The distribution of which this one is a quick form."""
+        """The distribution made from separate heads."""
         return self._make()
 
     @property
     def base_dist(self) -> Any:
-        """The same, gene by gene: a batch shape ``[cells, genes]``."""
+        """The distribution of single counts, of batch shape ``[cells, genes]``."""
         return self.whole.base_dist
 
     @property
@@ -112,10 +112,7 @@ def decoded_counts(
     inverse_dispersion: Tensor,
     dropout: str | None,
 ) -> Distribution:
-    """Return `make()`, or its quick form if that is possible.
-
-    It takes heads that come from linear layers and that nothing has looked at yet, one draw of the
-    latents, and that Pyro's validation is off: it looks at the parameters, so they must be there.
+    """Return :class:`DecodedCounts` where `ways.can_fuse` allows it, else `make()`.
 
     Parameters
     ----------
@@ -124,7 +121,7 @@ def decoded_counts(
     heads
         What the decoder returned.
     dropout
-        Name of the head with the logits of a structural zero, if there is one.
+        Name of the head with the logits of a structural zero; ``None`` without zero inflation.
     """
     names = [SCALE] if dropout is None else [SCALE, dropout]
     if not can_fuse(heads, names, library):

@@ -44,7 +44,7 @@ def _as_tensors(*args: Tensor | float) -> list[Tensor]:
 
 
 class CountDistribution(TorchDistribution):
-    """What distributions of counts share; parameters are the keys of ``arg_constraints``."""
+    """Base of the distributions of counts; the keys of ``arg_constraints`` are its parameters."""
 
     support: ClassVar = constraints.nonnegative_integer
     has_rsample: ClassVar = False

@@ -1,11 +1,13 @@
 """Log-density of a cell's counts as a function of the decoder's last hidden layer.
 
 The last layer, the softmax over genes and the density are one function here, with a gradient in
-closed form: with m the mean and D the derivative of the log-density by log m, that by the logits of
-the scale is ``D - rho sum(D)``. What it saves is memory traffic, most of the cost: between the two
-matrix products of the value and those of the gradient every array of [cells, genes] is written
-once, and the weights of the cells, which arrive with the gradient, multiply the hidden layer, which
-is narrow.
+closed form: with m the mean, rho the softmax and D the derivative of the log-density by log m, the
+derivative by the logits of the softmax is ``D - rho sum(D)``.
+
+This saves memory traffic, which is most of the cost. Automatic differentiation would read and write
+the arrays of [cells, genes] once for every operation; here each is written once in the forward
+pass, and the backward pass is matrix products only. The weights of the cells, which arrive with the
+gradient, multiply the hidden layer instead of the slopes, because it is narrow.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ def decoded_log_density(
     inverse_dispersion
         Broadcastable to ``[cells, genes]``.
     scale, dropout
-        Layers whose outputs are the logits of normalised expression, and those of a structural
-        zero; no zero inflation if ``None``.
+        Layers that give the logits of normalised expression and of a structural zero; ``None`` for
+        no zero inflation.
     half
         Multiply matrices in bfloat16, here and in the gradient.
     """
@@ -61,6 +63,7 @@ def by_tensors(
     value: Tensor, scale: Tensor, library: Tensor, t: Tensor, logits: Tensor | None
 ) -> Slopes:
     """Evaluate with torch's functions. Overwrites `scale`, the logits of the scale."""
+    # In place wherever possible: most of the time is memory traffic.
     rho = torch.softmax(scale, -1, out=scale).add_(smallest_scale(scale.dtype))
     mean = rho * library
     terms = count_terms(value, mean, t, logits)
@@ -90,6 +93,7 @@ class _DecodedLogDensity(Function):
         logits = None if w_dropout is None else linear(hidden, w_dropout, b_dropout, half)
         evaluate = by_rows if can_use_rows(value, scale, library, t) else by_tensors
         log_prob, *slopes = evaluate(value, scale, library, t, logits)
+        # The slopes come with the value, since both are made of the same intermediate arrays.
         ctx.save_for_backward(
             *(value, hidden, library, t, w_scale, b_scale, w_dropout, b_dropout), *slopes
         )
@@ -104,6 +108,7 @@ class _DecodedLogDensity(Function):
         d_scale, d_logits, d_t, total = saved[8:]
         _, by_hidden, by_library, by_t, *_ = ctx.needs_input_grad
         column = grad.unsqueeze(-1)
+        # sum_n grad_n slope_ng hidden_nk: weight the narrow factor, [cells, n_hidden].
         weighted = hidden * column
         into_hidden = into_library = into_t = None
         if by_hidden:

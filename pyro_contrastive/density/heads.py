@@ -1,4 +1,4 @@
-"""The decoder's heads, each evaluated when it is first looked at."""
+"""The decoder's heads, each evaluated when somebody first looks at it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 SCALE = "scale"
 """Name of the head on the simplex over genes: normalised expression, rho."""
 ROOM = 2.0**40
-"""Smallest scale over the smallest normal float: x / scale, in gradients, must not overflow."""
+"""Smallest scale by the smallest normal float: x / scale must not overflow in gradients."""
 Layer = tuple[Tensor, Tensor]
 """Weight, ``[genes, n_hidden]``, and bias, ``[genes]``."""
 
 
 def smallest_scale(dtype: torch.dtype) -> float:
-    """Return what is added to the softmax over genes.
+    """Return the constant that is added to the softmax over genes.
 
-    Underflow to 0 would make a single count of that gene infinitely unlikely, and a scale just
-    above 0 would make its gradient infinite. (Added, not clamped: it changes nothing else, and has
-    a gradient for free.)
+    If the softmax underflowed to 0, a single count of that gene would be infinitely unlikely, and
+    just above 0 its gradient would be infinite. The constant is too small to change other scales.
+    It is added and not a lower bound, so that the gradient stays that of the softmax.
     """
     return torch.finfo(dtype).tiny * ROOM
 
@@ -35,10 +35,10 @@ _half: ContextVar[bool] = ContextVar("half", default=False)
 
 @contextmanager
 def bfloat16_products(on: bool) -> Iterator[None]:
-    """Multiply matrices of the decoder's heads in bfloat16 inside, if `on`.
+    """Multiply the matrices of the decoder's heads in bfloat16 within this context, if `on`.
 
-    Factors and products are rounded to 8 bits, sums within a product are of single precision, and
-    everything else stays as it is: weights, softmax, densities, and the optimiser's step.
+    Factors and products are rounded to 8 bits and the sums within a product are of single
+    precision. Weights, softmax, densities and the optimiser's step stay in single precision.
 
     A context variable, like torch's own autocast, because precision is chosen for a training run
     and not for a model, and Pyro calls the model with the mini-batch only. It is read in one place,
@@ -65,24 +65,24 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, half: bool) -> T
 
 
 def simplex(logits: Tensor) -> Tensor:
-    """Return normalised expression: the softmax over genes, and a little more."""
+    """Return normalised expression: the softmax over genes plus :func:`smallest_scale`."""
     floor = smallest_scale(logits.dtype)
     if logits.requires_grad:
         return logits.softmax(dim=-1) + floor
-    return logits.softmax(dim=-1).add_(floor)  # an array less, which may be of many draws
+    return logits.softmax(dim=-1).add_(floor)  # saves an array, which may hold many draws
 
 
 def _is_plain(layer: object) -> TypeGuard[nn.Linear]:
-    """Tell whether a layer is nothing but its weight and bias: no subclass, and no hooks."""
+    """Tell whether a layer does nothing but multiply and add: no subclass, and no hooks."""
     return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class Heads(MutableMapping[str, Tensor]):
     """Outputs of linear layers by name, ``[..., cells, genes]``; ``"scale"`` through a softmax.
 
-    A head costs as much as all the rest of the decoder. Who asks for normalised expression only
-    should not pay for the others; so each is evaluated when it is first looked at. In all else this
-    is a dictionary: entries can be set and deleted.
+    A head costs as much as the rest of the decoder, so that each is evaluated only when it is first
+    looked at: normalised expression does not cost the other heads, and a fused log-density
+    evaluates none of them. Otherwise this is a dictionary, whose entries can be set and deleted.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Heads(MutableMapping[str, Tensor]):
         self.hidden = hidden
         self._layers = dict(layers.items())
         self._values: dict[str, Tensor] = {}
-        # Both as they are here, and not where a head is looked at.
+        # As they are when the decoder runs, whoever looks at a head later.
         self._needs_grad = torch.is_grad_enabled()
         self.half = products_are_half()
 

@@ -1,8 +1,8 @@
 """The decoded density of `density.fused`, row by row, compiled by numba.
 
-The same formulas as in `density.counts`, where they are explained, for single precision and one
-inverse dispersion per gene. A row of all genes stays in the core's own cache from the softmax to
-the gradient; one after another, the same operations on whole tensors wait for memory.
+The formulas are those of `density.counts`, where they are explained, for single precision and one
+inverse dispersion per gene. One cell's genes fit the core's own cache, where they stay from the
+softmax to the gradient. The same operations on whole tensors would each wait for memory.
 """
 
 from __future__ import annotations
@@ -55,32 +55,33 @@ def count_rows(
     log_prob: Any,
     by_library: Any,
 ) -> None:
-    """Evaluate cells: log-probabilities and slopes.
+    """Evaluate log-probabilities and slopes of some cells.
 
     Parameters
     ----------
     counts
         ``[cells, genes]``.
     rho
-        Logits of the scale; become the slopes by them.
+        Logits of the scale, overwritten by the slopes by them.
     logits
-        Logits of a structural zero; become the slopes by them. Without columns: none.
+        Logits of a structural zero, overwritten by the slopes by them. No columns: no inflation.
     library, t
         ``[cells]`` and ``[genes]``.
     table, table_slope
-        Of :func:`tables`.
+        What :func:`tables` returns.
     floor
         Added to the softmax.
     d_t, log_prob, by_library
-        To be filled: slopes by t, ``[cells, genes]``; values and slopes by log library,
-        ``[cells]``.
+        To be filled with slopes by t, ``[cells, genes]``, values, and slopes by the logarithm of
+        the library size, ``[cells]``.
     """
     n_cells, n_genes = counts.shape
     inflated = logits.shape[1] > 0
     m, value, slope = np.empty(n_genes, f4), np.empty(n_genes, f4), np.empty(n_genes, f4)
     p, products = np.empty(n_genes, f4), np.empty(n_genes, f4)
     found = np.empty(n_genes + 1, np.int64)
-    nothing = f4(inflated)  # probabilities are multiplied, their logarithms added
+    # Neutral element of the zeros' terms: probabilities are multiplied, their logarithms added.
+    nothing = f4(inflated)
     for i in range(n_cells):
         if not (math.isfinite(total(rho[i])) and math.isfinite(total(logits[i]))):
             rho[i], logits[i], d_t[i] = np.nan, np.nan, np.nan
@@ -104,14 +105,14 @@ def count_rows(
             others += put_not_structural(at, p, logits[i])
         others += log_of_product(value, products) if inflated else total(value)
         by_library[i] = total(slope)
-        # A slope that is no number makes a value that is none.
+        # If a slope is NaN, let the value be NaN too, so that training notices.
         log_prob[i] = others + 0 * by_library[i]
         for j in range(n_genes):
             rho[i, j] = slope[j] - rho[i, j] * by_library[i]
 
 
 def compile_all() -> None:
-    """Compile the functions for the types they are called with: evaluate a cell of one gene."""
+    """Compile all for the types they are called with, by evaluating a cell with one gene."""
 
     def ones(*shape: int) -> Any:
         return np.ones(shape, f4)

@@ -1,7 +1,7 @@
 """Non-zero counts of a row of genes, compiled by numba: the formulas of `density.nonzero_counts`.
 
-They are few, and evaluated in double precision: counts up to 15 by tables of every gene, the others
-by Stirling's formula.
+They are few and are evaluated in double precision: counts up to 15 with a table for every gene, the
+others with Stirling's formula.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LARGE_LOGIT = f4(80.0)
 
 @compiled
 def tables(t: Any) -> Any:
-    """lgamma(k + t) - lgamma(t) - lgamma(k + 1) and its slope by t, each ``[counts, genes]``."""
+    """Tabulate lgamma(k + t) - lgamma(t) - lgamma(k + 1) and its slope by t, ``[k, genes]``."""
     n_genes = t.size
     value, slope = np.zeros((N_TABLE, n_genes)), np.zeros((N_TABLE, n_genes))
     for k in range(N_TABLE - 1):
@@ -59,14 +59,14 @@ def counts_of(row: Any, found: Any) -> int:
     """Find the entries that are not zero; return how many there are."""
     n = 0
     for j in range(row.size):
-        found[n] = j  # without a branch, which the processor would guess wrongly
+        found[n] = j  # no branch, which the processor would often predict wrongly
         n += row[j] != 0
     return n
 
 
 @compiled
 def common_terms(c: Any, m: Any, t: Any, value: Any, slope: Any, d_t: Any) -> None:
-    """Evaluate what is the same for all counts; the tables add the rest."""
+    """Evaluate the terms that all counts share; the tables add the rest."""
     for k in range(c.size):
         inverse = 1.0 / t[k]
         u = m[k] * inverse
@@ -88,7 +88,7 @@ def put_counts(
     slope: Any,
     d_t: Any,
 ) -> float:
-    """Put the slopes at the counts that are not zero in their places; return the sum of values."""
+    """Write the slopes of the non-zero counts; return the sum of their values."""
     n = found.size
     c, mean, theta = np.empty(n), np.empty(n), np.empty(n)
     value, by_mean, by_t = np.empty(n), np.empty(n), np.empty(n)
@@ -113,7 +113,7 @@ def put_counts(
 
 @compiled
 def put_not_structural(found: Any, p: Any, d_p: Any) -> float:
-    """Put the slopes of counts, which are no structural zeros; return the sum of the logs."""
+    """Write the slopes by the dropout logits of non-zero counts; return the sum of log(1 - pi)."""
     n = found.size
     logit, log, slope = np.empty(n, f4), np.empty(n, f4), np.empty(n, f4)
     for k in range(n):

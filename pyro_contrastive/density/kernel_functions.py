@@ -1,9 +1,9 @@
 """Functions of one number, compiled by numba so that loops over them use vector instructions.
 
-A compiler makes vector instructions of arithmetic, not of calls to a C library. So exponential and
-logarithm are spelled out: the argument is reduced by powers of two, and what is left goes into a
-power series, cut where its remainder drops below the rounding of the type (relative error of the
-single precision functions: 2e-7). NaN goes in and comes out. Arguments of logarithms are positive.
+A compiler turns arithmetic into vector instructions, but not calls to a C library. So exponential
+and logarithm are written out: the argument is reduced by powers of two, and the rest goes into a
+power series that stops where its remainder is below the rounding of the type (relative error of the
+single precision functions: 2e-7). NaN stays NaN. Arguments of logarithms must be positive.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numba import njit
 from pyro_contrastive.density.code_cache import forgiving
 
 f4, i4, i8 = np.float32, np.int32, np.int64
-# Division by zero gives infinity, as in NumPy, where Python would stop: a branch in every loop.
+# Division by zero gives infinity as in NumPy. Python's error would need a branch in every loop.
 inlined = njit(error_model="numpy", nogil=True)
 _compiled = njit(error_model="numpy", nogil=True, cache=True)
 _reordered = njit(error_model="numpy", nogil=True, cache=True, fastmath={"reassoc", "nsz"})
 
 
 def compiled(function: Any) -> Any:
-    """Compile a function, and keep the code."""
+    """Compile a function and keep the code in numba's cache."""
     return forgiving(_compiled(function))
 
 
@@ -35,14 +35,14 @@ def reordered(function: Any) -> Any:
 
 N_LANES = 16
 _LOG2_E = f4(1 / math.log(2))
-# log 2 as a number of few digits, whose products with small integers are exact, and the rest.
+# log 2 as a number with few digits, whose products with small integers are exact, plus the rest.
 _LOG_2 = f4(355 / 512)
 _LOG_2_REST = f4(math.log(2) - 355 / 512)
 _LOG_2_DOUBLE = math.log(2)
 # Exponent bits of 1, and the bits of sqrt(1/2): below it a number belongs to the next lower power.
 _ONE, _ROOT = i4(127), i4(0x3F3504F3)
 _ROOT_DOUBLE = i8(0x3FE6A09E667F3BCD)
-SERIES_FROM = 10.0  # Stirling's series is good to 2e-14 from here on
+SERIES_FROM = 10.0  # from here on Stirling's series is accurate to 2e-14
 SMALL = 1e-3  # up to it log1p(y) - y is summed as a series
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
@@ -78,12 +78,12 @@ def log32(x: Any) -> Any:
     p = p * z + f4(1 / 3)
     twice = s + s
     of_rest = twice + (twice * z * p + f4(k) * _LOG_2_REST)
-    return f4(k) * _LOG_2 + of_rest + (x - x)  # the last: NaN has bits too
+    return f4(k) * _LOG_2 + of_rest + (x - x)  # x - x keeps NaN, whose bits would give a number
 
 
 @inlined
 def log1p32(u: Any, shrink: Any) -> Any:
-    """log(1 + u) in single precision, u >= 0, with what rounding took from 1 + u put back.
+    """log(1 + u) in single precision, u >= 0, corrected for the rounding of 1 + u.
 
     `shrink` is 1 / (1 + u).
     """
@@ -137,7 +137,7 @@ def total(a: Any) -> Any:
 @compiled
 def largest(a: Any) -> Any:
     """Largest entry of an array without NaN."""
-    # By lanes: the compiler does not turn a running maximum into vector instructions by itself.
+    # In lanes, because the compiler does not vectorise a running maximum by itself.
     lanes = np.full(N_LANES, -np.inf, a.dtype)
     n_whole = a.size // N_LANES
     for i in range(n_whole):
@@ -152,7 +152,7 @@ def largest(a: Any) -> Any:
 
 @compiled
 def stirling_remainder(z: float) -> float:
-    """Return what Stirling's formula leaves of lgamma; NIST DLMF, equation 5.11.1."""
+    """Return lgamma minus Stirling's formula, from its series; NIST DLMF, equation 5.11.1."""
     if z < SERIES_FROM:
         return math.lgamma(z) - (z - 0.5) * math.log(z) + z - _HALF_LOG_2_PI
     r = 1 / (z * z)
@@ -163,7 +163,7 @@ def stirling_remainder(z: float) -> float:
 @compiled
 def stirling_slope(z: float) -> float:
     """Return the derivative of the remainder: digamma(z) - log z + 1 / (2 z)."""
-    # digamma(z) = digamma(z + 1) - 1 / z, up to where the series is good.
+    # digamma(z) = digamma(z + 1) - 1 / z, until the series is accurate.
     shift, at = 0.0, z
     while at < SERIES_FROM:
         shift += 1 / at

@@ -1,7 +1,7 @@
 """Zero counts of a row of genes, compiled by numba: the formulas of `density.counts`.
 
-A zero needs no gamma function, so that it is evaluated for every gene in single precision, before
-the non-zero counts take their places. Where the mean is large, double precision does it again.
+A zero needs no gamma function, so that every gene is first evaluated as if its count were zero, in
+single precision. Non-zero counts, and zeros where the mean is large, then replace these values.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def zeros(m: Any, t: Any, value: Any, slope: Any, d_t: Any) -> None:
 
 @compiled
 def inflate(p: Any, value: Any, slope: Any, d_t: Any) -> None:
-    """Add structural zeros: values become probabilities, logits `p` the slope by them."""
+    """Add structural zeros: values become probabilities, and logits `p` the slopes by them."""
     for j in range(p.size):
         q, rest = sigmoids32(p[j])
         weight = rest * exp32(value[j])
         value[j] = weight + q
-        weight /= value[j]  # that a zero is the negative binomial's
+        weight /= value[j]  # probability that a zero comes from the negative binomial
         slope[j] *= weight
         d_t[j] *= weight
         p[j] = f4(1) - (weight + q)
@@ -57,7 +57,10 @@ def inflate(p: Any, value: Any, slope: Any, d_t: Any) -> None:
 
 @compiled
 def log_of_product(a: Any, products: Any) -> Any:
-    """Sum the logarithms of numbers between exp(-LARGE_MEAN) and 1: one for sixteen of them."""
+    """Sum logarithms of numbers between exp(-LARGE_MEAN) and 1, taking one per sixteen numbers.
+
+    Numbers are multiplied by sixteens first, since a product costs much less than a logarithm.
+    """
     n = a.size // N_FACTORS
     products[:n] = a[:n]
     for i in range(1, N_FACTORS):
@@ -91,7 +94,7 @@ def large_zero(m: float, t: float, p: float, inflated: bool) -> Any:
 
 @compiled
 def take_out(m: Any, nothing: Any, value: Any) -> int:
-    """Leave out the values where the mean is large; return how many there are."""
+    """Replace the values by `nothing` where the mean is large; return how many there are."""
     n = 0
     for j in range(m.size):
         is_large = m[j] > LARGE_MEAN
@@ -102,7 +105,7 @@ def take_out(m: Any, nothing: Any, value: Any) -> int:
 
 @compiled
 def put_large_zeros(row: Any, m: Any, t: Any, p: Any, slope: Any, d_t: Any, d_p: Any) -> float:
-    """Put the slopes of zeros where the mean is large in their places; return the sum of values."""
+    """Write the slopes of zeros where the mean is large; return the sum of their values."""
     inflated = d_p.size > 0
     value = 0.0
     for j in range(row.size):

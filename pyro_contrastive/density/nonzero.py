@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_contrastive.observed.observation import SparseValues
 
 SMALL_COUNT = 15
-"""Whole counts up to this are looked up in tables of every gene."""
+"""Largest count that is looked up in a table of every gene."""
 GATHERED_ON = {"cpu"}
 """Types of devices on which non-zero entries are gathered.
 
-Others would have to be waited for, to hear how many there are, and a step that asks could not be
-captured.
+The number of non-zero entries is needed to gather them. On a GPU, asking for it would make the
+program wait for the device, and the step could not be captured as a graph.
 """
 
 
 def is_gathered(value: Tensor) -> bool:
-    """Tell whether the non-zero entries of these counts are evaluated apart from the others."""
+    """Tell whether the non-zero entries of these counts are evaluated separately."""
     return value.device.type in GATHERED_ON
 
 
 class NonZero(NamedTuple):
-    """The non-zero entries of a tensor of counts, which do not change while parameters do.
+    """The non-zero entries of a tensor of counts, which stay the same while parameters change.
 
-    ``flat`` and ``last`` are their positions in the whole and along the last axis, ``x`` they
-    themselves in float64, ``entry`` their positions in the tables of small counts, and ``large``
-    which of them are not to be found there.
+    ``flat`` and ``last`` are their positions in the flattened tensor and along the last axis, ``x``
+    their values in float64, ``entry`` their positions in the table of small counts, and ``large``
+    the indices of those that the table does not have.
     """
 
     flat: Tensor
@@ -39,46 +39,28 @@ class NonZero(NamedTuple):
 
     @classmethod
     def of(cls, value: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Self:
-        """Find them; ``at`` is where they are, in the whole and along the last axis, if known."""
+        """Find them; ``at`` are their positions, ``flat`` and ``last``, if these are known."""
         every = value.reshape(-1)
         n_last = value.shape[-1] if value.dim() else 1
         if at is None:
-            # NaN and (unvalidated) negative counts count as non-zero, to come out as NaN.
+            # NaN and negative counts, if nobody validates them, must come out as NaN: non-zero.
             flat = (every != 0).nonzero().squeeze(-1)
             at = flat, flat % max(n_last, 1)
         flat, last = at
         x = every.index_select(0, flat).double()
         count = x.clamp(0, SMALL_COUNT).nan_to_num_()
-        large = (count.floor() != x).nonzero().squeeze(-1)  # not whole, if nobody checks
+        # Above the table, or not a whole number, which only validation would have refused.
+        large = (count.floor() != x).nonzero().squeeze(-1)
         return cls(flat, last, x, count.long().mul_(n_last).add_(last), large)
 
 
-# By tensor: its version then, and what is known of it, or how to find out.
-_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def remember_nonzero(counts: Tensor, positions: Callable[[], tuple[Tensor, Tensor]]) -> None:
-    """Remember where a tensor of counts is not zero, so that its log-density need not search.
-
-    Parameters
-    ----------
-    counts
-        The tensor, ``[cells, genes]``; what is remembered goes when it goes, or is changed in
-        place.
-    positions
-        Returns row and column of all its non-zero entries, each once; called when needed.
-    """
-    _known[counts] = (counts._version, positions)
-
-
 def nonzero_of(value: Tensor) -> NonZero:
-    """Find the non-zero counts, or recall them."""
-    known: tuple[int, Any] | None = _known.get(value, None)  # type: ignore[no-untyped-call]
-    if known is None or known[0] != value._version:
-        return NonZero.of(value)
-    version, found = known
-    if not isinstance(found, NonZero):
-        row, column = found()
-        found = NonZero.of(value, (row * value.shape[1] + column, column))
-        _known[value] = (version, found)
-    return found
+    """Find the non-zero counts; those of :class:`SparseValues` once, and without a search."""
+    if isinstance(value, SparseValues) and value.is_unchanged:
+        return value.once(_of_sparse)
+    return NonZero.of(value)
+
+
+def _of_sparse(value: SparseValues) -> NonZero:
+    row, column = value.positions()
+    return NonZero.of(value, (row * value.shape[1] + column, column))

@@ -16,7 +16,7 @@ from pyro_contrastive.density.nonzero import SMALL_COUNT, NonZero
 # whose coefficients are B_2k / (2k (2k - 1)); NIST DLMF, equation 5.11.1.
 _STIRLING_FROM = 10.0
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
-# torch's softplus turns into the identity above 20 unless told otherwise, which costs 2e-9.
+# torch's softplus turns into the identity above 20 by default, which costs 2e-9.
 IDENTITY_FROM = 80.0
 
 
@@ -30,11 +30,11 @@ class Terms(NamedTuple):
 
 
 def log1p_minus(y: Tensor, difference: Tensor) -> Tensor:
-    """Return ``log1p(y) - y``, given as a difference, without its cancellation at small ``y``."""
+    """Return ``log1p(y) - y``, given as `difference`, without its cancellation at small ``y``."""
     # Each bound balances the rounding of the difference against the truncation of the series.
-    near = 1e-3 if y.dtype == torch.float64 else 0.05
+    bound = 1e-3 if y.dtype == torch.float64 else 0.05
     series = (y * 0.2).sub_(0.25).mul_(y).add_(1 / 3).mul_(y).sub_(0.5).mul_(y).mul_(y)
-    return torch.where((y > -near) & (y < near), series, difference, out=series)
+    return torch.where((y > -bound) & (y < bound), series, difference, out=series)
 
 
 def _stirling_remainder(z: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def nonzero_terms(x: Tensor, m: Tensor, t: Tensor) -> Terms:
     total, excess = x + t, x - m
     y = excess / (t + m)
     log1p_y = y.log1p()
-    # D, regrouped so that neither t >> x, m nor t << x, m cancels.
+    # The deviance, grouped so that nothing cancels for t much larger or much smaller than x and m.
     deviance = x * torch.log1p(excess / m * (t / total)) - t * log1p_y
     value = -deviance - 0.5 * (2 * math.pi * x * (total / t)).log()
     value += _stirling_remainder(total) - s_t - _stirling_remainder(x)
@@ -77,7 +77,7 @@ def nonzero_terms(x: Tensor, m: Tensor, t: Tensor) -> Terms:
 class _SmallCounts(NamedTuple):
     """``lgamma(k + t) - lgamma(t) - lgamma(k + 1)`` and its derivative, ``[counts, genes]``.
 
-    For k up to `SMALL_COUNT` these are short sums, which all cells share.
+    For k up to `SMALL_COUNT` these are short sums, which all cells can look up.
     """
 
     value: Tensor
@@ -94,7 +94,7 @@ class _SmallCounts(NamedTuple):
     def terms(self, counts: NonZero, m: Tensor, t: Tensor) -> Terms:
         """Evaluate counts of 1 to `SMALL_COUNT` in float64.
 
-        With counts as small as these, what float64 loses by cancellation does not matter.
+        For counts this small, float64 has digits enough for what cancels.
         """
         u = m / t
         log1p, grown = u.log1p(), 1 + u
@@ -111,9 +111,10 @@ def nonzero_counts_terms(
 ) -> Terms:
     """Evaluate the gathered non-zero counts in float64.
 
-    ``per_gene`` is the inverse dispersion of every gene, if cells share it.
+    ``per_gene`` is the inverse dispersion of every gene, if it is the same in all cells.
     """
     x = counts.x
+    # A table of `SMALL_COUNT` entries per gene pays only if there are more counts to look up.
     if per_gene is not None and per_gene.numel() * SMALL_COUNT < 2 * x.numel():
         terms = _SmallCounts.of(per_gene).terms(counts, m, t)
         if counts.large.numel():
@@ -126,17 +127,17 @@ def nonzero_counts_terms(
 
 
 def not_structural(terms: Terms, p: Tensor) -> Terms:
-    """Take what was found for non-zero counts into account with zero inflation, in place."""
-    # The logits come as they are, in single precision perhaps: here nothing cancels.
+    """Add zero inflation to the terms of non-zero counts, in place."""
+    # The logits may stay in single precision, since nothing cancels here.
     value = terms.value.sub_(softplus(p, 1, IDENTITY_FROM))
     return terms._replace(value=value, d_logits=p.sigmoid().neg_())
 
 
 def put(found: Terms, flat: Tensor, into: Terms) -> None:
-    """Put terms at these places of others."""
+    """Write terms to the flat positions of others."""
     for target, source in zip(into, found, strict=True):
         if target is not None and source is not None:
-            # An infinite slope, at a mean of zero, would turn a masked entry into 0 * inf.
+            # At a mean of zero the slope is infinite, and would turn a masked entry into 0 * inf.
             finite = source.clamp_(max=torch.finfo(target.dtype).max)
             # (scatter_ is four times as fast as index_copy_.)
             target.view(-1).scatter_(0, flat, finite.to(target.dtype))

@@ -1,7 +1,7 @@
-"""The log-density of Poisson counts, accurate in single precision, log-gamma at counts only.
+"""The log-density of Poisson counts, accurate in single precision.
 
-Its terms are of the size of ``x log x`` and cancel to a few nats: where there are counts it is
-evaluated in double precision. Elsewhere it is minus the rate.
+Its terms are of the size of ``x log x`` and cancel to a few nats, so that non-zero counts are
+evaluated in double precision. For a zero it is minus the rate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def _of_counts(x: Tensor, rate: Tensor) -> Tensor:
     return torch.xlogy(x, rate) - rate - (x + 1).lgamma()
 
 
-# An operator of torch's: a recorded step could not find other counts in other cells.
+# An operator of torch's: a recorded step replays operators, and the number of non-zero counts
+# differs between mini-batches.
 define("poisson_log_prob(Tensor value, Tensor rate) -> Tensor", _log_prob)
 
 
@@ -58,6 +59,6 @@ class _LogDensity(Function):
         # The difference of two close numbers is exact; x / rate - 1 would not be.
         is_zero = value == 0
         slope = (value.to(rate.dtype) - rate) / torch.where(is_zero, 1.0, rate)
-        # An infinite slope, at a tiny rate, would turn a masked entry into 0 * inf.
+        # An infinite slope, as at a tiny rate, would turn a masked entry into 0 * inf.
         slope = slope.clamp(max=torch.finfo(rate.dtype).max)
         return None, grad * torch.where(is_zero, -1.0, slope)

@@ -1,4 +1,4 @@
-"""Whether there is a compiled form of the decoded density, and how to call it."""
+"""The compiled form of the decoded density: loading it, and calling it in several threads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pyro_contrastive.density.heads import smallest_scale
 
 logger = logging.getLogger(__name__)
 BLOCK = 16
-"""Cells that a thread takes at a time."""
+"""Number of cells that a thread takes at a time."""
 
 
 class Slopes(NamedTuple):
-    """Log-probability of each cell, and its derivatives, each ``[cells, genes]`` but the last.
+    """Log-probability of each cell, ``[cells]``, and its derivatives.
 
-    By the logits of the scale, by those of a structural zero, by the inverse dispersion of each
-    entry; and by the logarithm of the library, ``[cells, 1]``.
+    By the logits of the scale, by the logits of a structural zero and by the inverse dispersion of
+    each entry, all ``[cells, genes]``; by the logarithm of the library size, ``[cells, 1]``.
     """
 
     log_prob: Tensor
@@ -38,28 +38,28 @@ class Slopes(NamedTuple):
 
 @cache
 def kernel() -> ModuleType | None:
-    """Import and compile the code; ``None`` where that is not possible, which is logged once.
+    """Import and compile the code; return ``None`` (and log it once) where that is not possible.
 
-    numba takes a second to import, and some to compile the code for the first time; it keeps the
-    result beside the source, or where the user's caches are. Only failures of numba are taken for
-    the lack of compiled code: it is run here on numbers that it can evaluate.
+    numba takes a second to import, and a few to compile the code for the first time; it keeps the
+    result beside the source or in the user's cache folder. Only errors of numba mean that there is
+    no compiled code. Others are ours and are raised.
     """
     try:
         errors = import_module("numba").core.errors
-    except Exception as error:  # numba is missing, or does not go with what is installed
-        _tell(error)
+    except Exception as error:  # numba is missing, or does not fit the other packages
+        _log_lack(error)
         return None
     try:
         from pyro_contrastive.density import kernel as compiled  # noqa: PLC0415  # needs numba, slow to import
 
         compiled.compile_all()
-    except (errors.NumbaError, RuntimeError, OSError) as error:  # RuntimeError: no place to keep it
-        _tell(error)
+    except (errors.NumbaError, RuntimeError, OSError) as error:  # RuntimeError: nowhere to keep it
+        _log_lack(error)
         return None
     return compiled
 
 
-def _tell(error: Exception) -> None:
+def _log_lack(error: Exception) -> None:
     logger.info("Training without compiled code, which is slower: %s.", error)
 
 
@@ -68,7 +68,7 @@ def by_rows(
 ) -> Slopes:
     """Evaluate cell by cell, in compiled code. Overwrites `scale` and `logits`.
 
-    Threads are torch's number (``torch.set_num_threads``), this one among them.
+    Uses as many threads as torch does (``torch.set_num_threads``), the calling one included.
     """
     scale = scale.contiguous()
     dropout = None if logits is None else logits.contiguous()
@@ -97,8 +97,8 @@ def _count_rows(
         filled = (by_t[block].numpy(), log_prob[block].numpy(), total[block].numpy())
         compiled.count_rows(counts, rho, p, size, per_gene, table, table_slope, floor, *filled)
 
-    # Cells are handed out by the few: torch's own threads, which wait by turning round and round,
-    # may keep one of ours waiting.
+    # Small blocks, handed out as threads become free: torch's own threads wait in busy loops, which
+    # may hold up one of ours.
     blocks = iter([slice(i, i + BLOCK) for i in range(0, n_cells, BLOCK)])
 
     def work() -> None:
@@ -113,7 +113,7 @@ def _count_rows(
     return log_prob, by_t, total.unsqueeze(-1)
 
 
-# An operator of torch's, since a recorded step is made of those.
+# An operator of torch's, since a recorded step replays operators.
 define(
     "count_rows(Tensor value, Tensor(a!) scale, Tensor(b!)? dropout, Tensor library, Tensor t)"
     " -> (Tensor, Tensor, Tensor)",
@@ -126,6 +126,6 @@ def _threads(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, thread_name_prefix="rows")
 
 
-# A forked process has the pool, but not its threads, and would wait for them for ever.
+# A forked process inherits the pool without its threads, and would wait for them for ever.
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_threads.cache_clear)

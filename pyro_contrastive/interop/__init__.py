@@ -1,1 +1,1 @@
-"""Exchange with other tools."""
+"""Exchange with other tools: scvi-tools and ArviZ."""

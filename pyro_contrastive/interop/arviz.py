@@ -1,4 +1,4 @@
-"""Draws for ArviZ (InferenceData, or a DataTree from ArviZ 1.0 on), with named cells and genes."""
+"""Export draws to ArviZ (InferenceData; a DataTree from ArviZ 1.0), with cell and gene names."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from pyro_contrastive.vae import ContrastiveVAE
 
 LogLikelihood = Literal["cell", "entry"]
 Arrays = dict[str, dict[str, NDArray[Any]]]
-MOST_MEMORY = 4e9
-"""Bytes of all arrays with an axis of genes, above which the export is refused."""
+MAX_MEMORY = 4e9
+"""Size in bytes of all arrays with an axis of genes above which the export is refused."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What is exported.
+    """What to export.
 
     Parameters
     ----------
     n_samples
-        Posterior (and prior) draws.
+        Number of posterior (and prior) draws.
     genes
-        Positions of the genes.
+        Indices of the genes.
     predictive, prior
-        Replicate data from the posterior; latents and data from the prior.
+        Whether to export replicated data from the posterior, and latents and data from the prior.
     log_likelihood
-        Per cell, per cell and gene, or not at all.
+        Per cell (``"cell"``), per cell and gene (``"entry"``), or ``None``: none.
     seed
         Seed; default: torch's global state.
     """
@@ -54,7 +54,7 @@ class Export:
     seed: int | None = None
 
     def check_memory(self, n_cells: int) -> None:
-        """Refuse what would not fit into memory, before anything is computed.
+        """Refuse arrays that may not fit into memory, before anything is computed.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class Export:
         """
         n_arrays = self.predictive + self.prior + (self.log_likelihood == "entry")
         size = 4.0 * n_arrays * self.n_samples * n_cells * len(self.genes)
-        if size > MOST_MEMORY:
+        if size > MAX_MEMORY:
             msg = (
                 f"{self.n_samples} draws of {n_cells} cells x {len(self.genes)} genes, {n_arrays} "
                 f"times, take {size / 1e9:.0f} GB. Choose cells (indices=), genes (gene_list=) or "
@@ -73,12 +73,12 @@ class Export:
 
 
 def import_arviz() -> Any:
-    """Import ArviZ, without the notice of its next version that it gives once a day.
+    """Import ArviZ, without the notice about its next version that it shows once a day.
 
     Raises
     ------
     ImportError
-        If it is not installed; the error says how to.
+        If it is not installed; the error says how to install it.
     """
     try:
         with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def import_arviz() -> Any:
 
 
 def container(arviz: Any, groups: Mapping[str, Any]) -> Any:
-    """Put datasets, by the name of their group, into what this version of ArviZ works with.
+    """Put datasets, by the name of their group, into the container of this version of ArviZ.
 
     Parameters
     ----------
@@ -117,18 +117,20 @@ def to_arviz(
     gene_names: NDArray[Any],
     attributes: Mapping[str, str],
 ) -> Any:
-    """Run guide and model, and return the draws as ArviZ takes them, see :func:`container`.
+    """Run guide and model, and return their draws for ArviZ; see :func:`container`.
+
+    Every site that the model observes in the cells is exported under its name.
 
     Parameters
     ----------
     query
-        The model, the data and which cells.
+        The model, the data and the cells.
     export
         What to export.
     gene_names
-        Of the genes of `export`.
+        Names of the genes of `export`.
     attributes
-        Noted with the posterior.
+        Attributes of the group of the posterior.
     """
     arviz = import_arviz()
     import xarray  # noqa: PLC0415 - comes with ArviZ
@@ -136,7 +138,7 @@ def to_arviz(
     vae = query.vae
     export.check_memory(len(query))
     groups: dict[str, dict[str, list[NDArray[Any]]]] = {}
-    constant: Arrays = {}  # what belongs to no cell is the same in every part
+    constant: Arrays = {}  # arrays without cells, the same in every part
     for part, constant in _parts(query, export):  # noqa: B007 - used after the loop
         for group, arrays in part.items():
             for name, values in arrays.items():
@@ -224,7 +226,7 @@ def _entry_log_likelihood(site: Mapping[str, Any]) -> Tensor:
 def _latents(
     vae: ContrastiveVAE, batch: CellBatch, trace: Trace, n_samples: int
 ) -> dict[str, NDArray[Any]]:
-    """z, s as the decoder sees it, and the library size where there is one."""
+    """Return z, s as the decoder sees it, and the library size if the likelihood uses it."""
     nodes = trace.nodes
     found = {
         "z": nodes["z"]["value"],
@@ -237,7 +239,7 @@ def _latents(
 
 
 def _globals(vae: ContrastiveVAE, shared: Trace, export: Export) -> dict[str, NDArray[Any]]:
-    """Draws of parameters, ``[draws, ...]``: without the axis that cells have in other arrays."""
+    """Return draws of parameters, ``[draws, ...]``, without the axis of cells."""
     values = {name: site["value"][:, 0] for name, site in shared.nodes.items()}
     return {name: _array(_of_genes(value, vae, export)) for name, value in values.items()}
 
@@ -255,7 +257,7 @@ def _data(
 
 
 def _of_genes(value: Tensor, vae: ContrastiveVAE, export: Export) -> Tensor:
-    """Return the chosen genes of what has a last axis of genes; all of anything else."""
+    """Select the genes of an array whose last axis is genes; other arrays are unchanged."""
     return value[..., export.genes] if value.shape[-1] == vae.n_input else value
 
 
@@ -273,7 +275,7 @@ def _dataset(
     shared: dict[str, Any],
     coords: Mapping[str, Any],
 ) -> Any:
-    """Name the axes of every array; draws get the axis of one chain that ArviZ expects."""
+    """Name the axes of every array; ArviZ expects an axis of chains, of which there is one."""
     observed = group == "observed_data"
     variables: dict[str, Any] = {}
     for name, values in (of_cells | shared).items():

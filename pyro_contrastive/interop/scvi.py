@@ -1,4 +1,4 @@
-"""Weights of scvi-tools' ContrastiveVAE under this library's names."""
+"""Rename the weights of scvi-tools' ContrastiveVAE to the names of this library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WHOLE = {
     "library_log_vars": "model.library_prior.log_variances",
 }
 _UNUSED = "decoder.px_r_decoder."
-"""The reference makes this head and never evaluates it: its dispersion is one number per gene."""
+"""scvi-tools makes this head but never evaluates it: its dispersion is one number per gene."""
 
 
 def rename_scvi_weights(state: Mapping[str, Tensor], *, latent_library: bool) -> dict[str, Tensor]:
@@ -32,13 +32,13 @@ def rename_scvi_weights(state: Mapping[str, Tensor], *, latent_library: bool) ->
     state
         ``scvi_vae.state_dict()``.
     latent_library
-        Whether the library size is latent. When it is observed the reference still holds a
-        library encoder that it never uses; it is left out.
+        Whether the library size is latent. If it is observed, scvi-tools still has a library
+        encoder, which it never uses; it is left out.
 
     Returns
     -------
-    A state dict for :meth:`ContrastiveVAE.load_state_dict`, without the parameters of the latent
-    priors (the standard normal's are constants).
+    A state dict for :meth:`ContrastiveVAE.load_state_dict`, without the constants of the standard
+    normal priors of z and s.
 
     Raises
     ------

@@ -1,12 +1,12 @@
-"""The file a model of scvi-tools is saved in, read without running anything that is in it.
+"""Read the file in which scvi-tools saves a model, without running anything from the file.
 
 scvi-tools saves with ``torch.save``: a zip file with a pickle and one record of raw numbers per
-tensor. A pickle is a program; it makes its objects by calling whatever functions it names. Here
-nothing is called that the file names: tensors are built from their records by this module, and an
-object of NumPy or pandas becomes a :class:`StandIn`, which keeps what the pickle says of it and
-does nothing. (NumPy's own reading of pickled arrays is not used either: it trusts what it reads.)
-Every other name in the file is refused. ``torch.load(weights_only=True)`` refuses these files,
-because the training history in them is made of pandas objects.
+tensor. A pickle is a program, which makes its objects by calling whatever functions it names. Here
+no function named by the file is called: this module builds tensors from their records, and an
+object of NumPy or pandas becomes a :class:`StandIn`, which keeps the pickle's description of it and
+does nothing. (NumPy's own unpickling of arrays is not used either, because it trusts its input.)
+Every other name in the file is refused. ``torch.load(weights_only=True)`` cannot be used: it
+refuses these files, because their training history consists of pandas objects.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _KEPT_PACKAGES = ("numpy", "pandas", "torch.distributions", "pyro.distributions")
-"""Their objects are tolerated, as stand-ins. The last two: constraints in Pyro's parameter store,
-which scvi-tools saves whole, with the parameters of any other model of that session."""
+"""Packages whose objects are accepted, as stand-ins. The last two are for constraints in Pyro's
+parameter store, which scvi-tools saves as a whole, with parameters of all models of a session."""
 _KEPT_NAMES = {"builtins.slice", "torch._utils._rebuild_parameter"}
 _NUMPY_CODE = re.compile(r"[biufU]\d+")
 
 
 class RefusedObjectError(ValueError):
-    """The file wants an object made that scvi-tools' ContrastiveVI does not save."""
+    """The file contains an object that scvi-tools' ContrastiveVI does not save."""
 
 
 class StandIn:
-    """What the file says of an object that was not made: class, arguments and state."""
+    """The description of an object that was not made: class, arguments and state."""
 
     qualified_name: ClassVar[str]
     arguments: tuple[Any, ...]
     state: Any
 
     def __new__(cls, *arguments: Any) -> Self:
-        """Keep the arguments; what a pickle calls on its own account ends here too."""
+        """Keep the arguments; also when the pickle calls the class as a function."""
         made = super().__new__(cls)
         made.arguments = arguments
         made.state = None
@@ -65,7 +65,7 @@ class StandIn:
 
 
 class _Mapping(dict[Any, Any]):
-    """For ``OrderedDict``; the metadata torch hangs on a state dict are dropped."""
+    """Stands for ``OrderedDict``; drops the metadata that torch attaches to a state dict."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -74,7 +74,9 @@ class _Mapping(dict[Any, Any]):
 def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    if math.prod(size) > storage.numel():  # a stride of 0 would make much out of little
+    if (
+        math.prod(size) > storage.numel()
+    ):  # a stride of 0 would make a huge tensor from a small record
         msg = "a tensor is larger than its record"
         raise pickle.UnpicklingError(msg)
     return storage.as_strided(size, stride, offset).clone()
@@ -82,7 +84,7 @@ def _rebuild_tensor(
 
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        msg = f"bytes written as {encoding!r}"
+        msg = f"bytes encoded as {encoding!r}"
         raise pickle.UnpicklingError(msg)
     return text.encode("latin1")
 
@@ -95,11 +97,11 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "builtins.bytes": lambda: b"",  # how protocol 2 writes empty bytes ...
     "_codecs.encode": _encode,  # ... and how it writes others
 }
-"""What a file may call, under the names it calls it by."""
+"""Functions that a file may call, by the names under which it calls them."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Make containers, numbers, strings and tensors; nothing else."""
+    """Makes containers, numbers, strings and tensors, and nothing else."""
 
     def __init__(self, archive: ZipFile, folder: str) -> None:
         pickled = _read_record(archive, f"{folder}data.pkl")
@@ -109,12 +111,12 @@ class _Unpickler(pickle.Unpickler):
         self._folder = folder
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what the file may call under this name. Nothing is looked up or imported."""
+        """Return the function that the file may call by this name, without importing anything."""
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         qualified = f"{module}.{name}".replace("__builtin__.", "builtins.")
         if qualified in _CALLS:
-            # A function (below: a class) of its own, for a file can set attributes of what it gets.
+            # A new function (below, a new class) each time: a file can set attributes of it.
             def call(*arguments: Any) -> Any:
                 return _CALLS[qualified](*arguments)
 
@@ -125,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
         msg = (
             f"{self._archive.filename} names {qualified}, which is not part of what scvi-tools' "
             "ContrastiveVI saves; nothing was run. If you trust the file, load it with scvi-tools "
-            "(scvi.external.ContrastiveVI.load) and give the model instead of the path."
+            "(scvi.external.ContrastiveVI.load) and pass the model instead of the path."
         )
         raise RefusedObjectError(msg)
 
@@ -145,14 +147,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_record(archive: ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).compress_type != ZIP_STORED:  # torch does not; a bomb does
+    if archive.getinfo(name).compress_type != ZIP_STORED:  # torch never compresses; a zip bomb does
         msg = f"record {name} is compressed"
         raise pickle.UnpicklingError(msg)
     return archive.read(name)
 
 
 def _check_labels(pickled: bytes) -> None:
-    """Refuse labels out of all proportion: Python makes room for as many objects at once."""
+    """Refuse labels larger than the pickle: Python would allocate memory for that many objects."""
     for opcode, argument, _ in genops(pickled):
         if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT"} and int(argument or 0) > len(pickled):
             msg = f"object {argument} in a pickle of {len(pickled)} bytes"
@@ -175,7 +177,7 @@ def read_archive(path: Path) -> Any:
     Raises
     ------
     RefusedObjectError
-        If the file names anything else. Nothing of it has been run.
+        If the file names anything else; nothing from it was run.
     ValueError
         If the file is damaged, or was not written by ``torch.save``.
     """
@@ -183,7 +185,7 @@ def read_archive(path: Path) -> Any:
         with ZipFile(path) as archive:
             folders = [n[: -len("data.pkl")] for n in archive.namelist() if n.endswith("/data.pkl")]
             if len(folders) != 1:
-                msg = "it holds no pickle"
+                msg = "it has no pickle"
                 raise pickle.UnpicklingError(msg)
             order = f"{folders[0]}byteorder"
             if order in archive.namelist() and archive.read(order) != sys.byteorder.encode():
@@ -201,7 +203,7 @@ def read_archive(path: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Turn NumPy arrays and scalars, or what stands for them, into lists and numbers.
+    """Convert NumPy arrays and scalars, or their stand-ins, to lists and numbers.
 
     Parameters
     ----------
@@ -211,7 +213,7 @@ def plain(value: Any) -> Any:
     Raises
     ------
     TypeError
-        If there is anything else in it.
+        If it contains anything else.
     """
     if isinstance(value, np.ndarray):
         return [plain(v) for v in value]
@@ -240,12 +242,12 @@ def _plain_numpy(value: StandIn) -> Any:
 
 
 def _numbers(dtype: StandIn, data: Any) -> list[Any]:
-    """Read the entries of a pickled array from its dtype, such as ``i8``, and its data."""
+    """Read the entries of a pickled array, given its dtype, such as ``i8``, and its data."""
     code = dtype.arguments[0]
     if code == "O8":
         return [plain(v) for v in data] if isinstance(data, list) else [plain(data)]
     order = dtype.state[1] if dtype.state else "|"
     if not _NUMPY_CODE.fullmatch(code) or order not in {"<", ">", "|"}:
-        msg = f"an array of type {code} is not read"
+        msg = f"an array of type {code} is not supported"
         raise TypeError(msg)
     return list(np.frombuffer(data, np.dtype(order + code)).tolist())

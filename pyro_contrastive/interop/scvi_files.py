@@ -1,4 +1,4 @@
-"""Models of scvi-tools' ContrastiveVI, from their files or from memory, as models of ours."""
+"""Read models of scvi-tools' ContrastiveVI, from files or from memory, as models of ours."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SETTINGS = (
     "use_observed_lib_size",
     "wasserstein_penalty",
 )
-"""Arguments of scvi-tools' constructor, the same in versions 1.1 to 1.5, and of ours."""
+"""Arguments of scvi-tools' constructor, the same in versions 1.1 to 1.5, and of ours too."""
 
 
 @dataclass(frozen=True)
 class _ScviParts:
-    """What a model of scvi-tools consists of, in its own terms."""
+    """The content of a model of scvi-tools, in its own format."""
 
     source: str
     registry: Mapping[str, Any]
@@ -50,20 +50,19 @@ def read_scvi(path_or_model: str | os.PathLike[str] | object) -> SavedModel:
     """Read a model of scvi-tools' ContrastiveVI (versions 1.1 to 1.5).
 
     Covariates and size factors in its setup are left out: scvi-tools registers them, but its
-    contrastiveVI is not told of them. The objective is the one with analytic KL divergences, which
-    scvi-tools uses.
+    contrastiveVI does not use them. The objective has analytic KL divergences, as in scvi-tools.
 
     Parameters
     ----------
     path_or_model
-        A model object, or where ``model.save`` has saved one: the folder, or the file
+        A model object, or the path where ``model.save`` saved one: the folder, or the file
         ``model.pt`` in it (with its prefix, if it has one). A file is read without running
-        anything in it; scvi-tools need not be installed.
+        anything from it; scvi-tools need not be installed.
 
     Returns
     -------
-    The same model as if it had been saved by this library. The training history is there if it
-    was read from a model object; from a file it is left out, for it is pickled pandas.
+    The same model as if it had been saved by this library. The training history is included when
+    a model object is read; it is left out of files, where it is pickled pandas.
 
     Raises
     ------
@@ -72,7 +71,7 @@ def read_scvi(path_or_model: str | os.PathLike[str] | object) -> SavedModel:
     TypeError
         If `path_or_model` is neither a path nor a model of scvi-tools.
     RefusedObjectError
-        If the file would have to run code to be read; says which.
+        If reading the file would require running code; the error says which.
     ValueError
         If it is another model of scvi-tools, or the file is damaged.
     """
@@ -148,14 +147,14 @@ def _parts_of_object(model: Any) -> _ScviParts:
         )
     except (AttributeError, KeyError, TypeError) as error:
         msg = (
-            f"A path or a model of scvi-tools' {MODEL_NAME} is wanted, not a "
+            f"from_scvi takes a path or a model of scvi-tools' {MODEL_NAME}, not a "
             f"{type(model).__module__}.{type(model).__qualname__}."
         )
         raise TypeError(msg) from error
 
 
 def _history(frames: Mapping[str, Any]) -> History:
-    """Take over what was recorded by epoch; scvi-tools can also record by step."""
+    """Convert what was recorded by epoch; scvi-tools can also record by step, which is left out."""
     columns = {n: f.iloc[:, 0].dropna() for n, f in frames.items() if f.index.name == "epoch"}
     return History.from_json(
         {name: {str(e): float(x) for e, x in column.items()} for name, column in columns.items()}
@@ -171,7 +170,7 @@ def _as_saved_model(parts: _ScviParts) -> SavedModel:
     weights = rename_scvi_weights(
         _tensors(parts), latent_library=not settings["use_observed_lib_size"]
     )
-    for name, prior in priors.items():  # constants, which scvi-tools has no need to save
+    for name, prior in priors.items():  # constants, which scvi-tools does not save
         weights |= {f"model.{name}.{k}": v for k, v in prior.state_dict().items()}
     components: Components = {name: prior.spec() for name, prior in priors.items()}
     components |= {"likelihood": ZeroInflatedNegativeBinomial().spec(), "penalties": []}
@@ -199,7 +198,7 @@ def _settings(parts: _ScviParts) -> dict[str, Any]:
 
 
 def _tensors(parts: _ScviParts) -> dict[str, Tensor]:
-    # With the weights scvi-tools saves Pyro's parameter store, which contrastiveVI does not use.
+    # scvi-tools saves Pyro's parameter store with the weights; its contrastiveVI does not use it.
     weights = {k: v for k, v in parts.weights.items() if k != "pyro_param_store"}
     for name, value in weights.items():
         if not isinstance(value, Tensor):
@@ -209,7 +208,7 @@ def _tensors(parts: _ScviParts) -> dict[str, Tensor]:
 
 
 def _setup(parts: _ScviParts) -> Setup:
-    """Read keys and categories; batches keep their order, which is that of the weights."""
+    """Read keys and categories; batches keep the order that the weights have."""
     keys = plain(parts.registry["setup_args"])
     fields = parts.registry["field_registries"]
     categories = {}

@@ -22,7 +22,7 @@ class Loadings(nn.Module):
     n_factors
         Width of the input.
     n_genes
-        Width of the output. Factors of 1 make outputs that sum to 1, to begin with.
+        Width of the output. At the start, factors of 1 give outputs that sum to about 1.
     """
 
     def __init__(self, n_factors: int, n_genes: int) -> None:
@@ -42,10 +42,10 @@ class AdditivePoisson(Poisson):
         \sum_k s_{nk} W_{kg}\bigr]\Bigr), \quad S, W > 0
 
     as in the contrastive latent variable model for counts (CPLVM: Jones, Townes, Li & Engelhardt,
-    Annals of Applied Statistics 2022). It wants positive latents and a decoder without hidden
-    layers: ``background_prior=dist.Gamma(...)`` or ``dist.LogNormal(...)``, likewise
+    Annals of Applied Statistics 2022). It needs positive latents and a decoder without hidden
+    layers: ``background_prior=dist.Gamma(...)`` or ``dist.LogNormal(...)``, the same for
     `salient_prior`, and ``n_layers_decoder=0``. Batches and covariates add factors of their own.
-    Normalised expression is the sum in brackets, which is not held to a total of 1.
+    Normalised expression is the sum in brackets, which need not sum to 1 over genes.
     """
 
     def build(self, n_hidden: int, n_genes: int, n_batch: int = 1) -> None:
@@ -65,7 +65,7 @@ class AdditivePoisson(Poisson):
         """
         if hidden.min() < 0:
             msg = (
-                "AdditivePoisson adds up non-negative factors, and was given a negative one. Use "
+                "AdditivePoisson adds up non-negative factors, but one of them is negative. Use "
                 "positive priors for both latents, e.g. background_prior=dist.Gamma(1., 1.), and "
                 "no continuous covariates that may be negative."
             )
@@ -76,6 +76,6 @@ class AdditivePoisson(Poisson):
 
     @property
     def loadings(self) -> Tensor:
-        """Loadings of the factors, z first, then s, then covariates: ``[genes, factors]``."""
+        """Loadings of the factors, ``[genes, factors]``: those of z, then s, then covariates."""
         layer = cast(Loadings, self.layers[SCALE])
         return layer.log_weight.exp()

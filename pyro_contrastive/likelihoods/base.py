@@ -31,17 +31,17 @@ class Likelihood(Component):
     ----------
     heads
         Names of the linear heads on the decoder's last hidden layer, each giving ``[..., cells,
-        genes]``. The head called ``"scale"`` goes through a softmax over genes, and is what the
-        library calls normalised expression; every other one arrives as it leaves its linear layer.
+        genes]``. The head called ``"scale"`` goes through a softmax over genes and is normalised
+        expression; every other head is the output of its linear layer, any real number.
     support
-        What a single entry of the data may be, a constraint of torch; default counts. Data that
-        break it are refused before anything is computed.
+        Values that an entry of the data may have, a constraint of torch; default counts. Data
+        outside the support are refused before anything is computed.
     uses_library
-        Whether the library size has a part in it (default). If not, the library size cannot be
-        latent, and methods that scale by it refuse to.
+        Whether the distribution depends on the library size (default). If not, the library size
+        cannot be latent, and methods that scale by it raise an error.
     pseudocount
-        What fold changes add to expression where the user says nothing, in its units. ``None``
-        (default): what suits expression that sums to 1 over genes.
+        Pseudocount of fold changes where the user gives none, in the units of expression. ``None``
+        (default): one that suits expression that sums to 1 over genes.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class Likelihood(Component):
     def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
         """Return the distribution of the data, event shape ``[genes]``.
 
-        In training it is called in some steps only, and played from a recording in the others: see
+        Training calls it in some steps only and replays a recording of it in the others: see
         ``record_steps`` of :class:`~pyro_contrastive.training.TrainingPlan`.
 
         Parameters
@@ -88,35 +88,35 @@ class Likelihood(Component):
         Raises
         ------
         ValueError
-            If the likelihood already belongs to another model: two models must not share it.
+            If the likelihood already belongs to another model, with which it cannot be shared.
         """
         if hasattr(self, "layers"):
             msg = (
                 f"This {type(self).__name__} object already belongs to a model. Make a new one "
-                "for every model, or the two would train each other's parameters."
+                "for every model; otherwise the two would train each other's parameters."
             )
             raise ValueError(msg)
         self.layers = nn.ModuleDict({name: nn.Linear(n_hidden, n_genes) for name in self.heads})
 
     @torch.no_grad()
     def start_from(self, moments: GeneSummary) -> None:
-        """Let parameters start at what is typical of each gene, in place of at random.
+        """Start parameters at estimates from the data instead of at random.
 
         Called before the first training with ``schedule="fast"``. By default the bias of the scale
         head starts at the logarithm of the gene's share of all counts, whatever the decoder's
-        hidden layer does. Override it to let parameters of your own start somewhere.
+        hidden layer contributes. Override it to start further parameters from the data.
 
         Parameters
         ----------
         moments
-            Of the cells that train.
+            Summary of every gene over the training cells.
         """
         self.start_head(SCALE, np.log(moments.share))
 
     @torch.no_grad()
     def start_head(self, name: str, value: NDArray[np.float64]) -> None:
         """Set the bias of a head, ``[genes]``, if there is such a head and it has a bias."""
-        layers = getattr(self, "layers", None)  # a `build` of one's own need not make any
+        layers = getattr(self, "layers", None)  # an overridden `build` need not make any
         layer = dict(layers.items()).get(name) if isinstance(layers, nn.ModuleDict) else None
         if isinstance(layer, nn.Linear) and layer.bias is not None:
             layer.bias.copy_(torch.as_tensor(value))
@@ -124,7 +124,9 @@ class Likelihood(Component):
     def decode(
         self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
     ) -> MutableMapping[str, Tensor]:
-        """Apply the heads to the decoder's last hidden layer: each when it is first looked at.
+        """Apply the heads to the decoder's last hidden layer, each when it is first looked at.
+
+        The log-density is evaluated faster if nobody has looked at a head before: see `density`.
 
         Parameters
         ----------
@@ -133,8 +135,8 @@ class Likelihood(Component):
         batch
             The cells, for likelihoods whose parameters differ between batches.
         shared
-            Draws of the parameters that have a prior, by the names of their sites; only
-            likelihoods with such a parameter look at it.
+            Draws of the parameters that have a prior, by the names of their sites. Only likelihoods
+            with such a parameter use it.
         """
         if "layers" not in self._modules:
             msg = f"{type(self).__name__}.build made no layers for the heads: call super().build()."
@@ -142,10 +144,10 @@ class Likelihood(Component):
         return Heads(hidden, self.layers)
 
     def expression(self, heads: Mapping[str, Tensor]) -> Tensor | None:
-        """Return what normalised expression is, ``[..., cells, genes]``: by default the scale head.
+        """Return normalised expression, ``[..., cells, genes]``: by default the scale head.
 
-        It is the site ``scale`` of the model, and what differential expression compares. ``None``:
-        the likelihood has none, and the methods that need it say so.
+        It is the site ``scale`` of the model, and differential expression compares it. ``None`` if
+        the likelihood has none; methods that need it then raise an error.
         """
         return heads.get(SCALE)
 
@@ -158,19 +160,19 @@ class Likelihood(Component):
         return None if expression is None else library * expression
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Turn data ``[cells, genes]`` into what the encoders see: by default ``log(1 + x)``.
+        """Turn data ``[cells, genes]`` into the input of the encoders: by default ``log(1 + x)``.
 
         Raises
         ------
         ValueError
-            If that does not exist, while Pyro's validation is on (as it is by default).
+            If a number is -1 or less while Pyro's validation is on, as it is by default.
         """
         if dist.is_validation_enabled() and (x <= -1).any():
             msg = (
                 f"The data hold negative numbers, down to {float(x.min()):g}: the encoders of a "
-                f"model with {type(self).__name__} see log(1 + x), which does not exist there. "
-                "Counts are never negative; for other data take a likelihood such as Gaussian(), "
-                "or override Likelihood.encoder_input."
+                f"model with {type(self).__name__} see log(1 + x), which is undefined at -1 or "
+                "below. Counts are never negative; for other data take a likelihood such as "
+                "Gaussian(), or override Likelihood.encoder_input."
             )
             raise ValueError(msg)
         return torch.log1p(x)

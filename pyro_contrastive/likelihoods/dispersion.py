@@ -1,4 +1,4 @@
-"""A prior on the inverse dispersions: parameters shared by all cells, made random."""
+"""Prior and posterior of the inverse dispersions, which all cells share."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class DispersionPrior(Prior):
 class DispersionPosterior(nn.Module):
     r"""q(theta), centred on the likelihood's own parameter.
 
-    With m the likelihood's ``log_inverse_dispersion``: ``"map"``, a point :math:`\theta = e^m`,
-    which maximises the posterior density of theta; ``"variational"``, log-normal with median
-    :math:`e^m` and a learned scale per entry.
+    With m the likelihood's ``log_inverse_dispersion``, ``"map"`` is the point
+    :math:`\theta = e^m`, which maximises the posterior density of theta, and ``"variational"`` is
+    log-normal with median :math:`e^m` and a learned scale per entry.
 
     Parameters
     ----------
     likelihood
-        Whose ``log_inverse_dispersion``, ``[genes]`` or ``[batches, genes]``, is the centre. It
-        stays the likelihood's: it is not a parameter of this module.
+        Its ``log_inverse_dispersion``, ``[genes]`` or ``[batches, genes]``, is the centre. That
+        remains a parameter of the likelihood, and is not registered as one of this module.
     kind
         ``"variational"`` or ``"map"``.
     """
@@ -86,10 +86,10 @@ def dispersion_factors(
     Parameters
     ----------
     prior
-        What the user gave: ``None`` for no prior, a positive distribution (scalar, or one number
-        per gene), or a `Prior` with event shape ``[genes]``.
+        ``None`` for no prior, a positive distribution (scalar, or one number per gene), or a
+        `Prior` with event shape ``[genes]``.
     likelihood
-        Must have ``log_inverse_dispersion``, a table per gene or per gene and batch.
+        Must have a table ``log_inverse_dispersion``, per gene or per gene and batch.
     kind
         ``"variational"`` or ``"map"``.
 
@@ -107,8 +107,8 @@ def dispersion_factors(
     if table is None:
         msg = (
             f"dispersion_prior needs a likelihood with one inverse dispersion per gene (or per "
-            f"gene and batch), such as NegativeBinomial(); {type(likelihood).__name__} as it was "
-            "made here has none."
+            f"gene and batch), such as NegativeBinomial(); this {type(likelihood).__name__} has "
+            "none."
         )
         raise ValueError(msg)
     per_gene = as_prior(prior, table.shape[-1], "dispersion_prior")

@@ -1,4 +1,4 @@
-"""A Gaussian likelihood, for data that are no counts."""
+"""A Gaussian likelihood, for data other than counts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 
 MEAN = "mean"
 SMALLEST_SCALE = 0.01
-"""Standard deviation below which no gene gets: that of a constant gene would fall for ever."""
+"""Lower bound of the standard deviations; that of a constant gene would fall for ever."""
 INITIAL_LOG_SCALE = -1.0
-"""exp(-1) = 0.37, as log-normalised genes vary between cells of a kind."""
+"""exp(-1) = 0.37, about as much as log-normalised genes vary between cells of one type."""
 
 
 class Gaussian(Likelihood):
@@ -24,8 +24,9 @@ class Gaussian(Likelihood):
 
     .. math:: x_{ng} \sim \mathrm{Normal}(\mu_{ng},\; \sigma_g)
 
-    There is no library size: normalisation took it out. So it cannot be latent, there is no site
-    ``rate``, and methods that scale by it refuse to. Sampling gives values like the data.
+    There is no library size, because normalisation has removed it. So it cannot be latent, there is
+    no site ``rate``, and methods that scale by it raise an error. Samples are on the scale of the
+    data.
 
     Parameters
     ----------
@@ -34,9 +35,9 @@ class Gaussian(Likelihood):
         of counts per 10,000, say), so at least 0. Normalised expression is then
         :math:`e^\mu - 1`, or 0 where that is negative, in the unit of y; it does not sum to 1 over
         genes. Fold changes add a pseudocount of 1 unit to it, so that they are differences of
-        :math:`\mu`. ``False``: any numbers (scaled data, a protein panel), of which there is no
-        normalised expression, so that methods that need it say so. Override :meth:`expression`
-        for another transformation.
+        :math:`\mu`. ``False``: any numbers (scaled data, a protein panel); they have no normalised
+        expression, and methods that need it raise an error. Override :meth:`expression` for
+        another transformation.
 
     Attributes
     ----------
@@ -61,21 +62,21 @@ class Gaussian(Likelihood):
 
     @torch.no_grad()
     def start_from(self, moments: GeneSummary) -> None:
-        """Let mean and standard deviation start at those of the gene."""
+        """Start mean and standard deviation at those of the gene."""
         self.start_head(MEAN, moments.mean)
         deviation = torch.as_tensor(moments.variance).sqrt()
         self.log_scale.copy_((deviation - SMALLEST_SCALE).clamp(min=SMALLEST_SCALE).log())
 
     def forward(self, heads: Mapping[str, Tensor], library: Tensor) -> Distribution:
-        """Return the normal distribution of the data; the library size has no part in it."""
+        """Return the normal distribution of the data, which does not depend on the library size."""
         return dist.Normal(heads[MEAN], self.log_scale.exp() + SMALLEST_SCALE).to_event(1)
 
     def expression(self, heads: Mapping[str, Tensor]) -> Tensor | None:
-        """Return exp(mean) - 1, at least 0, in the unit of the data before their logarithm."""
+        """Return exp(mean) - 1, at least 0, in the unit that the data had before the logarithm."""
         return torch.expm1(heads[MEAN]).clamp(min=0) if self.log1p else None
 
     def rate(self, heads: Mapping[str, Tensor], library: Tensor) -> Tensor | None:
-        """Return ``None``: without a library size there is no such thing."""
+        """Return ``None``, as there is no library size."""
         return None
 
     def encoder_input(self, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class NegativeBinomial(Likelihood):
     Raises
     ------
     ValueError
-        If `dispersion` is none of these.
+        If `dispersion` has another value.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class NegativeBinomial(Likelihood):
 
     @torch.no_grad()
     def start_from(self, moments: GeneSummary) -> None:
-        """Let scale and inverse dispersion start where mean and variance of the gene are."""
+        """Start scale and inverse dispersion at the estimates for the gene."""
         super().start_from(moments)
         log_theta = np.log(moments.inverse_dispersion)
         self.start_head(LOG_INVERSE_DISPERSION, log_theta)
@@ -93,7 +93,7 @@ class NegativeBinomial(Likelihood):
             theta = self.log_inverse_dispersion.exp()
         if self.dispersion == "gene-batch":
             theta = theta[..., batch.batch_codes.long(), :]
-            # A draw of the whole table has an axis of one where the others have cells.
+            # A draw of the whole table has an axis of length 1 in place of the cells.
             theta = theta.squeeze(-3) if theta.dim() > 2 else theta  # noqa: PLR2004
         heads[INVERSE_DISPERSION] = theta
         return heads
@@ -111,8 +111,8 @@ class NegativeBinomial(Likelihood):
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
     r"""Zero-inflated negative binomial counts, the likelihood of contrastiveVI and of scVI.
 
-    With probability :math:`\mathrm{sigmoid}(\pi_{ng})` a count is a structural zero, else it is
-    drawn as in :class:`NegativeBinomial`. The head ``"dropout"`` gives the logits :math:`\pi`.
+    With probability :math:`\mathrm{sigmoid}(\pi_{ng})` a count is a structural zero. Otherwise it
+    is drawn as in :class:`NegativeBinomial`. The head ``"dropout"`` gives the logits :math:`\pi`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Poisson counts, with or without zero inflation, and counts of which only the zeros are seen."""
+"""Poisson counts, with or without zero inflation, and counts seen only as zero or not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_2 = math.log(2)
 
 
 def _rate(heads: Mapping[str, Tensor], library: Tensor) -> Tensor:
-    """Library x scale, above 0 also in a cell without counts: log(0) has no gradient."""
+    """Library x scale, kept above 0 in cells without counts, because log(0) has no gradient."""
     rate = library * heads[SCALE]
     return rate.clamp(min=torch.finfo(rate.dtype).tiny)
 
@@ -38,7 +38,7 @@ class _ExactPoisson(dist.Poisson):
         if self._validate_args:
             self._validate_sample(value)
         rate = self.rate
-        if value.shape != rate.shape:  # else it is to stay the tensor of which more may be known
+        if value.shape != rate.shape:  # else keep the tensor, whose non-zero entries may be known
             value, rate = torch.broadcast_tensors(value, rate)  # type: ignore[no-untyped-call]
         return poisson_log_density(value, rate)
 
@@ -84,8 +84,8 @@ class _ExactZeroInflatedPoisson(CountDistribution):
 class _SeenPoisson(CountDistribution):
     """Whether a Poisson count with this rate is above 0: 1 with probability 1 - exp(-rate).
 
-    A Bernoulli distribution by its complementary log-log. From a probability or a logit in single
-    precision, log-probabilities next to 0 are lost to rounding.
+    A Bernoulli distribution with a complementary log-log link. Computed from a probability or a
+    logit in single precision, log-probabilities near 0 would be lost to rounding.
     """
 
     support: ClassVar = constraints.boolean
@@ -108,9 +108,9 @@ class _SeenPoisson(CountDistribution):
         """Natural log-probability of zeros and ones, in the dtype of the rate."""
         if self._validate_args:
             self._validate_sample(value)
-        # log(1 - exp(-m)) from whichever of its forms does not cancel (Maechler, "Accurately
-        # computing log(1 - exp(-|a|))", 2012); the clamp keeps the gradient finite where
-        # the other is used.
+        # log(1 - exp(-m)) by the form that does not cancel (Maechler, "Accurately computing
+        # log(1 - exp(-|a|))", 2012). The clamp keeps the gradient of the unused form finite, since
+        # torch.where multiplies it by 0.
         few = torch.log(-torch.expm1(-self.rate))
         many = torch.log1p(-torch.exp(-self.rate.clamp(min=LOG_2)))
         seen = torch.where(self.rate > LOG_2, many, few)
@@ -128,8 +128,8 @@ class Poisson(Likelihood):
 
     .. math:: x_{ng} \sim \mathrm{Poisson}(l_n \rho_{ng})
 
-    For counts without overdispersion beyond what the latents explain; a gene's variance is its
-    mean. Not to be mixed up with the distribution ``pyro.distributions.Poisson``.
+    For counts without overdispersion beyond that which the latents explain: given the latents, a
+    gene's variance equals its mean. Not the distribution ``pyro.distributions.Poisson``.
     """
 
     heads: tuple[str, ...] = (SCALE,)
@@ -142,12 +142,12 @@ class Poisson(Likelihood):
 class ZeroInflatedPoisson(Likelihood):
     r"""Zero-inflated Poisson counts.
 
-    With probability :math:`\mathrm{sigmoid}(\pi_{ng})` a count is a structural zero, else it is
-    drawn as in :class:`Poisson`. The head ``"dropout"`` gives the logits :math:`\pi`.
+    With probability :math:`\mathrm{sigmoid}(\pi_{ng})` a count is a structural zero. Otherwise it
+    is drawn as in :class:`Poisson`. The head ``"dropout"`` gives the logits :math:`\pi`.
 
-    The observed library size is what structural zeros left of the counts, so that means before
-    zero inflation, which sum to it, come out too small; and a Poisson has no dispersion to make up
-    for it. Where such zeros are many, make the library size latent
+    The observed library size counts only what structural zeros have left. The means before zero
+    inflation sum to it and so come out too small, and a Poisson has no dispersion that could absorb
+    the difference. With many structural zeros, make the library size latent
     (``use_observed_lib_size=False``).
     """
 
@@ -163,14 +163,14 @@ class Bernoulli(Likelihood):
 
     .. math:: P(x_{ng} = 1) = 1 - \exp(-l_n \rho_{ng})
 
-    (a complementary log-log link). So scale, library size and rate mean what they mean for counts:
-    the rate is the expected number of fragments, of which the data say whether there was one.
+    (a complementary log-log link). Scale, library size and rate mean the same as for counts: the
+    rate is the expected number of fragments, and the data say whether there was any.
 
-    The observed library size of a cell is its number of ones, which is less than the number of
-    fragments: two in one place count once. Where few features are open (up to about a tenth, as
-    with peaks or bins) it serves. Where many are, no scale on the simplex reaches the observed
-    number of ones, and the library size should be latent, with a prior that allows for more: with
-    a fraction f of n features open, some -n log(1 - f)::
+    The observed library size of a cell is its number of ones. That is less than its number of
+    fragments, since two in one place count once. This is good enough where few features are open
+    (up to about a tenth, as with peaks or bins). Where many are open, no scale on the simplex
+    reaches the observed number of ones, and the library size should be latent, with a prior that
+    allows for more fragments: about -n log(1 - f) if a fraction f of n features is open::
 
         ContrastiveVI(
             adata,

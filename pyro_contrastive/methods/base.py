@@ -16,8 +16,8 @@ from scipy.sparse import csr_matrix, hstack
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import device_of
 from pyro_contrastive.cells import BACKGROUND
-from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import read_counts, row_sums
+from pyro_contrastive.data.cell_data import CellData, in_parts
+from pyro_contrastive.data.counts import cell_names, read_counts
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.data.levels import listed, position_of, suggestion
 from pyro_contrastive.data.setup import Setup
@@ -27,6 +27,7 @@ from pyro_contrastive.methods.new_data import (
     check_filled,
     warn_of_unknown,
 )
+from pyro_contrastive.observed.matrix import row_sums
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
 from pyro_contrastive.vae import ContrastiveVAE
@@ -165,15 +166,33 @@ class ModelBase:
             raise ValueError(msg)
         return chosen
 
-    def _extract(self, adata: AnnData, *, with_condition: bool = False) -> CellData:
-        """Read cells, and refuse data outside the likelihood's support."""
-        data = self.setup.extract(adata, with_condition=with_condition)
+    def _extract(
+        self,
+        adata: AnnData,
+        cells: NDArray[np.int64] | None = None,
+        *,
+        with_condition: bool = False,
+    ) -> CellData:
+        """Read cells, and refuse data outside the likelihood's support.
+
+        Given `cells`, only their counts are read and checked (and those that are asked for later),
+        so that a question about a few cells costs what these take. They are checked each time:
+        the AnnData may have been changed in place.
+        """
+        is_part = cells is not None and len(cells) < adata.n_obs
+        data = self.setup.extract(adata, with_condition=with_condition, on_demand=is_part)
         adata = self.setup.with_genes(adata)
-        check_support(data.counts, adata, self.setup.layer, self.module.model.likelihood)
+        for some in in_parts(cells) if cells is not None and is_part else [None]:
+            check_support(
+                data.rows(some), adata, self.setup.layer, self.module.model.likelihood, cells=some
+            )
         return data
 
     def _data(
-        self, adata: AnnData | None, needed: NDArray[np.int64] | slice = slice(None)
+        self,
+        adata: AnnData | None,
+        needed: NDArray[np.int64] | slice = slice(None),
+        cells: NDArray[np.int64] | None = None,
     ) -> CellData:
         """Read cells; their condition is the registered one, or the one given to `train`.
 
@@ -182,8 +201,10 @@ class ModelBase:
         adata
             The cells; default the model's own.
         needed
-            Those whose condition must be a registered one. Default: all. Other cells of unknown
-            condition are taken for target cells, so that both latents are available for them.
+            Those whose condition must be a registered one; default all. Others of unknown condition
+            are treated as target cells, so that both latents are available for them.
+        cells
+            Those whose counts are read. Default: all.
 
         Raises
         ------
@@ -192,8 +213,8 @@ class ModelBase:
         """
         self._warn_if_untrained()
         chosen = self._adata(adata)
-        data = self._extract(chosen)
-        codes = self._condition_codes(chosen, data)
+        data = self._extract(chosen, cells)
+        codes = self._condition_codes(chosen, data, cells)
         if codes is None:
             return data
         if self.setup.condition_key is not None:
@@ -211,14 +232,21 @@ class ModelBase:
                 "train() first."
             )
 
-    def _condition_codes(self, adata: AnnData, data: CellData) -> NDArray[np.int64] | None:
-        """Condition code per cell, -1 where unknown; ``None`` if it is known of no cell."""
+    def _condition_codes(
+        self, adata: AnnData, data: CellData, cells: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64] | None:
+        """Condition code per cell, -1 where unknown; ``None`` if it is known of no cell.
+
+        Conditions that were given to `train` are looked up for `cells` only.
+        """
         codes = self.setup.condition_codes(adata)
         if codes is not None or self._conditions is None or not adata.obs_names.is_unique:
             return codes
-        known = self._conditions.reindex(adata.obs_names)
-        same = same_totals(known["total"].to_numpy(), row_sums(data.counts))
-        return np.where(same, known["code"], -1).astype(np.int64)
+        known = self._conditions.reindex(cell_names(adata, cells))
+        same = same_totals(known["total"].to_numpy(), data.totals(cells))
+        codes = np.full(adata.n_obs, -1)
+        codes[slice(None) if cells is None else cells] = np.where(same, known["code"], -1)
+        return codes
 
     def _cells(
         self, adata: AnnData | None, indices: ArrayLike | None, *, need_condition: bool = True
@@ -226,7 +254,7 @@ class ModelBase:
         """Read cells, and which of them are asked for; these must have a registered condition."""
         chosen = self._adata(adata)
         cells = as_indices(indices, chosen.obs_names)
-        return chosen, self._data(adata, cells if need_condition else NO_CELLS), cells
+        return chosen, self._data(adata, cells if need_condition else NO_CELLS, cells), cells
 
     def _query(
         self,

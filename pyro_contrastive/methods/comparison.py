@@ -21,7 +21,6 @@ from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import ModelBase
 
@@ -217,7 +216,7 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
     """Refuse models that describe other genes, or other numbers, than the first."""
     (first, reference), *others = models.items()
     order = np.argsort(np.asarray(reference.genes))
-    numbers = csr_matrix(data[first].counts)[:, order]
+    numbers = csr_matrix(data[first].rows())[:, order]
     for name, model in others:
         if set(model.genes) != set(reference.genes):
             n_only = len(set(model.genes) ^ set(reference.genes))
@@ -227,7 +226,7 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
                 "same genes."
             )
             raise ValueError(msg)
-        own = csr_matrix(data[name].counts)[:, np.argsort(np.asarray(model.genes))]
+        own = csr_matrix(data[name].rows())[:, np.argsort(np.asarray(model.genes))]
         if (numbers != own).nnz:
             layers = [str(m.setup.layer or "X") for m in (reference, model)]
             msg = (
@@ -247,7 +246,7 @@ def _trained_on(model: ModelBase, adata: AnnData, data: CellData) -> NDArray[np.
         return None
     if trained.names is None and own is not None and trained.are_of(own.obs_names):
         trained = replace(trained, names=own.obs_names)  # of a model that was loaded
-    return trained.trained_among(adata.obs_names, row_sums(data.counts))
+    return trained.trained_among(adata.obs_names, data.totals())
 
 
 def _check_data_of_training(

@@ -14,7 +14,6 @@ from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.counterfactuals import Intervention
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND, CellBatch
-from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.methods.base import NO_CELLS, Level, ModelBase
 
 SalientSource = Literal["aggregate_posterior", "prior"]
@@ -56,7 +55,7 @@ def _donors(model: ModelBase, code: int, condition: Level, given: AnnData) -> Qu
     codes = model._condition_codes(adata, data)
     found = NO_CELLS if codes is None else np.flatnonzero(codes == code)
     if model._trained_cells is not None:
-        trained = model._trained_cells.within(adata.obs_names, row_sums(data.counts))
+        trained = model._trained_cells.within(adata.obs_names, data.totals())
         found = found if trained is None else np.intersect1d(found, trained.train)
     if not found.size:
         msg = (

@@ -1,4 +1,4 @@
-"""Fitting the model, and the history of it."""
+"""Fit the model, and keep the history of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.counts import row_sums
 from pyro_contrastive.data.indices import populations
 from pyro_contrastive.density.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
@@ -35,15 +34,15 @@ from pyro_contrastive.training.trained_cells import TrainedCells
 def _check_agreement(
     condition: NDArray[np.int64], background: NDArray[np.int64], target: NDArray[np.int64]
 ) -> None:
-    """Refuse indices that say otherwise than the condition, which every getter goes by."""
+    """Refuse indices that contradict the condition, which every other method uses."""
     for name, cells, wrong in (
         ("background_indices", background, condition[background] != BACKGROUND),
         ("target_indices", target, condition[target] == BACKGROUND),
     ):
         if wrong.any():
             msg = (
-                f"{name} holds {int(wrong.sum())} cells whose condition says otherwise, e.g. cell "
-                f"{cells[wrong][0]}. Set the data up with the condition you mean, or without "
+                f"{name} has {int(wrong.sum())} cells whose condition says otherwise, e.g. cell "
+                f"{cells[wrong][0]}. Set up the data with the condition you mean, or without "
                 "condition_key."
             )
             raise ValueError(msg)
@@ -59,7 +58,7 @@ def _max_epochs(
 
 
 class TrainingMethods(ModelBase):
-    """Training, and what it recorded."""
+    """Mixin of :class:`ContrastiveVI`: training and its history."""
 
     def train(
         self,
@@ -89,10 +88,10 @@ class TrainingMethods(ModelBase):
         seed: int | None = None,
         **trainer_kwargs: Any,
     ) -> FitResult:
-        """Fit the model. A second call goes on from the weights there are.
+        """Fit the model. A second call continues from the present weights.
 
-        As in scvi-tools, a second call makes a new optimiser, and the KL weight grows from its
-        start again (``plan_kwargs={"min_kl_weight": 1}`` keeps it at 1).
+        As in scvi-tools, a second call makes a new optimiser, and the KL warm-up starts again
+        (``plan_kwargs={"min_kl_weight": 1}`` keeps the KL weight at 1).
 
         Parameters
         ----------
@@ -101,64 +100,65 @@ class TrainingMethods(ModelBase):
             :meth:`get_latent_representation`. Default: from the condition given to
             :meth:`setup_anndata`.
         max_epochs
-            Passes over the larger population; default 400 up to 20,000 cells, then fewer (see
-            `schedule`).
+            Number of passes over the larger population; default 400 up to 20,000 cells, then fewer
+            (see `schedule`).
         accelerator, devices
-            As in Lightning; "auto" takes CUDA when there is one. Exactly one device is used.
+            As in Lightning; "auto" uses CUDA if available. Exactly one device is used.
         train_size, validation_size
-            Fractions of each population that train and that are held out; default 0.9 and 0.1.
+            Fractions of each population to train on and to hold out; default 0.9 and 0.1.
             Held-out quantities are recorded when both populations have held-out cells.
         shuffle_set_split
-            Shuffle the cells before they are split.
+            Shuffle the cells before splitting them.
         load_sparse_tensor
-            Must be ``False``: counts are kept sparse on the host, and mini-batches are dense.
+            Must be ``False``: counts are sparse in host memory, and mini-batches are dense.
         batch_size
-            Cells of each population in a step, at most; ``None``: 128.
+            Maximum number of cells of each population in a step; ``None``: 128.
         early_stopping
             Stop when `early_stopping_monitor` has not improved by `early_stopping_min_delta` for
-            `early_stopping_patience` checks, and put back the best weights. It looks from the end
-            of the KL warm-up on: before, the KL divergences and the penalties weigh less than they
-            are to, and an epoch could seem best for the lack of a penalty.
+            `early_stopping_patience` checks, and restore the best weights. Checks begin after the
+            KL warm-up: before, KL divergences and penalties do not have their full weight, and an
+            epoch could seem best for lack of a penalty.
         datasplitter_kwargs
             ``{"external_indexing": [train, validation, test]}``: the split itself, as indices or
-            masks of cells (of both populations; the latter two may be left out). Nothing else is
-            taken.
+            masks of cells of both populations; the latter two may be left out. No other key is
+            accepted.
         plan_kwargs
             See :class:`~pyro_contrastive.training.TrainingPlan`: ``lr``, ``n_epochs_kl_warmup`` ...
         early_stopping_monitor, early_stopping_patience, early_stopping_min_delta
             See `early_stopping`.
         early_stopping_mode
-            Whether less (``"min"``) or more (``"max"``) of `early_stopping_monitor` is better.
+            Whether smaller (``"min"``) or larger (``"max"``) values of `early_stopping_monitor` are
+            better.
         early_stopping_warmup_epochs
-            Early stopping does not look at so many first epochs, if they are more than those of the
-            KL warm-up.
+            Number of epochs at the start that early stopping does not check, if it is more than
+            those of the KL warm-up.
         check_val_every_n_epoch
-            How often the held-out ELBO is computed, and early stopping considered; ``None``:
-            never.
+            How often, in epochs, to compute the held-out ELBO and check for early stopping;
+            ``None``: never.
         enable_progress_bar
-            Show one.
+            Show a progress bar.
         schedule
-            What holds where `max_epochs` and `plan_kwargs` say nothing. ``"reference"``: the
-            settings of scvi-tools, with the KL warm-up over a quarter of the run. ``"fast"``: scale
-            and dispersion of each gene start where its mean and variance over the training cells
-            are (:meth:`Likelihood.start_from`; in the first training only), a learning rate that
-            rises to 0.015 and falls again, Adam with its usual ``eps``, one epoch of KL warm-up,
-            and about 500 steps in all (at least 10 and at most 80 epochs; few cells are soon
-            overfitted). It reaches a better held-out ELBO many times sooner; alone, it leaves more
-            of what is shared in the salient latent, so use it with penalties:
+            Defaults of `max_epochs` and `plan_kwargs`. ``"reference"``: the settings of scvi-tools,
+            with the KL warm-up over a quarter of the run. ``"fast"``: scale and dispersion of each
+            gene start from its mean and variance over the training cells
+            (:meth:`Likelihood.start_from`; in the first training only), the learning rate rises to
+            0.015 and falls again, Adam has its usual ``eps``, the KL warm-up is one epoch, and
+            there are about 500 steps in all (at least 10 and at most 80 epochs, because a model of
+            few cells overfits soon). It reaches a better held-out ELBO many times sooner. Without
+            penalties it leaves more shared variation in the salient latent, so use it with
             ``ContrastiveVI.from_preset(adata, "separated")``.
         precision
-            ``"bf16-mixed"``: the matrix products of the decoder's heads, the largest there are,
-            round their factors to bfloat16; all else is single precision. Quicker where the
-            processor or GPU multiplies in bfloat16, slower where it does not; see
-            ``benchmarks/README.md`` for what it does to the ELBO.
+            ``"bf16-mixed"``: the matrix products of the decoder's heads, which are the largest,
+            round their factors to bfloat16; everything else is in single precision. Faster where
+            the processor or GPU multiplies in bfloat16, slower elsewhere; ``benchmarks/README.md``
+            has the effect on the ELBO.
         seed
             Seed of the split, the order of the cells and all noise; default: torch's global state
             (``pyro.set_rng_seed``). On a CPU the same seed gives the same result for models with
-            the same weights to start from. These are drawn when the model is made: set
-            ``pyro_contrastive.settings.seed`` before, to have the same again.
+            the same initial weights. These are drawn when the model is made: to reproduce them,
+            set ``pyro_contrastive.settings.seed`` before.
         **trainer_kwargs
-            None is taken; arguments of Lightning's Trainer are told what stands in their place.
+            Not accepted; for an argument of Lightning's Trainer the error says what to use instead.
 
         Returns
         -------
@@ -168,11 +168,11 @@ class TrainingMethods(ModelBase):
         ------
         ValueError
             If it is not known which cells are background and target, or they overlap; if a number
-            is out of range; if early stopping watches a quantity that will not be there.
+            is out of range; if early stopping watches a quantity that is not recorded.
         TypeError
-            If there is an argument that is none of these.
+            If there is an unknown argument.
         NonFiniteLossError
-            If the loss becomes NaN or infinite; says at which site.
+            If the loss becomes NaN or infinite; names the site.
         """
         refuse_unknown(trainer_kwargs, list(signature(self.train).parameters)[:-1])
         check_whole(
@@ -190,7 +190,7 @@ class TrainingMethods(ModelBase):
         from pyro_contrastive.training.run import RunSettings  # noqa: PLC0415
 
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
-        if self.is_trained or self._history.n_epochs:  # go on from what was learned, error or not
+        if self.is_trained or self._history.n_epochs:  # continue, also after a run that failed
             plan = replace(plan, start_from_data=False)
         batch_size = 128 if batch_size is None else batch_size
         fabric = one_device(accelerator, devices)
@@ -223,7 +223,7 @@ class TrainingMethods(ModelBase):
                 *(self.module, data, split, plan, self._history, settings), fabric=fabric, rng=rng
             )
         self.is_trained = True
-        self._trained_cells = TrainedCells.of(split, adata.obs_names, row_sums(data.counts))
+        self._trained_cells = TrainedCells.of(split, adata.obs_names, data.totals())
         if background_indices is not None and self.setup.condition_key is None:
             self._note_populations(adata.obs_names, data, np.concatenate(cells))
         return result
@@ -246,32 +246,34 @@ class TrainingMethods(ModelBase):
         """Losses by epoch: ``{name: frame with one column, indexed by epoch}``, counted from 0.
 
         As in scvi-tools: ``elbo_train``, ``elbo_validation``, ``reconstruction_loss_*``,
-        ``kl_local_*`` and ``kl_global_*`` (of what all cells share; 0 for most models): negative
-        ELBO and its parts per background/target pair, without the KL weight; ``train_loss`` (also
-        as ``train_loss_epoch``) and ``validation_loss`` with it, and with penalties; ``kl_weight``
-        at the end of the epoch. Beside these ``kl_z_*``, ``kl_s_*``, each penalty's value by its
-        name (``wasserstein_*``: the mean over background cells, where scvi-tools has
-        ``wasserstein_loss_sum_*``, a sum that grows with the mini-batch), and with several
-        treatments ``elbo_<condition>_validation``.
+        ``kl_local_*`` and ``kl_global_*`` (of parameters that all cells share; 0 for most models):
+        the negative ELBO and its parts per background/target pair, without the KL weight;
+        ``train_loss`` (also as ``train_loss_epoch``) and ``validation_loss`` with the KL weight and
+        penalties; ``kl_weight`` at the end of the epoch. In addition ``kl_z_*``, ``kl_s_*``; each
+        penalty's value by its name (``wasserstein_*``: the mean over background cells, where
+        scvi-tools has ``wasserstein_loss_sum_*``, a sum that grows with the mini-batch); with
+        several treatments ``elbo_<condition>_validation``; and, if the model observes several
+        sites, ``reconstruction_loss_<site>_*`` for each, with their sum in
+        ``reconstruction_loss_*``.
         """
         return self._history.frames()
 
     def _note_populations(self, names: pd.Index, data: CellData, cells: NDArray[np.int64]) -> None:
-        """Remember which cells `train` was told are background and target, by name.
+        """Remember by name which cells were given to `train` as background and as target.
 
-        Expression and differential expression need to know. Names that repeat tell nothing.
+        Expression and differential expression need that. It is not possible if names repeat.
         """
         if not names.is_unique:
             warnings.warn(
-                "Cell names repeat, so that the model cannot remember which cells are background: "
+                "Cell names repeat, so the model cannot remember which cells are background: "
                 "expression decodes all of them with the salient latent. Call "
-                "adata.obs_names_make_unique(), or set the data up with condition_key=.",
+                "adata.obs_names_make_unique(), or set up the data with condition_key=.",
                 UserWarning,
                 stacklevel=3,
             )
             return
-        assert data.condition is not None  # train gave it
+        assert data.condition is not None  # set by `train`
         self._conditions = pd.DataFrame(
-            {"code": data.condition[cells], "total": row_sums(data.counts)[cells]},
+            {"code": data.condition[cells], "total": data.totals(cells)},
             index=names[cells],
         )

@@ -1,8 +1,8 @@
 """Sums over all pairs of draws, with gradients in closed form.
 
 With D the squared distances of draws x and G symmetric, the gradient of ``sum(G * D)`` by x_i is
-``4 sum_j G_ij (x_i - x_j)``: two products, where automatic differentiation would go through every
-matrix of pairs again.
+``4 sum_j G_ij (x_i - x_j)``. That takes two matrix products, while automatic differentiation would
+pass over every matrix of pairs again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _PairSum(Function):
         kernel, slope = torch.zeros_like(distances), torch.zeros_like(distances)
         last, of_scale = 0.0, distances
         for scale in sorted(scales, reverse=True):
-            # Half the scale is the square, which costs less than an exponential.
+            # With half the scale the kernel is squared, which costs less than an exponential.
             is_half = last == 2 * scale
             of_scale = of_scale.square() if is_half else (distances / -scale).exp_()
             kernel += of_scale
@@ -62,8 +62,8 @@ class _PairSum(Function):
 def _refuse_second_derivatives() -> None:
     if torch.is_grad_enabled():  # create_graph=True
         msg = (
-            "MMD and HSIC are differentiated in closed form, and only once: there is no graph of "
-            "their gradients (create_graph=True)."
+            "MMD and HSIC have gradients in closed form, which cannot be differentiated again "
+            "(create_graph=True)."
         )
         raise RuntimeError(msg)
 
@@ -101,7 +101,7 @@ class _Dependence(Function):
 
 def _dependence(z: Tensor, s: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the value and its gradients by z and s."""
-    if z.device.type != "cpu":  # a GPU is not asked how many cells there are
+    if z.device.type != "cpu":  # asking a GPU how many cells there are would wait
         return _dependence_of(z, s, cells)
     gradients = torch.zeros_like(z), torch.zeros_like(s)
     chosen = cells.nonzero().squeeze(-1)
@@ -114,7 +114,8 @@ def _dependence(z: Tensor, s: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Te
     return value, *gradients
 
 
-# An operator of torch's, since a recorded step is made of those.
+# An operator of torch's: a recorded step replays operators, and the number of target cells
+# differs between mini-batches.
 define("dependence(Tensor z, Tensor s, Tensor cells) -> (Tensor, Tensor, Tensor)", _dependence)
 
 
@@ -123,34 +124,35 @@ def _dependence_of(z: Tensor, s: Tensor, cells: Tensor) -> tuple[Tensor, Tensor,
     n_cells = cells.sum()
     (x, k, k_slope), (y, other, other_slope) = (_centred(a, pairs, n_cells) for a in (z, s))
     squares = [a.square().sum((-2, -1), keepdim=True) for a in (k, other)]
-    # Where a latent is constant the fraction is 0/0; the bound makes it, and its slope, 0.
-    least = torch.finfo(k.dtype).eps ** 2
-    norm = (squares[0] * squares[1]).clamp(min=least).sqrt()
+    # Where a latent is constant the fraction is 0/0; the bound makes its value and slope 0.
+    smallest = torch.finfo(k.dtype).eps ** 2
+    norm = (squares[0] * squares[1]).clamp(min=smallest).sqrt()
     value = (k * other).sum((-2, -1), keepdim=True) / norm
     enough = n_cells >= MIN_CELLS
     gradients = []
-    for draws, mine, its, square, slope in (
+    for draws, kernel, partner, square, slope in (
         (x, k, other, squares[0], k_slope),
         (y, other, k, squares[1], other_slope),
     ):
-        # By the centred kernel; it is centred itself, so that it is the one by the kernel too.
-        by_kernel = its / norm - mine * (value / square.clamp(min=least))
+        # The gradient by the centred kernel. It is itself centred, so that it equals the gradient
+        # by the kernel before centring.
+        by_kernel = partner / norm - kernel * (value / square.clamp(min=smallest))
         by_draws = 4 * _differences(by_kernel.mul_(slope), draws, torch.ones_like(draws[..., :1]))
         gradients.append(by_draws * enough)
     return value[..., 0, 0] * enough, gradients[0], gradients[1]
 
 
 def _centred(draws: Tensor, pairs: Tensor, n_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the draws about their mean, their centred Gaussian kernel, and its slopes.
+    """Return the draws minus their mean, their centred Gaussian kernel, and its slopes.
 
-    The bandwidth is the median squared distance, and the slope of the kernel that by the distance.
-    Rows and columns of cells that do not count are 0.
+    The bandwidth is the median squared distance. The slopes are those of the kernel by the squared
+    distance. Rows and columns of cells that do not count are 0.
     """
     x, distances = _distances(draws)
     chosen = distances.masked_fill(~pairs, torch.nan).flatten(-2)
     bandwidth = chosen.nanmedian(-1).values.nan_to_num(1.0)
     bandwidth = bandwidth.clamp(min=torch.finfo(draws.dtype).eps ** 2)[..., None, None]
-    # Pairs that do not count may be far apart in this bandwidth: keep them out of the exponent.
+    # Pairs that do not count may be far apart on this scale: keep them out of the exponent.
     kernel = distances.mul_(pairs).div_(-2 * bandwidth).exp_().mul_(pairs)
     means = kernel.sum(-1, keepdim=True) / n_cells.clamp(min=1)
     overall = means.sum(-2, keepdim=True) / n_cells.clamp(min=1)
@@ -159,8 +161,8 @@ def _centred(draws: Tensor, pairs: Tensor, n_cells: Tensor) -> tuple[Tensor, Ten
 
 
 def _distances(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the draws about their mean, and squared distances of all pairs."""
-    # Of x.x + y.y - 2 x.y little is left for rows far from 0 but close to each other: move them.
+    """Return the draws minus their mean, and the squared distances of all pairs."""
+    # x.x + y.y - 2 x.y cancels for rows far from 0 but close to each other, so centre them first.
     x = draws - draws.mean(-2, keepdim=True)
     norms = x.square().sum(-1, keepdim=True)
     ones = torch.ones_like(norms)
@@ -170,5 +172,5 @@ def _distances(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 def _differences(matrix: Tensor, x: Tensor, weights: Tensor) -> Tensor:
     """Evaluate ``sum_j matrix_ij w_j (x_i - x_j)``; changes the matrix."""
-    matrix.diagonal(0, -2, -1).zero_()  # where rounding would leave something of x_i - x_i
+    matrix.diagonal(0, -2, -1).zero_()  # rounding would leave a rest of x_i - x_i
     return (matrix @ weights) * x - matrix @ (weights * x)

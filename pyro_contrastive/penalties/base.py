@@ -1,4 +1,4 @@
-"""What every penalty is, and the averages over cells that several of them take."""
+"""The base class of penalties, and averages over cells that several of them need."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from pyro_contrastive.components.component import Component
 class Penalty(Component):
     """A term added to the loss. Sign: positive means penalised. Scale: per pair of cells.
 
-    Subclasses implement :meth:`forward` and return the penalty *before* the weight. A penalty may
-    own parameters; they are trained with the model's, whichever way that is trained.
+    Subclasses implement :meth:`forward`, which returns the penalty *before* the weight. A penalty
+    may own parameters; they are trained together with those of the model.
 
     Parameters
     ----------
     weight
         Multiplies the value; at least 0.
     annealed
-        Whether the value is multiplied by the KL weight too, so that it grows during warm-up.
+        Whether the value is also multiplied by the KL weight, so that it grows during warm-up.
 
     Attributes
     ----------
     uses_expression
         Whether :meth:`forward` may look at the sites ``scale`` and ``rate`` of the model, or at the
-        parameters of the counts (default). If no penalty does, a training step is faster without.
+        parameters of the distribution of counts (default). If no penalty does, a training step
+        leaves them out and is faster.
 
     Raises
     ------
@@ -48,14 +49,14 @@ class Penalty(Component):
 
     @property
     def name(self) -> str:
-        """Under which name the history records the penalty."""
+        """Name under which the history records the penalty."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
         """Return the unweighted penalty of a mini-batch, a scalar.
 
-        In training it is called in some steps only, and played from a recording in the others: see
+        Training calls it in some steps only and replays a recording of it in the others: see
         ``record_steps`` of :class:`~pyro_contrastive.training.TrainingPlan`.
 
         Parameters
@@ -69,12 +70,12 @@ class Penalty(Component):
         """
 
     def own_loss(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor | None:
-        """Return what the penalty's own parameters minimise, if that is not the penalty itself.
+        """Return the loss of the penalty's own parameters, if it is not the penalty itself.
 
-        For an adversary, whose parameters must not lower the penalty. The objective asks for it in
-        training mode only, and adds its gradient to that of the loss: not its value, and neither
-        the weight nor the KL weight. Keep the gradient from the model and the guide by detaching
-        what comes from the traces. Default ``None``: there is none.
+        For an adversary, whose parameters must not lower the penalty. In training mode the
+        objective adds its gradient to that of the loss, without its value, the weight or the KL
+        weight. Detach all that comes from the traces, so that no gradient reaches the model and the
+        guide. Default ``None``: the parameters minimise the penalty.
 
         Parameters
         ----------
@@ -85,14 +86,15 @@ class Penalty(Component):
 
 
 def mean_over(per_cell: Tensor, cells: Tensor) -> Tensor:
-    """Return the mean over some cells (and all particles), 0 if there are none of them.
+    """Return the mean over some cells (and all particles); 0 without such cells.
 
     Parameters
     ----------
     per_cell
         A number per cell, ``[..., cells]``; must be finite in every cell.
     cells
-        Which cells count, boolean ``[cells]``. Not used as an index: on a GPU that would wait.
+        Which cells count, boolean ``[cells]``. It multiplies instead of indexing, which would make
+        the program wait for a GPU.
     """
     total = (per_cell * cells).sum(-1).mean()
     return total / cells.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Penalties on the draws of a whole mini-batch, by Gaussian kernels."""
+"""Penalties on all draws of a mini-batch, computed with Gaussian kernels."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ SITES = ("z", "s")
 
 
 class MMD(Penalty):
-    r"""Maximum mean discrepancy: makes z alike in both populations, or s of background cells 0.
+    r"""Maximum mean discrepancy: makes z similar in both populations, or s of background cells 0.
 
     .. math:: \mathrm{MMD}^2 = \overline{k(b, b')} + \overline{k(t, t')} - 2\,\overline{k(b, t)},
         \qquad k(x, y) = \sum_{f \in \{1/4, 1/2, 1, 2, 4\}} \exp(-\lVert x - y \rVert^2 / (2 f d))
 
     with means over all pairs (Gretton et al., JMLR 2012, the biased estimate, which is never
-    negative) and d the dimension of the latent: half the squared distance between two draws of a
-    standard normal. Both uses are those of MM-cVAE (Weinberger et al., AISTATS 2022):
+    negative) and d the dimension of the latent, which is half the expected squared distance between
+    two draws of a standard normal. Both uses are those of MM-cVAE (Weinberger et al., AISTATS
+    2022):
 
     * On z, b are the draws of background cells and t those of target cells (of all treatments
-      together). It takes out of the background latent what tells target from background cells. 0 if
-      a mini-batch lacks one of the populations.
-    * On s, b are the draws of background cells and t is a point mass at 0: target cells have no
-      part in it. It does what :class:`Wasserstein` does, with a bounded pull. 0 if a mini-batch has
-      no background cells.
+      together). It removes from the background latent what distinguishes target from background
+      cells. 0 if a mini-batch lacks one of the populations.
+    * On s, b are the draws of background cells and t is a point mass at 0; target cells are not
+      used. It acts like :class:`Wasserstein`, with a bounded pull. 0 if a mini-batch has no
+      background cells.
 
     Other kernels of the literature differ in their scales: MM-cVAE's code sums 13 of them, from
-    :math:`10^{-6}` to :math:`10^6`, of which the narrow ones see no pair of distinct draws and the
-    wide ones only the means.
+    :math:`10^{-6}` to :math:`10^6`. The narrow ones vanish for all pairs of distinct draws, and the
+    wide ones compare the means only.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ class MMD(Penalty):
     Raises
     ------
     ValueError
-        If `site` is neither.
+        If `site` is neither "z" nor "s".
     """
 
     uses_expression = False
@@ -72,7 +73,7 @@ class MMD(Penalty):
             return self._from_zero(draws, ~batch.is_target)
         n_target = batch.is_target.sum()
         n_background = len(batch) - n_target
-        # +1/n for a pair of one population, -1/n for the other: all three means in one product.
+        # Weights 1/n in one population and -1/n in the other: one product gives all three means.
         sign = torch.where(
             batch.is_target, 1.0 / n_target.clamp(min=1), -1.0 / n_background.clamp(min=1)
         )
@@ -100,8 +101,8 @@ class HSIC(Penalty):
     mini-batch, centred, each with the median squared distance as bandwidth (Gretton et al., ALT
     2005; the normalisation is Cortes et al., JMLR 2012). Between 0 (independent) and 1. It keeps
     variation that both populations share out of the salient latent, as the HSIC penalty of
-    StrastiveVI does; there it is not normalised, and shrinks as the latents do. 0 with fewer than
-    three target cells, and where one of the latents is constant.
+    StrastiveVI does, which is not normalised and shrinks with the latents. 0 with fewer than three
+    target cells, and where one of the latents is constant.
 
     Parameters
     ----------

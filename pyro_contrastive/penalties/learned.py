@@ -22,24 +22,27 @@ class TotalCorrelation(Penalty):
         \approx \frac{1}{N_t} \sum_{n: c_n > 0} D(z_n, s_n)
 
     averaged over the target cells of the mini-batch; 0 if there are none. D is the logit of a
-    discriminator that tells pairs (z, s) of one cell from pairs whose s comes from another target
-    cell. At its best D is the log density ratio, and the penalty the mutual information of z and s,
-    in nats (Kim & Mnih 2018, FactorVAE). It is an estimate: below the truth while D lags behind,
-    and it may be negative. SepVAE's mutual information (Louiset et al. 2023) is the same quantity.
+    discriminator that distinguishes pairs (z, s) of one cell from pairs whose s comes from another
+    target cell. The optimal D is the log density ratio, for which the penalty is the mutual
+    information of z and s, in nats (Kim & Mnih 2018, FactorVAE). It is an estimate: too low while D
+    lags behind, and possibly negative. SepVAE's mutual information (Louiset et al. 2023) is the
+    same quantity.
 
-    How it is trained. Encoders and discriminator want opposite things of D, so each gets a loss of
-    its own, with the other held fixed: the penalty is evaluated with D's parameters detached,
+    Training: encoders and discriminator have opposite aims, so that each has a loss of its own, in
+    which the other is fixed. The penalty is evaluated with D's parameters detached, and
     :meth:`own_loss` (the discriminator's cross-entropy) with z and s detached. The objective adds
-    the gradients of both, so that the one step of any optimiser of all parameters, ``SVI`` or torch
-    or ``train``, is a step of each player against the other as it was before. Neither the weight
-    nor the KL weight touches the discriminator, which learns during the warm-up. In evaluation mode
-    it does not learn, and the penalty draws no random numbers.
+    the gradients of both. One step of any optimiser of all parameters, by ``SVI``, torch or
+    ``train``, is then a step of each against the other's previous state. Neither the weight nor the
+    KL weight changes the discriminator's loss, so that it learns during the warm-up. In evaluation
+    mode it does not learn, and the penalty draws no random numbers.
 
-    Weights of a few units did all there was to do in simulations. With 30, in a run of 300 steps,
-    the encoders outran the discriminator, and z and s ended up more dependent than without.
+    In simulations, weights of a few units had the full effect. With a weight of 30, in a run of 300
+    steps, the encoders outran the discriminator, and z and s ended up more dependent than without
+    the penalty.
 
-    cVAE's own code has a linear discriminator. That one cannot tell the pairs apart: z and s have
-    the same marginals in both kinds, and only their product differs. Hence the hidden layers.
+    cVAE's own code has a linear discriminator, which cannot distinguish the pairs: z and s have the
+    same marginals in both kinds, and only their joint distribution differs. Hence the hidden
+    layers.
 
     Parameters
     ----------
@@ -50,16 +53,16 @@ class TotalCorrelation(Penalty):
     n_hidden, n_layers
         Width and number of the discriminator's hidden layers.
     gain
-        Multiplies the discriminator's loss. Adam takes the same step whatever it is, but for its
-        ``eps``: that is 0.01 in ``train``, large beside these gradients, and would slow it down.
+        Multiplies the discriminator's loss. It would not change the steps of Adam but for ``eps``:
+        in ``train`` that is 0.01, large compared to these gradients, and would slow them down.
     annealed
         Whether the penalty grows with the KL weight.
 
     Raises
     ------
     ValueError
-        If a size is not positive, the gain is not, or, when it is used, z or s has other
-        dimensions than the discriminator was made for.
+        If a size or the gain is not positive; or, when it is used, if z or s has another dimension
+        than the discriminator was made for.
     """
 
     uses_expression = False
@@ -132,10 +135,10 @@ class TotalCorrelation(Penalty):
 
 
 def another_cell(chosen: Tensor) -> Tensor:
-    """Give each chosen cell another one, at random: a cycle through all of them.
+    """Give each chosen cell another one, by a random cycle through all of them.
 
-    Unlike in a random permutation no cell keeps its own. Works without knowing how many there are,
-    for which a GPU would have to be waited for.
+    Unlike in a random permutation, no cell gets itself. The number of chosen cells is not asked
+    for, since that would make the program wait for a GPU.
 
     Parameters
     ----------
@@ -154,16 +157,17 @@ def another_cell(chosen: Tensor) -> Tensor:
 
 
 class SalientClassifier(Penalty):
-    r"""Wants s to tell target from background cells (SepVAE, Louiset et al. 2023).
+    r"""Makes s distinguish target from background cells (SepVAE, Louiset et al. 2023).
 
     .. math:: \frac{1}{2} \Big[\overline{\log(1 + e^{-f(s_t)})} + \overline{\log(1 + e^{f(s_b)})}
         \Big], \qquad f(s) = a \cdot s + b
 
-    the cross-entropy of a logistic regression from the draws of s, each population with the same
-    weight; a and b are learned with the encoder, which wants the same thing. In nats: log 2 where s
-    tells nothing, 0 where it tells all. 0 if a mini-batch lacks one of the populations.
+    the cross-entropy of a logistic regression on the draws of s, with the same weight for each
+    population; a and b are learned together with the encoder, which has the same aim. In nats: log
+    2 where s has no information on the population, 0 where it determines it. 0 if a mini-batch
+    lacks one of the populations.
 
-    Background cells get the s that the encoder infers for them; the decoder does not see it.
+    For background cells it uses the s that the encoder infers, which the decoder does not see.
 
     Parameters
     ----------
@@ -177,7 +181,7 @@ class SalientClassifier(Penalty):
     Raises
     ------
     ValueError
-        If the size is not positive, or, when it is used, s has another dimension.
+        If the size is not positive; or, when it is used, if s has another dimension.
     """
 
     uses_expression = False

@@ -18,15 +18,15 @@ class Wasserstein(Penalty):
 
     .. math:: W_n = \lVert E_q[s_n] \rVert^2 + \sum_k \mathrm{Var}_q[s_{nk}]
 
-    averaged over the background cells of the mini-batch; 0 if there are none. At least 0; the
-    unit is that of s squared.
+    averaged over the background cells of the mini-batch; 0 if there are none. It is at least 0, in
+    units of s squared.
 
     Parameters
     ----------
     weight
         scvi-tools' ``wasserstein_penalty``.
     annealed
-        As in scvi-tools by default: the penalty grows with the KL weight.
+        Whether the penalty grows with the KL weight, as it does in scvi-tools (default).
     """
 
     uses_expression = False
@@ -49,12 +49,12 @@ class NarrowSalient(Penalty):
         = \frac{1}{2} \sum_k \Big[\frac{m_{nk}^2 + v_{nk}}{\sigma^2} - 1
         - \log \frac{v_{nk}}{\sigma^2}\Big]
 
-    with m and v the moments of q, averaged over the background cells of the mini-batch; 0 if there
-    are none. At least 0, in nats per background cell. At weight 1 and annealed, as by default, it
-    is the KL divergence that SepVAE's ELBO has for background cells. (The decoder still gets s = 0
-    for them, as in contrastiveVI.) Unlike :class:`Wasserstein` it does not reward variances below
-    :math:`\sigma^2`. A posterior without closed form is compared at its draw, log q - log p, which
-    may be negative.
+    with m and v the mean and variance of q, averaged over the background cells of the mini-batch; 0
+    if there are none. It is at least 0, in nats per background cell. With weight 1 and annealing,
+    the defaults, it is the KL divergence that SepVAE's ELBO has for background cells. (The decoder
+    still gets s = 0 for them, as in contrastiveVI.) Unlike :class:`Wasserstein` it does not reward
+    variances below :math:`\sigma^2`. For a posterior without closed form it is log q - log p of
+    the draw, which may be negative.
 
     Of SepVAE's other terms, the mutual information of z and s is :class:`TotalCorrelation`, and the
     classification of cells by their s is :class:`SalientClassifier`.
@@ -64,8 +64,8 @@ class NarrowSalient(Penalty):
     weight
         Multiplies the value.
     sigma
-        Standard deviation of the prior, positive. The default, 0.1, is ours: a tenth of the width
-        that s has in target cells.
+        Standard deviation of the prior, positive. The default, 0.1, is a choice of this library: a
+        tenth of the prior's width in target cells.
     annealed
         Whether the penalty grows with the KL weight.
 
@@ -98,26 +98,25 @@ class NarrowSalient(Penalty):
 
 
 class LateSalient(Penalty):
-    r"""Pins q(s | x) of target cells to 0 too in the first training steps, and then lets go.
+    r"""Also pins q(s | x) of target cells to 0, in the first training steps only.
 
     .. math:: \Big(1 - \frac{t}{T}\Big)_+ \; W_n, \quad
         W_n = \lVert E_q[s_n] \rVert^2 + \sum_k \mathrm{Var}_q[s_{nk}]
 
-    averaged over the target cells of the mini-batch, in training step t = 0, 1, ... So both
-    populations are first explained by z alone, which then holds what they share, before s is there
-    to take some of it: which latent takes what is settled in the first steps, and hardly revised.
-    A posterior at 0 with a small variance, other than one at the prior, does not teach the decoder
-    to ignore s. It is of this library; see ``benchmarks/README.md`` for what it does.
+    averaged over the target cells of the mini-batch, in training step t = 0, 1, ... Which latent
+    represents what is settled in the first steps and hardly changes later. So both populations are
+    first explained by z only, which then holds what they share before s could take part of it. A
+    posterior at 0 with a small variance does not teach the decoder to ignore s, unlike one at the
+    prior. The penalty is from this library; ``benchmarks/README.md`` shows its effect.
 
     Parameters
     ----------
     weight
         Multiplies the value. Default 1.
     n_steps
-        T, the number of steps after which it is 0 for good. It counts how often it is evaluated in
-        training mode: once a step, or with several particles once for each, unless these are
-        vectorised. The count is saved with the model. Default 50, for ``schedule="fast"``; smaller
-        learning rates need more.
+        T, the number of steps after which the penalty stays 0. Evaluations in training mode are
+        counted: one per step, or one per particle unless particles are vectorised. The count is
+        saved with the model. Default 50, for ``schedule="fast"``; smaller learning rates need more.
 
     Raises
     ------
@@ -138,12 +137,12 @@ class LateSalient(Penalty):
 
     @property
     def is_changed_by_training(self) -> bool:
-        """Always: it counts steps."""
+        """Always true, since the penalty counts steps."""
         return True
 
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
-        """Return what is left of the mean of W over target cells."""
+        """Return the mean of W over target cells, times the share of steps that are left."""
         share = (1 - self.n_taken / self.n_steps).clamp(min=0)
         if self.training:
-            self.n_taken.add_(1)  # in place: a recorded step counts, too
+            self.n_taken.add_(1)  # in place, so that replayed steps count too
         return share * mean_over(Wasserstein.per_cell(guide_trace), batch.is_target)

@@ -17,12 +17,12 @@ class ShrinkMeans(Penalty):
     .. math:: m_c \sim N(0, I / w), \quad
         -\log p(m) = \frac{w}{2} \sum_c \lVert m_c \rVert^2 + \mathrm{const}
 
-    with w the weight: where every cell weighs the same, as if each condition had w further cells
-    with s = 0. The objective is per pair of cells, that is 2 / N of the data set's, so what is
-    added to it is :math:`w / N \sum_c \lVert m_c \rVert^2`, as for any global site. A mini-batch
-    estimates that without bias as the average over its cells of
-    :math:`w \lVert m_{c(n)} \rVert^2 / N_{c(n)}`, if it is drawn uniformly from all cells. Never
-    annealed: it is not part of a KL divergence.
+    with w the weight. If all cells have the same weight, this is as if each condition had w further
+    cells with s = 0. The objective is per pair of cells, that is 2 / N of that of the data set, so
+    that :math:`w / N \sum_c \lVert m_c \rVert^2` is added to it, as for any global site. A
+    mini-batch drawn uniformly from all cells estimates this without bias by the average over its
+    cells of :math:`w \lVert m_{c(n)} \rVert^2 / N_{c(n)}`. It is never annealed, since it is not
+    part of a KL divergence.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ class ShrinkMeans(Penalty):
     weight
         Precision w of the prior of the means.
     site
-        Which latent has the :class:`PerConditionNormal` prior: ``"s"`` or ``"z"``.
+        Latent with the :class:`~pyro_contrastive.PerConditionNormal` prior: ``"s"`` or ``"z"``.
 
     Raises
     ------
     ValueError
-        If the weight is negative, or `site` is neither.
+        If the weight is negative, or `site` is neither "z" nor "s".
     """
 
     uses_expression = False
@@ -53,11 +53,11 @@ class ShrinkMeans(Penalty):
 
     @property
     def name(self) -> str:
-        """Named after the site too, so that both latents can be shrunk."""
+        """Name of the penalty with its site, so that both latents can be shrunk."""
         return f"shrinkmeans_{self.site}"
 
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
-        """Return the average over cells of the squared mean over the size of the condition."""
+        """Return the average over cells of the squared mean, divided by the condition's size."""
         means = model_trace.nodes[self.site]["fn"].mean  # [..., cells, latents]
         sizes = means.new_tensor(self.cells_per_condition).clamp(min=1.0)
         return (means.square().sum(-1) / sizes[batch.condition.long()]).mean()

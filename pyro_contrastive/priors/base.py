@@ -33,37 +33,37 @@ class Prior(Component):
     """
 
     support: constraints.Constraint = constraints.real
-    """Where the latent lives, each dimension of it: the whole line, or ``constraints.positive``.
+    """Support of each dimension of the latent: the real line, or ``constraints.positive``.
 
-    The guide follows: normal on the line, log-normal on the positive half.
+    The guide's posterior is normal on the real line and log-normal on its positive half.
     """
 
     @abstractmethod
     def forward(self, batch: CellBatch) -> dist.Distribution:
         """Return the prior of every cell: batch ``[]`` or ``[cells]``, event ``[latents]``.
 
-        In training it is called in some steps only, and played from a recording in the others: see
+        Training calls it in some steps only and replays a recording of it in the others: see
         ``record_steps`` of :class:`~pyro_contrastive.training.TrainingPlan`.
         """
 
     def used(self, batch: CellBatch) -> Tensor | None:
-        """Tell which dimensions a cell has, as a mask ``[cells, latents]``; ``None``: all of them.
+        """Tell which dimensions a cell uses, as a mask ``[cells, latents]``; ``None`` for all.
 
-        Only asked of salient priors. The others are exactly 0 in the decoder, and the guide puts
-        them at the standard normal, which must be their prior.
+        Only salient priors are asked. Unused dimensions are exactly 0 in the decoder, and the guide
+        sets their posterior to the standard normal, which must therefore be their prior.
         """
         return None
 
     def bind(self, encoder: nn.Module) -> None:
-        """Learn which encoder infers this latent; most priors have no use for it.
+        """Receive the encoder that infers this latent; most priors ignore it.
 
-        Called once, when the model and the guide are made. Whoever keeps the encoder must not
-        register it as a submodule: it belongs to the guide.
+        Called once, when the model and the guide are made. A prior that keeps the encoder must not
+        register it as a submodule, since it belongs to the guide.
         """
 
 
 def check_at_least(minimum: int, owner: str, **sizes: int) -> None:
-    """Refuse a size that is too small, naming it.
+    """Refuse a size that is too small, with its name.
 
     Raises
     ------

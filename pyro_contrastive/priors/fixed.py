@@ -39,7 +39,10 @@ _UNIVARIATE = (
     "Weibull",
 )
 FIXED: dict[str, Any] = {name: getattr(dist, name) for name in _UNIVARIATE if hasattr(dist, name)}
-"""Pyro's distributions on the line or its positive half, by name: all that a file can have made."""
+"""Pyro's distributions on the real line or its positive half, by name.
+
+Only these can be made because a saved model names them.
+"""
 
 
 class FixedPrior(Prior):
@@ -56,8 +59,8 @@ class FixedPrior(Prior):
     Raises
     ------
     TypeError
-        If `distribution` is not a distribution made from tensors alone: write a `Prior` then. Or if
-        it lives neither on the line nor on its positive half.
+        If `distribution` is not made from tensors alone (write a `Prior` then), or if its support
+        is neither the real line nor its positive half.
     ValueError
         If its shape does not fit `n_latent`.
     """
@@ -90,8 +93,9 @@ class FixedPrior(Prior):
             raise ValueError(msg)
         if any(value.requires_grad for value in parameters.values()):
             msg = (
-                f"The {self.distribution_name} holds parameters that require gradients, which a "
-                "fixed prior would not train: subclass pyro_contrastive.Prior, and keep them there."
+                f"The {self.distribution_name} holds parameters that require gradients, but a "
+                "fixed prior would not train them: subclass pyro_contrastive.Prior, and keep them "
+                "there."
             )
             raise TypeError(msg)
         self._names = list(parameters)
@@ -104,7 +108,7 @@ class FixedPrior(Prior):
         return self._make(**parameters).expand([self.n_latent]).to_event(1)
 
     def arguments(self) -> dict[str, Any]:
-        """Distribution by name and parameters, and the dimension."""
+        """Return the distribution's name and parameters, and the dimension."""
         parameters = {n: getattr(self, f"_{n}").tolist() for n in self._names}
         return {
             "distribution": self.distribution_name,
@@ -119,7 +123,7 @@ class FixedPrior(Prior):
         Raises
         ------
         ValueError
-            If it names none of the distributions that a fixed prior can have.
+            If it names a distribution that a fixed prior cannot have.
         """
         name = arguments["distribution"]
         if name not in FIXED:
@@ -130,9 +134,9 @@ class FixedPrior(Prior):
 
 
 def _of_pyro(cls: type) -> Any:
-    """Return Pyro's form of a distribution of Pyro or torch; ``None`` if it is another class.
+    """Return Pyro's class for a distribution of Pyro or torch; ``None`` for any other class.
 
-    A class of one's own may have the name of one of theirs.
+    The name does not suffice, since a user's class may have the name of one of theirs.
     """
     name = cls.__name__
     known = {getattr(dist, name, None), getattr(torch.distributions, name, None)}
@@ -140,16 +144,16 @@ def _of_pyro(cls: type) -> Any:
 
 
 PriorLike = Prior | torch.distributions.Distribution
-"""What may be given as a prior of z or of s."""
+"""What a user may give as a prior."""
 
 
 def half_line_or_line(distribution: torch.distributions.Distribution) -> constraints.Constraint:
-    """Return the support of a univariate distribution, one of the two that the guide covers.
+    """Return the support of a univariate distribution, if the guide covers it.
 
     Raises
     ------
     TypeError
-        If it is another one, such as an interval or the integers.
+        If it is neither the real line nor its positive half, but an interval or the integers, say.
     """
     support: Any = distribution.support
     if support == constraints.real:
@@ -158,8 +162,9 @@ def half_line_or_line(distribution: torch.distributions.Distribution) -> constra
     if lower == 0 and not support.is_discrete and not hasattr(support, "upper_bound"):
         return constraints.positive
     msg = (
-        f"A {type(distribution).__name__} lives on {support}; the guide covers the whole line "
-        "(by normals) and the positive half (by log-normals). Override the guide for another one."
+        f"A {type(distribution).__name__} has the support {support}, but the guide covers only the "
+        "real line (with normals) and its positive half (with log-normals). For another support, "
+        "override the guide."
     )
     raise TypeError(msg)
 
@@ -177,7 +182,7 @@ class StandardNormal(FixedPrior):
         super().__init__(dist.Normal(torch.tensor(0.0), torch.tensor(1.0)), n_latent)
 
     def arguments(self) -> dict[str, Any]:
-        """Only the dimension."""
+        """Return the dimension only."""
         return {"n_latent": self.n_latent}
 
     @classmethod
@@ -187,7 +192,7 @@ class StandardNormal(FixedPrior):
 
 
 def as_prior(prior: object, n_latent: int, keyword: str) -> Prior:
-    """Turn what a user passes for a latent prior into a :class:`Prior`.
+    """Turn what a user gives as a prior into a :class:`Prior`.
 
     Parameters
     ----------
@@ -202,9 +207,9 @@ def as_prior(prior: object, n_latent: int, keyword: str) -> Prior:
     Raises
     ------
     TypeError
-        If `prior` is none of these.
+        If `prior` is anything else.
     ValueError
-        If it says, by an attribute ``n_latent``, that it was made for another dimension.
+        If its attribute ``n_latent`` says that it was made for another dimension.
     """
     if prior is None:
         return StandardNormal(n_latent)

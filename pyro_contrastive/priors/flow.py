@@ -15,9 +15,9 @@ from pyro_contrastive.priors.base import Prior, check_at_least
 class _MaskedAffine(Transform):
     """noise -> z with z_k = mean_k(z_<k) + exp(log_scale_k(z_<k)) noise_k; the inverse is one pass.
 
-    Pyro's AffineAutoregressive remembers its last input and output. It then returns stale densities
-    after an optimiser step, or densities without gradient after a draw under ``no_grad``; it cannot
-    be copied after use; and it inverts in float32 only. This one remembers nothing.
+    Pyro's AffineAutoregressive caches its last input and output. So it returns stale densities
+    after an optimiser step, and densities without gradient after a draw under ``no_grad``. It
+    cannot be copied after use either, and inverts in float32 only. This one has no cache.
     """
 
     domain = constraints.real_vector
@@ -30,12 +30,12 @@ class _MaskedAffine(Transform):
 
     def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = self.network(z)
-        # A soft bound, exp(-3) to exp(3): one odd draw early in training cannot overflow.
+        # A soft bound, exp(-3) to exp(3), so that no odd draw early in training can overflow.
         return mean, 3.0 * torch.tanh(raw / 3.0)
 
     def _call(self, noise: Tensor) -> Tensor:
         z = torch.zeros_like(noise)
-        for k in self.network.permutation.tolist():  # each needs those before it
+        for k in self.network.permutation.tolist():  # each needs the ones before it
             mean, log_scale = self._moments(z)
             drawn = mean[..., k] + log_scale[..., k].exp() * noise[..., k]
             z = torch.cat([z[..., :k], drawn.unsqueeze(-1), z[..., k + 1 :]], dim=-1)
@@ -64,7 +64,7 @@ class NormalizingFlowPrior(Prior):
     Parameters
     ----------
     n_latent
-        Dimension of the latent variable, at least 2: in one dimension the flow would be a normal.
+        Dimension of the latent variable, at least 2; in one dimension the flow is just a normal.
     n_flows
         Number of flows.
     n_hidden
@@ -88,12 +88,12 @@ class NormalizingFlowPrior(Prior):
             for network in self.networks:
                 for parameter in network.layers[-1].parameters():  # type: ignore[union-attr, index]  # torch types submodules as Tensor | Module
                     parameter.mul_(0.1)
-        self.register_buffer("_zero", torch.zeros(()))  # knows dtype and device
+        self.register_buffer("_zero", torch.zeros(()))  # carries dtype and device
 
     def forward(self, batch: CellBatch) -> dist.Distribution:
         """Return the flow's distribution, the same for every cell: event ``[n_latent]``."""
         zero: Tensor = self._zero  # type: ignore[assignment]  # torch types buffers as Tensor | Module
         base = dist.Normal(zero, zero + 1.0).expand([self.n_latent]).to_event(1)
-        # New transforms each time compare unequal to any other, so torch's rule for the KL of two
-        # TransformedDistributions (equal transforms: KL of their bases) never applies.
+        # torch takes the KL divergence of two TransformedDistributions with equal transforms to be
+        # that of their bases. Transforms made anew each time never compare equal.
         return dist.TransformedDistribution(base, [_MaskedAffine(n) for n in self.networks])

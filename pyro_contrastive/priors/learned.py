@@ -1,7 +1,7 @@
 """Ready-made priors with learned parameters: mixtures, VampPrior, a mean per condition.
 
-The mixtures have no closed-form KL divergence from the guide's normal posteriors: under either ELBO
-the draw's log q - log p takes its place, which is unbiased.
+The mixtures have no closed-form KL divergence from the guide's normal posteriors. Under either ELBO
+it is estimated by log q - log p of the draw, which is unbiased.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class MixtureOfGaussians(Prior):
 
     with all of :math:`\pi, \mu, \sigma` learned: the prior of VaDE (Jiang et al. 2017, "Variational
     deep embedding") and, for single cells, of scVAE (Grønbech et al. 2020). Weights start equal,
-    means at random draws of :math:`N(0, 3/4)` and variances at 1/4: apart from each other, yet the
-    whole about as wide as a standard normal. (Started on top of each other they part slowly.)
+    means at random draws of :math:`N(0, 3/4)` and variances at 1/4, so that the mixture is about as
+    wide as a standard normal, but the components are apart. (Components that start at the same
+    place separate slowly.)
 
     Parameters
     ----------
@@ -67,13 +68,13 @@ class VampPrior(Prior):
     .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q(z \mid u_k)
 
     where q is the guide's own encoder of that latent, and the pseudo-inputs :math:`u_k` are learned
-    on the encoder's scale, log(1 + counts). They are free to leave the range of real counts. The
+    on the encoder's scale, log(1 + counts), where they may leave the range of real counts. The
     encoder is evaluated at them without dropout and with its running batch-norm statistics, so that
     they neither depend on nor disturb the mini-batch. q is the normal of ``ContrastiveGuide``; a
-    guide with another posterior family needs a prior of its own.
+    guide with another posterior family needs another prior.
 
-    The encoder belongs to the guide; the prior only looks at it, and saves none of its parameters.
-    It has to be told of it with :meth:`bind` before use, after loading a model too. Make the prior
+    The encoder belongs to the guide; the prior refers to it and saves none of its parameters. It
+    has to receive it through :meth:`bind` before use, also after loading a model. Make the prior
     from data with :meth:`from_counts`; ``VampPrior(n_input)`` starts every pseudo-input at 0.
 
     Parameters
@@ -116,8 +117,8 @@ class VampPrior(Prior):
         n_components
             Number of pseudo-inputs; the cells are drawn without replacement.
         covariates
-            What the encoder is told of these cells, ``[cells, n_covariates]``: the output of
-            ``vae.guide.covariates``. Stays fixed: a batch code is not something to be learned.
+            Covariates of these cells as the encoder takes them, ``[cells, n_covariates]``: the
+            output of ``vae.guide.covariates``. They stay fixed, as a batch cannot be learned.
         seed
             Of the choice of cells.
 
@@ -134,15 +135,18 @@ class VampPrior(Prior):
         chosen = np.sort(np.random.default_rng(seed).choice(n_cells, n_components, replace=False))
         rows = table[chosen]
         rows = rows.toarray() if issparse(rows) else rows
-        told = np.zeros((n_components, 0)) if covariates is None else np.asarray(covariates)[chosen]
-        prior = cls(n_input, n_components, told.shape[1])
+        if covariates is None:
+            columns = np.zeros((n_components, 0))
+        else:
+            columns = np.asarray(covariates)[chosen]
+        prior = cls(n_input, n_components, columns.shape[1])
         with torch.no_grad():
             prior.pseudo_inputs.copy_(torch.as_tensor(np.log1p(rows)))
-            prior.covariates.copy_(torch.as_tensor(told))
+            prior.covariates.copy_(torch.as_tensor(columns))
         return prior
 
     def bind(self, encoder: nn.Module) -> None:
-        """Take the encoder of the pseudo-inputs: the guide's own for this latent.
+        """Receive the encoder of the pseudo-inputs: the guide's own for this latent.
 
         Raises
         ------
@@ -173,8 +177,8 @@ class VampPrior(Prior):
         """
         if not self._bound:
             msg = (
-                "VampPrior does not know the encoder yet. Call prior.bind(vae.guide.z_encoder) for "
-                "a background prior, prior.bind(vae.guide.s_encoder) for a salient one."
+                "VampPrior has no encoder yet. Call prior.bind(vae.guide.z_encoder) for a "
+                "background prior, prior.bind(vae.guide.s_encoder) for a salient one."
             )
             raise RuntimeError(msg)
         (encoder,) = self._bound
@@ -189,11 +193,11 @@ class PerConditionNormal(Prior):
 
     .. math:: s_n \sim N(m_{c(n)}, I)
 
-    with :math:`c(n)` the condition of cell n: the perturbation-specific prior of contrastiveVI+
-    as an idea; the means start at 0. It has a closed-form KL divergence from the guide. By itself
-    it leaves the means free. To shrink them to 0, add the penalty
-    :class:`~pyro_contrastive.ShrinkMeans`: a prior on the means is a statement about the whole data
-    set, and this module is only ever asked about one mini-batch.
+    with :math:`c(n)` the condition of cell n, after the perturbation-specific prior of
+    contrastiveVI+. The means start at 0. The KL divergence from the guide has a closed form. The
+    prior itself does not restrict the means. To shrink them to 0, add the penalty
+    :class:`~pyro_contrastive.ShrinkMeans`: a prior on the means concerns the whole data set, while
+    this module only ever sees one mini-batch.
 
     As salient prior, row 0 (background cells, which have no s) is never trained and stays 0.
 

@@ -1,4 +1,4 @@
-"""The prior of a library size that is latent."""
+"""The prior of a latent library size."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class LogNormalLibrary(Prior):
         if bad.any():
             msg = (
                 "The library size prior needs a finite mean and a positive variance in every "
-                f"batch; it has not in batch {bad.nonzero().flatten().tolist()}. A batch with a "
-                "single cell has variance 0: give it the variance of a comparable batch."
+                f"batch, which is not so in batch {bad.nonzero().flatten().tolist()}. A batch with "
+                "a single cell has variance 0: give it the variance of a comparable batch."
             )
             raise ValueError(msg)
         self.register_buffer("log_means", means)
@@ -63,7 +63,7 @@ class LogNormalLibrary(Prior):
         return dist.LogNormal(mean, scale).to_event(1)
 
     def arguments(self) -> dict[str, Any]:
-        """Means and variances as lists."""
+        """Return means and variances as lists."""
         return {
             "log_means": self.log_means.tolist(),
             "log_variances": self.log_variances.tolist(),

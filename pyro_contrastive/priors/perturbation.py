@@ -16,8 +16,8 @@ class PrivateSalient(Prior):
     .. math:: s_n = (0, \ldots, t_n, \ldots, 0), \quad t_n \sim N(0, I)
 
     with :math:`t_n` in the block of the cell's treatment (Weinberger, Lopez, Hütter & Regev, MLCB
-    2022). The blocks of other treatments are exactly 0 in the decoder and tell nothing in the
-    guide: what two treatments share cannot be said in one place, and is pushed into z.
+    2022). The blocks of other treatments are exactly 0 in the decoder, and carry no information in
+    the guide. An effect that two treatments share has no block of its own, and is pushed into z.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class PrivateSalient(Prior):
     Raises
     ------
     ValueError
-        If it is not.
+        If `n_latent` is not such a multiple, or a size is too small.
     """
 
     def __init__(self, n_conditions: int, n_latent: int) -> None:
@@ -58,23 +58,24 @@ class PrivateSalient(Prior):
     def used(self, batch: CellBatch) -> Tensor:
         """Tell which dimensions are the block of the cell's treatment; all for background cells.
 
-        (Background cells have no salient latent at all. What the encoder makes of them is looked
-        at by penalties, in every block.)
+        (Background cells have no salient latent, but penalties look at what the encoder infers for
+        them, in every block.)
         """
         condition = batch.condition.unsqueeze(-1)
         return (condition == self.get_buffer("owner")) | (condition == BACKGROUND)
 
 
 class EscapingPerturbation(Prior):
-    r"""A mean per treatment, which some of its cells escape, after contrastiveVI+.
+    r"""A mean per treatment, whose effect some of its cells escape, after contrastiveVI+.
 
     .. math:: s_n \sim \pi_c N(m_c, I) + (1 - \pi_c) N(0, \tau^2 I), \quad c = c(n)
 
     contrastiveVI+ (Weinberger, Conrad & Ashuach, arXiv 2411.08072, 2024) has a prior mean per
-    perturbation, and a binary variable per cell: whether the perturbation took effect at all. Here
-    that variable is summed out, and a cell that escaped has its s within :math:`\tau` of 0
-    rather than exactly there. Means (from 0.1 times standard normal draws) and shares :math:`\pi`
-    (from 0.75) are learned. No closed-form KL divergence: the draw's log q - log p is used.
+    perturbation and a binary variable per cell, whether the perturbation took effect at all. Here
+    that variable is summed out, and the s of a cell that escaped is within about :math:`\tau` of 0
+    rather than exactly 0. Means (from 0.1 times standard normal draws) and shares :math:`\pi`
+    (from 0.75) are learned. The KL divergence has no closed form and is estimated by log q - log p
+    of the draw.
 
     Parameters
     ----------
@@ -84,8 +85,8 @@ class EscapingPerturbation(Prior):
         Dimension of s.
     escape_scale
         :math:`\tau`, between 0 and 1. Default 0.5: an untrained guide, of width 1, must be able to
-        find those who escape. With 0.1 three of four fits of simulated counts never did, with 0.3
-        to 0.7 all of them.
+        find the cells that escape. With 0.1 three of four fits of simulated counts never found
+        them, with 0.3 to 0.7 all did.
 
     Raises
     ------
@@ -113,7 +114,7 @@ class EscapingPerturbation(Prior):
     def shares(self) -> Tensor:
         """Share of the cells of each condition on which it acts, ``[n_conditions]``.
 
-        That of the background, which has no salient latent, means nothing.
+        The entry of the background, which has no salient latent, has no meaning.
         """
         return self.logits.sigmoid()
 

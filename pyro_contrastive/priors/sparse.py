@@ -1,4 +1,4 @@
-"""A salient prior whose scales are learned, and a count of the dimensions in use."""
+"""A salient prior with learned scales, and the number of dimensions in use."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class SparseSalient(Prior):
     .. math:: s_{nk} \sim N(0, \tau_k^2), \quad \tau_k \ge \tau_{\min}
 
     with :math:`\tau` learned by maximising the ELBO (empirical Bayes, as in Bishop 1999, "Bayesian
-    PCA", there for the loadings). A dimension is never exactly 0; whether it is used is told by how
-    many nats the guide spends on it. ``model.get_latent_usage()`` of a ``ContrastiveVI`` reports
-    that; :meth:`nats` and :meth:`active` do for a plain ``ContrastiveVAE``. Dimensions that the
-    data do not need fall to a few tenths of a nat, and to scales below 1.
+    PCA", there for the loadings). A dimension is never exactly 0; how many nats the guide spends on
+    it shows whether it is used. ``model.get_latent_usage()`` of a ``ContrastiveVI`` reports this,
+    and :meth:`nats` and :meth:`active` do for a plain ``ContrastiveVAE``. Dimensions that the data
+    do not need fall to a few tenths of a nat and to scales below 1.
 
     How many are needed depends on the decoder. With one that is linear in the latents
     (``n_layers_decoder=0``), counts simulated from a log-linear model leave as many dimensions
-    active as there are true factors (in eight of nine runs; the other used one more). A network may
-    spend a further dimension on what it bends.
-    Neither is seen before training has converged, for which the default optimiser (Adam with
-    ``eps=0.01``, as in scvi-tools) takes long: try ``plan_kwargs={"lr": 5e-3, "eps": 1e-8}``.
+    active as there are true factors (in eight of nine runs; the other used one more). A nonlinear
+    decoder may use a further dimension. This shows only once training has converged, which takes
+    long with the default optimiser (Adam with ``eps=0.01``, as in scvi-tools): try
+    ``plan_kwargs={"lr": 5e-3, "eps": 1e-8}``.
 
     Parameters
     ----------
@@ -58,13 +58,13 @@ class SparseSalient(Prior):
 
     @torch.no_grad()
     def nats(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """Return what the guide tells of a cell in each dimension: the mean KL, ``[n_latent]``.
+        """Return the guide's mean KL divergence from the prior, ``[n_latent]``, in nats per cell.
 
         Parameters
         ----------
         mean, variance
-            Moments of q(s | x) of the target cells, ``[cells, n_latent]``: the entry ``"s"`` of
-            ``vae.guide.encode(batch)``.
+            Mean and variance of q(s | x) of the target cells, ``[cells, n_latent]``: the entry
+            ``"s"`` of ``vae.guide.encode(batch)``.
         """
         posterior, prior = dist.Normal(mean, variance.sqrt()), dist.Normal(0.0 * mean, self.scales)
         return torch.distributions.kl_divergence(posterior, prior).mean(0)

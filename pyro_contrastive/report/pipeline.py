@@ -64,7 +64,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
         ContrastiveVI.setup_anndata(adata, **asdict(study.columns))
     if likelihood is not None:
         data = Setup.of(adata).extract(adata)
-        check_support(data.counts, adata, study.columns.layer, likelihood, shell_advice)
+        check_support(data.rows(), adata, study.columns.layer, likelihood, shell_advice)
 
 
 def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> ContrastiveVI:

@@ -1,4 +1,4 @@
-"""For tests: simulated counts with known truth, and contracts of what one may write oneself."""
+"""For tests: simulated counts with known truth, and contracts for parts of your own."""
 
 from pyro_contrastive.testing.contracts import ContractError
 from pyro_contrastive.testing.likelihood_contract import check_likelihood

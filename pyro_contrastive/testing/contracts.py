@@ -1,4 +1,4 @@
-"""What the contracts of priors, likelihoods and penalties share."""
+"""Checks shared by the contracts of priors, likelihoods and penalties."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ C = TypeVar("C", bound=Component)
 
 
 class ContractError(AssertionError):
-    """A component does not do what the library relies on; the message says how to mend it."""
+    """A component breaks what the library relies on; the message says how to put it right."""
 
 
 def fail(component: object, what: str, mend: str) -> NoReturn:
@@ -37,9 +37,9 @@ def fail(component: object, what: str, mend: str) -> NoReturn:
     component
         The object, or its class.
     what
-        What is wrong, and what follows from it: one or two sentences.
+        What is wrong and what it leads to: one or two sentences.
     mend
-        How to put it right.
+        How to put it right: one or two sentences.
 
     Raises
     ------
@@ -52,14 +52,14 @@ def fail(component: object, what: str, mend: str) -> NoReturn:
 
 @contextmanager
 def explained(component: object, what: str, mend: str) -> Iterator[None]:
-    """Turn whatever is raised within into the error of a broken contract.
+    """Turn any error raised in this context into that of a broken contract.
 
     Parameters
     ----------
     component
         As in :func:`fail`.
     what
-        What is done within, to be followed by "raised".
+        What is done in the context; the message goes on with "raised".
     mend
         How to put it right.
     """
@@ -74,7 +74,7 @@ def explained(component: object, what: str, mend: str) -> Iterator[None]:
 
 
 def copy_of(component: M) -> M:
-    """Copy a component or a model, and keep torch's constraints, which are compared by identity."""
+    """Copy a component or a model, but not torch's constraints, which are compared by identity."""
     same = (constraints.real, constraints.positive)
     return copy.deepcopy(component, {id(constraint): constraint for constraint in same})
 
@@ -82,7 +82,7 @@ def copy_of(component: M) -> M:
 def make_cells(
     n_genes: int, n_conditions: int, n_batch: int, dtype: torch.dtype = torch.float32
 ) -> CellBatch:
-    """Make a few cells of every condition and batch."""
+    """Make a few cells of each condition and batch."""
     cells = torch.arange(N_CELLS)
     x = torch.poisson(3 * torch.rand(N_CELLS, n_genes)) + 1.0
     return CellBatch(
@@ -103,7 +103,7 @@ def as_double(batch: CellBatch) -> CellBatch:
 
 
 def parameters_without_gradient(module: nn.Module) -> list[str]:
-    """Name the trainable parameters that a backward pass did not reach."""
+    """Return the names of the trainable parameters that a backward pass did not reach."""
     return [
         name
         for name, parameter in module.named_parameters()
@@ -117,24 +117,24 @@ def check_gradients(component: Component, where: str) -> None:
     if missed:
         fail(
             component,
-            f"no gradient reaches {missed} {where}, so training would leave them as they are.",
-            "Use every parameter in what you return, and keep away from .detach(), .item(), "
-            "torch.no_grad() and torch.tensor(...) on the way. Or register it as a buffer.",
+            f"no gradient reaches {missed} {where}, so training would not change them.",
+            "Use every parameter in the value you return, without .detach(), .item(), "
+            "torch.no_grad() or torch.tensor(...) in between. Or register it as a buffer.",
         )
     for name, parameter in component.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             fail(
                 component,
                 f"the gradient of {name!r} is not finite {where}.",
-                "Look for 0/0, sqrt(0) or log(0): clamp before, not after.",
+                "Look for 0/0, sqrt(0) or log(0): clamp their arguments, not their results.",
             )
 
 
 def check_tensors_are_registered(component: Component) -> None:
-    """Require that no tensor hides in a plain attribute, where .to() and save do not see it."""
+    """Require that no tensor is in a plain attribute, which .to() and saving leave out."""
     for path, module in component.named_modules():
         if type(module).__module__.partition(".")[0] in {"torch", "pyro"}:
-            continue  # theirs to know; AutoRegressiveNN keeps a second list of its buffers
+            continue  # not the user's; AutoRegressiveNN keeps a second list of its buffers
         for name, value in vars(module).items():
             if name in {"_parameters", "_buffers", "_modules", "_bound"}:
                 continue
@@ -145,7 +145,7 @@ def check_tensors_are_registered(component: Component) -> None:
                     f"the attribute {full!r} holds a tensor that is neither a parameter nor a "
                     "buffer: it stays behind when the model moves to a GPU, and is not saved.",
                     f"Write self.register_buffer({name!r}, ...), or torch.nn.Parameter(...) if it "
-                    "is to be learned; build distributions in forward, from those.",
+                    "is to be learned, and build distributions in forward from these.",
                 )
 
 
@@ -163,16 +163,16 @@ def _tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def check_written_down(component: C) -> C:
-    """Require that the component can be made again from its JSON; return that one.
+    """Require that the component can be made again from its JSON; return the new one.
 
-    A model that is loaded makes the library's own parts from it; of others it tells what they
-    were made with, when it asks for them.
+    Loading a model makes the library's own parts from their JSON. It asks the user for other parts,
+    and says with which arguments they were made.
     """
     spec = component.spec()
     how = (
         "Keep every argument of __init__ as an attribute of the same name (self.alpha = alpha), "
         "or override `arguments` and `from_arguments`. With saving=False this is not checked: the "
-        "model can be saved all the same, but not what the object was made with."
+        "model can then be saved, but without the arguments of this object."
     )
     if spec["arguments"] is None:
         fail(component, f"its arguments cannot be saved: {spec['reason']}.", how)
@@ -181,14 +181,14 @@ def check_written_down(component: C) -> C:
 
 
 def check_same_after_loading(component: Component, before: Tensor, after: Tensor) -> None:
-    """Require that a component made again, with the saved weights, gives the same numbers."""
+    """Require that a component made again with the saved weights gives the same numbers."""
     if before.shape != after.shape or not torch.allclose(before, after, rtol=1e-4, atol=1e-6):
         fail(
             component,
             "made again from its saved arguments and weights it gives other numbers, so a loaded "
-            "model would not be the one that was saved.",
-            "What is learned or drawn at random belongs in parameters and buffers, what is chosen "
-            "in arguments of __init__ that are kept unchanged.",
+            "model would differ from the one that was saved.",
+            "Keep learned values and random draws in parameters and buffers, and settings in "
+            "arguments of __init__ whose attributes are not changed.",
         )
 
 
@@ -198,13 +198,13 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
     Parameters
     ----------
     component
-        What the messages name.
+        The object that messages name.
     make_vae
         Function of keyword arguments that makes a model with (a copy of) the component.
     batch
         Cells, with data in the likelihood's support.
     inside
-        Where the component's copy is in the model: ``"model.likelihood"``, say.
+        Path of the component's copy in the model, such as ``"model.likelihood"``.
     """
     for elbo in ELBOS:
         for particles in PARTICLES:
@@ -212,8 +212,8 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
             vae = make_vae(elbo=elbo, elbo_kwargs=particles)
             before, values = copy.deepcopy(vae.state_dict()), list[Tensor]()
             mend = (
-                "Shapes are [..., cells, features]: index axes from the right, and expect further "
-                "axes on the left (particles)."
+                "Shapes are [..., cells, features]: index axes from the right, since there may be "
+                "further axes on the left (particles)."
             )
             with explained(component, f"running the model {where}", mend):
                 for method in ("loss", "differentiable_loss"):
@@ -225,29 +225,29 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
                     values.append(torch.as_tensor(value))
                 torch.autograd.backward(values[1])
             if not all(v.isfinite() for v in values):
-                mend = "Look for log(0), 0/0 or an overflow in exp."
+                mend = "Look for log(0), 0/0 or an overflow of exp."
                 fail(component, f"the loss is not finite {where}.", mend)
             if not torch.allclose(values[0], values[1].detach().to(values[0]), rtol=1e-4):
                 fail(
                     component,
                     f"evaluating the loss and differentiating it give different numbers {where}: "
                     f"{float(values[0])} and {float(values[1].detach())}.",
-                    "Let nothing depend on whether gradients are on, or on an earlier call.",
+                    "The result must not depend on whether gradients are on, or on earlier calls.",
                 )
             check_gradients(vae.get_submodule(inside), f"in the loss {where}")
 
 
 def check_moves(component: Component, compute: Any, moved: Any) -> None:
-    """Require that it follows the model to another precision and to another device.
+    """Require that a component follows the model to another precision and to another device.
 
-    There may be no second device: torch's "meta" device stands in, where tensors have shapes and
-    no numbers, and which no more than a GPU mixes with tensors that were left on the CPU. A
-    component that must look at numbers cannot run there; that is not held against it.
+    There may be no second device, so that torch's "meta" device stands in. Its tensors have shapes
+    but no numbers, and like those of a GPU they cannot be mixed with tensors on the CPU. A
+    component that has to look at numbers cannot run there, which is not counted as a failure.
 
     Parameters
     ----------
     component
-        What the messages name.
+        The object that messages name.
     compute
         Function of a moved model and cells that returns a tensor.
     moved
@@ -255,8 +255,8 @@ def check_moves(component: Component, compute: Any, moved: Any) -> None:
     """
     check_tensors_are_registered(component)
     mend = (
-        "Make new tensors like those you have (torch.zeros_like(x), x.new_zeros(...)), and keep "
-        "constants in buffers."
+        "Make new tensors from those you are given (torch.zeros_like(x), x.new_zeros(...)), and "
+        "keep constants in buffers."
     )
     with explained(component, "running it in double precision", mend):
         result = compute(*moved(torch.float64))
@@ -281,7 +281,7 @@ def move(vae: ContrastiveVAE, batch: CellBatch, to: Any) -> tuple[ContrastiveVAE
 
 
 def shape_of(shape: Iterable[int]) -> str:
-    """Write a shape as the documentation does."""
+    """Write a shape as the documentation does: ``[8, 2]``."""
     return str(list(shape))
 
 

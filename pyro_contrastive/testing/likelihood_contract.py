@@ -29,32 +29,31 @@ def check_likelihood(
     seed: int = 0,
     **vae_kwargs: Any,
 ) -> None:
-    """Check all that the library relies on in a likelihood; takes about a second.
+    """Check everything that the library relies on in a likelihood; takes about a second.
 
-    Shapes and event dimension, with a leading axis of particles too; draws in the support, with the
-    stated mean and variance; probabilities that sum to 1; cells that do not depend on each other;
-    gradients in every parameter; double precision and other devices; a model with it under both
-    ELBOs, with one particle and several at once; saving and loading.
+    Shapes and event dimension, also with a leading axis of particles; draws in the support, with
+    the stated mean and variance; probabilities that sum to 1; cells that do not depend on each
+    other; gradients in every parameter; double precision and other devices; the loss of a model
+    under both ELBOs, with one particle and several at once; saving and loading.
 
     Parameters
     ----------
     make
-        Makes a new likelihood at every call, as each belongs to one model: the class, if it needs
-        no arguments, or a function.
+        Makes a new likelihood at every call, since each belongs to one model: the class, if it
+        needs no arguments, or a function.
     n_genes, n_batch
         Sizes of the model.
     saving
-        Require that it can be made again from what is saved.
+        Require that it can be made again from its saved arguments.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     **vae_kwargs
-        Further arguments of :class:`~pyro_contrastive.ContrastiveVAE`, for a likelihood that needs
-        them.
+        Further arguments of :class:`~pyro_contrastive.ContrastiveVAE` that the likelihood needs.
 
     Raises
     ------
     ContractError
-        At the first thing that does not hold: what, what follows from it, and how to mend it.
+        At the first failure: what is wrong, what it leads to, and how to put it right.
 
     Examples
     --------
@@ -64,9 +63,9 @@ def check_likelihood(
     if isinstance(make, Likelihood):
         fail(
             make,
-            "this is one likelihood, and the contract needs several: each belongs to one model.",
-            "Give the class, check_likelihood(Mine), or a function: "
-            "check_likelihood(lambda: Mine(...)).",
+            "this is one likelihood, but the contract needs several, as each belongs to one model.",
+            "Give the class, check_likelihood(MyLikelihood), or a function, "
+            "check_likelihood(lambda: MyLikelihood(...)).",
         )
     with seeded(seed), own_params():
         first = make()
@@ -111,8 +110,8 @@ def _check_distribution(
     """Check what `forward` returns; return a draw of the data, ``[cells, genes]``."""
     mend = (
         f"It is given the heads it names, {first.heads}, and the library size. The head "
-        f"{SCALE!r} is positive and sums to 1 over genes; any other one is any number: take "
-        "its .exp() or softplus where a parameter must be positive."
+        f"{SCALE!r} is positive and sums to 1 over genes; others may be any real number: take "
+        "their .exp() or softplus where a parameter must be positive."
     )
     with contracts.explained(first, "forward(heads, library)", mend):
         d = _distribution(vae, batch, _latents(vae, batch))
@@ -127,8 +126,9 @@ def _check_heads(likelihood: Likelihood) -> None:
     if not isinstance(heads, tuple) or not all(isinstance(h, str) for h in heads):
         fail(
             likelihood,
-            f"`heads` is {heads!r}; it names the linear maps from the decoder's last hidden layer "
-            "to the genes, one for each parameter of the distribution that differs between cells.",
+            f"`heads` is {heads!r}; it must be a tuple that names the linear maps from the "
+            "decoder's last hidden layer to the genes, one per parameter that differs between "
+            "cells.",
             'Write heads = ("scale",), with the comma, in the class.',
         )
 
@@ -137,8 +137,8 @@ def _check_build(make: Callable[[], Likelihood], built: Likelihood) -> None:
     if make() is built:
         fail(
             built,
-            "the function given returns the same object again; two models must not share one.",
-            "Make a new likelihood at every call: check_likelihood(lambda: Mine(...)).",
+            "the function returns the same object again, but two models must not share one.",
+            "Make a new likelihood at every call: check_likelihood(lambda: MyLikelihood(...)).",
         )
     if not hasattr(built, "layers"):
         fail(
@@ -149,16 +149,16 @@ def _check_build(make: Callable[[], Likelihood], built: Likelihood) -> None:
 
 
 def _data(likelihood: Likelihood, draws: Tensor) -> Tensor:
-    """Return draws as data: moved to 0 where a normal stands for data that are never negative."""
+    """Return draws as data; negative draws of a normal become 0 where data are never negative."""
     if likelihood.support.check(draws).all():
         return draws
     x = draws.clamp(min=0.0)
     if not likelihood.support.check(x).all():
         fail(
             likelihood,
-            f"it draws data outside the `support` it declares, {likelihood.support}: real data of "
-            "the kind it draws would be refused.",
-            "Set `support` in the class to the constraint of torch that all data satisfy.",
+            f"it draws data outside the `support` it declares, {likelihood.support}: real data "
+            "like its draws would be refused.",
+            "Set `support` in the class to a constraint of torch that all data satisfy.",
         )
     return x
 
@@ -187,8 +187,8 @@ def _check_particles(vae: ContrastiveVAE, batch: CellBatch) -> None:
         if not torch.allclose(d.log_prob(batch.x), one.expand(N_PARTICLES, -1), rtol=1e-4):
             fail(
                 likelihood,
-                "with a leading axis of particles each gets another density than alone.",
-                "Index axes from the right (dim=-1): what stands on their left is particles.",
+                "with a leading axis of particles each gets another density than by itself.",
+                "Index axes from the right (dim=-1); those on the left are particles.",
             )
 
 
@@ -198,7 +198,7 @@ def _check_sites(vae: ContrastiveVAE, batch: CellBatch) -> None:
         heads = vae.model.decode(latents[0], latents[1], batch)
         sites = dict(vae.model.expression(heads, batch.observed_library()))
         assert batch.x is not None
-        told = likelihood.encoder_input(batch.x)
+        encoded = likelihood.encoder_input(batch.x)
     expected = (N_CELLS, vae.n_input)
     for name, value in sites.items():
         if tuple(value.shape) != expected or not value.isfinite().all():
@@ -209,11 +209,12 @@ def _check_sites(vae: ContrastiveVAE, batch: CellBatch) -> None:
                 f"Return [..., cells, genes] from "
                 f"`{'expression' if name == SCALE else 'rate'}`, or None if there is none.",
             )
-    if tuple(told.shape) != expected or not told.isfinite().all():
+    if tuple(encoded.shape) != expected or not encoded.isfinite().all():
         fail(
             likelihood,
             "`encoder_input` of data it drew itself is not finite, or has another shape.",
-            "Return a finite [cells, genes] for all data in the support: log1p suits counts.",
+            "Return finite numbers, [cells, genes], for all data in the support; log1p suits "
+            "counts.",
         )
 
 
@@ -229,7 +230,7 @@ def _check_cells_are_apart(vae: ContrastiveVAE, batch: CellBatch) -> None:
     if not torch.allclose(before, after, rtol=1e-4, atol=1e-6):
         fail(
             vae.model.likelihood,
-            "in evaluation mode the distribution of a cell depends on the other cells of its "
+            "in evaluation mode the distribution of a cell depends on the other cells of the "
             "mini-batch: results would change with the batch size.",
             "Normalise over genes (dim=-1), never over cells.",
         )

@@ -38,32 +38,32 @@ def check_penalty(
     seed: int = 0,
     **vae_kwargs: Any,
 ) -> None:
-    """Check all that the library relies on in a penalty; takes about a second.
+    """Check everything that the library relies on in a penalty; takes about a second.
 
     A finite scalar, also where a population is missing or has one cell; gradients in the model or
-    the guide, and in every parameter of its own; an average, not a sum, over vectorised particles;
-    evaluation without side effects; double precision and other devices; both ELBOs; saving and
-    loading. The penalty itself is left as it is. Whether it penalises the right thing is for a test
-    of yours to say: compare its value with one computed by hand.
+    the guide, and in every parameter of the penalty; an average, not a sum, over vectorised
+    particles; evaluation without side effects; double precision and other devices; both ELBOs;
+    saving and loading. The penalty itself is not changed. Whether it penalises the right thing
+    needs a test of your own: compare its value with one computed by hand.
 
     Parameters
     ----------
     penalty
         The penalty.
     n_background_latent, n_salient_latent, n_conditions, n_genes
-        Sizes of the model and data it is made for.
+        Sizes of the model and data that the penalty is made for.
     saving
-        Require that it can be made again from what is saved.
+        Require that it can be made again from its saved arguments.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     **vae_kwargs
-        Further arguments of :class:`~pyro_contrastive.ContrastiveVAE`: the prior, say, that the
+        Further arguments of :class:`~pyro_contrastive.ContrastiveVAE`, such as a prior that the
         penalty looks at.
 
     Raises
     ------
     ContractError
-        At the first thing that does not hold: what, what follows from it, and how to mend it.
+        At the first failure: what is wrong, what it leads to, and how to put it right.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def check_penalty(
             "Call super().__init__(weight, annealed=annealed) first in __init__.",
         )
     if not (isinstance(penalty.name, str) and penalty.name):
-        fail(penalty, f"its name is {penalty.name!r}.", "`name` is a word for the history.")
+        fail(penalty, f"its name is {penalty.name!r}.", "Set `name` to a word for the history.")
 
     def make_vae(given: Penalty | None = None, **kwargs: Any) -> ContrastiveVAE:
         sizes: dict[str, Any] = {
@@ -134,7 +134,7 @@ def _check_value(vae: ContrastiveVAE, batch: CellBatch) -> None:
     traces = _traces(vae, batch)
     mend = (
         "It is given both traces and the cells. Sites of the guide: "
-        f"{list(traces[1].stochastic_nodes)}; of the model besides: "
+        f"{list(traces[1].stochastic_nodes)}; further sites of the model: "
         f"{[n for n in traces[0].nodes if n in {'library', 'scale', 'rate', 'x'}]}; each has "
         '["value"] and, if drawn, ["fn"], with an axis of cells before that of latents or genes.'
     )
@@ -145,13 +145,13 @@ def _check_value(vae: ContrastiveVAE, batch: CellBatch) -> None:
         fail(
             penalty,
             f"it returned {what}, not a scalar tensor.",
-            "Average over cells, and over the particles that may stand on their left: .mean().",
+            "Average over cells, and over particles, which may be to the left of them: .mean().",
         )
     if not value.is_floating_point() or not value.isfinite():
         fail(
             penalty,
             f"its value is {value}.",
-            "Return a finite floating-point number; clamp before log, sqrt or a division.",
+            "Return a finite floating-point number; clamp arguments of log and sqrt, and divisors.",
         )
 
 
@@ -176,7 +176,7 @@ def _check_populations(vae: ContrastiveVAE, batch: CellBatch) -> None:
             fail(
                 penalty,
                 f"its value or gradient is not finite for a mini-batch of {name}; such "
-                "mini-batches happen at the end of an epoch, and would end the training.",
+                "mini-batches occur at the end of an epoch, and would end the training.",
                 "Divide by counts clamped to at least 1, and select with torch.where before the "
                 "division, not after.",
             )
@@ -193,7 +193,7 @@ def _check_gradients(vae: ContrastiveVAE, batch: CellBatch) -> None:
     if not any(p.grad is not None and p.grad.any() for p in others):
         fail(
             penalty,
-            "its gradient reaches no parameter of the model or the guide: it would be recorded and "
+            "its gradient reaches no parameter of the model or the guide: it would be recorded but "
             "change nothing.",
             'Compute it from the traces (guide_trace.nodes["z"]["value"], or ["fn"]) with torch, '
             "without .detach(), .item() or numpy. If it looks at a prior, give check_penalty that "
@@ -208,8 +208,9 @@ def _check_gradients(vae: ContrastiveVAE, batch: CellBatch) -> None:
             if not same:
                 fail(
                     penalty,
-                    "the gradient of own_loss reaches the model or the guide, without the weight.",
-                    "Detach what you take from the traces in own_loss.",
+                    "the gradient of own_loss reaches the model or the guide, where no weight "
+                    "would apply to it.",
+                    "Detach everything that own_loss takes from the traces.",
                 )
     contracts.check_gradients(penalty, "in its value or its own_loss")
 
@@ -228,7 +229,7 @@ def _check_pure(vae: ContrastiveVAE, batch: CellBatch) -> None:
             + (f", and changes {changed}" if changed else "")
             + ": held-out losses could not be compared.",
             "In evaluation mode (not self.training) use no random numbers and update nothing; "
-            "what the penalty itself learns is the business of own_loss.",
+            "let the penalty's own parameters learn through own_loss.",
         )
 
 
@@ -242,15 +243,15 @@ def _check_particles(vae: ContrastiveVAE, several: ContrastiveVAE, batch: CellBa
         fail(
             penalty,
             f"with vectorised particles it returned shape {list(together.shape)}, not a scalar.",
-            "Latents then are [particles, cells, latents]: average over the particles too.",
+            "Latents are then [particles, cells, latents]: average over the particles too.",
         )
     error = float(single.std()) * (2.0 / N_RUNS) ** 0.5
     off = abs(float(together) - float(single.mean()))
     if off > N_STANDARD_ERRORS * error + 1e-3 * abs(float(single.mean())) + 1e-6:
         fail(
             penalty,
-            f"with {N_RUNS} vectorised particles it is {float(together):.4g}, where the mean of "
+            f"with {N_RUNS} vectorised particles it is {float(together):.4g}, but the mean of "
             f"{N_RUNS} single ones is {float(single.mean()):.4g}.",
-            "Latents then are [particles, cells, latents]: index axes from the right, and average "
-            "over particles, do not add them up.",
+            "Latents are then [particles, cells, latents]: index axes from the right, and average "
+            "over particles instead of adding them up.",
         )

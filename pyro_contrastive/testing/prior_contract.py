@@ -29,12 +29,12 @@ def check_prior(
     seed: int = 0,
     **vae_kwargs: Any,
 ) -> None:
-    """Check all that the library relies on in a prior; takes about a second.
+    """Check everything that the library relies on in a prior; takes about a second.
 
     Shapes and event dimension; draws in the support, with the stated mean and variance; a density
     that is normalised and belongs to the draws; cells that do not depend on each other; gradients
-    in every parameter; double precision and other devices; a model with it under both ELBOs, with
-    one particle and several at once; saving and loading. The prior itself is left as it is.
+    in every parameter; double precision and other devices; the loss of a model under both ELBOs,
+    with one particle and several at once; saving and loading. The prior itself is not changed.
 
     Parameters
     ----------
@@ -43,22 +43,23 @@ def check_prior(
     n_latent
         Dimension of its latent.
     site
-        Where to use it: ``"s"`` (default), ``"z"``, or ``"library"`` (dimension 1, positive).
+        Variable to use it for: ``"s"`` (default), ``"z"``, or ``"library"`` (dimension 1,
+        positive).
     n_conditions
-        Number of conditions it is made for, the background included.
+        Number of conditions that the prior is made for, the background included.
     n_genes
-        Number of genes it is made for, if it looks at them.
+        Number of genes that the prior is made for, if it looks at them.
     saving
-        Require that it can be made again from what is saved.
+        Require that it can be made again from its saved arguments.
     seed
-        Of all random numbers.
+        Seed of all random numbers.
     **vae_kwargs
         Further arguments of :class:`~pyro_contrastive.ContrastiveVAE`.
 
     Raises
     ------
     ContractError
-        At the first thing that does not hold: what, what follows from it, and how to mend it.
+        At the first failure: what is wrong, what it leads to, and how to put it right.
 
     Examples
     --------
@@ -100,7 +101,7 @@ def _prior_of(vae: ContrastiveVAE, site: Site) -> Prior:
 
 
 def _log_prob(vae: ContrastiveVAE, batch: CellBatch, site: Site) -> Tensor:
-    """Log-density of every cell at a point that is in any support, ``[cells]``."""
+    """Log-density of every cell at a point in every possible support, ``[cells]``."""
     d = _prior_of(vae, site)(batch)
     log_prob: Tensor = d.log_prob(torch.full_like(d.sample(), 0.7))
     return log_prob
@@ -124,26 +125,26 @@ def _check_distribution(vae: ContrastiveVAE, batch: CellBatch, site: Site, n_lat
     if point.grad is None or not point.grad.isfinite().all():
         fail(
             prior,
-            "log_prob has no (finite) gradient in the latent: the encoder would learn nothing of "
+            "log_prob has no (finite) gradient by the latent: the encoder would learn nothing from "
             "the prior.",
-            "Compute log_prob with torch functions of the value, without .detach() or .item().",
+            "Compute log_prob from the value by torch functions, without .detach() or .item().",
         )
     contracts.check_gradients(prior, "in the log-density of its own draws")
 
 
 def _check_cells_are_apart(vae: ContrastiveVAE, batch: CellBatch, site: Site) -> None:
     prior = _prior_of(vae, site)
-    alone = CellBatch(
+    first = CellBatch(
         condition=batch.condition[:1],
         batch=batch.batch_codes[:1],
         x=None if batch.x is None else batch.x[:1],
         library=None if batch.library is None else batch.library[:1],
     )
-    together, single = (_log_prob(vae, b, site).expand(len(b))[0] for b in (batch, alone))
+    together, single = (_log_prob(vae, b, site).expand(len(b))[0] for b in (batch, first))
     if not torch.allclose(together, single, rtol=1e-4, atol=1e-6):
         fail(
             prior,
-            "in evaluation mode the prior of a cell depends on the other cells of its mini-batch: "
+            "in evaluation mode the prior of a cell depends on the other cells of the mini-batch: "
             "results would change with the batch size.",
-            "Let each cell's prior depend on that cell alone (batch.condition[n], ...).",
+            "Let a cell's prior depend on that cell only (batch.condition[n], ...).",
         )

@@ -28,11 +28,11 @@ class SimulationSettings:
     log_total_sd
         Standard deviation of the log total count.
     inverse_dispersion
-        Of every gene.
+        Inverse dispersion, the same for every gene.
     zero_probability
         Probability of a structural zero.
     effect
-        Size of the loadings: standard deviation of the log fold change a unit of latent makes.
+        Standard deviation of the loadings: of a gene's log fold change per unit of latent.
     """
 
     n_background: int = 300
@@ -54,14 +54,14 @@ def simulate(settings: SimulationSettings | None = None, *, seed: int = 0) -> An
         x_{ng} \sim \mathrm{ZINB}(l_n \rho_{ng}, \theta, \pi)
 
     with :math:`z_n \sim N(0, I)`, :math:`s_n \sim N(0, I)` in target cells and 0 in background
-    cells, and log-normal :math:`l_n`. Drawn with NumPy alone: nothing of the model under test.
+    cells, and log-normal :math:`l_n`. Drawn with NumPy only, without code of the library's model.
 
     Parameters
     ----------
     settings
         Sizes; default :class:`SimulationSettings`.
     seed
-        Of all draws.
+        Seed of all draws.
 
     Returns
     -------
@@ -108,21 +108,21 @@ class TreatmentSettings:
     n_types
         Number of cell types.
     type_shift
-        How much more frequent, in treated cells, the last type is than the first: the log of the
-        ratio. 0: as in untreated cells, where all types are equally frequent.
+        Log ratio of the frequencies of the last and the first type in treated cells. With 0 they
+        are as in untreated cells, where all types are equally frequent.
     mean_total, log_total_sd
         Typical total count of an untreated cell, and standard deviation of its logarithm.
     treated_depth
-        Typical total of a treated cell, divided by that of an untreated one.
+        Typical total count of a treated cell, divided by that of an untreated one.
     share_markers, marker_sd
         Share of the genes in which a type differs from the average cell, and the standard
         deviation of the log2 fold changes.
     share_affected
         Share of the genes that the treatment changes.
     smallest_lfc, largest_lfc
-        Range of the size of the log2 fold changes the treatment makes, half of them down.
+        Range of the absolute log2 fold changes of the treatment, half of which are negative.
     response_sd
-        Standard deviation, between treated cells, of how strongly a cell responds; the mean is 1.
+        Standard deviation of the response's strength between treated cells; its mean is 1.
     inverse_dispersion
         Smallest and largest inverse dispersion of a gene.
     """
@@ -147,29 +147,28 @@ class TreatmentSettings:
 def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int = 0) -> AnnData:
     r"""Draw counts of cell types with and without a treatment that changes some genes.
 
-    Every cell has the expression profile of its type. A treatment changes a known set A of genes
-    and keeps the sum of their expression, so that all other genes stay exactly as they are:
+    Every cell has the expression profile of its type. The treatment changes a known set A of genes
+    but not the sum of their expression, so that all other genes are exactly unchanged:
 
     .. math:: \rho_{ng} = \rho_{t(n) g} \cdot
         \begin{cases} 2^{r_n b_g} \, m_n & g \in A,\ n \text{ treated} \\ 1 & \text{otherwise}
         \end{cases}, \qquad x_{ng} \sim \mathrm{NB}(l_n \rho_{ng}, \theta_g)
 
-    with :math:`m_n` such that :math:`\sum_{g \in A} \rho_{ng}` is that of the untreated cell. Not a
-    latent variable model: types are discrete, and :math:`\log r_n` is normal.
+    with :math:`m_n` such that :math:`\sum_{g \in A} \rho_{ng}` is that of the untreated cell. Types
+    are discrete and :math:`\log r_n` is normal, unlike in the library's latent variable model.
 
     Parameters
     ----------
     settings
         Sizes; default :class:`TreatmentSettings`.
     seed
-        Of all draws.
+        Seed of all draws.
 
     Returns
     -------
     Counts as CSR float32, ``obs["condition"]`` "control" or "treated", ``obs["cell_type"]``, and
-    the truth: ``var["lfc"]``, the log2 fold change of normalised expression that the treatment
-    makes, mean over treated cells, exactly 0 for genes it leaves alone; and ``layers["scale"]``
-    (rho).
+    the truth: ``var["lfc"]``, the log2 fold change of normalised expression due to the treatment,
+    averaged over treated cells, exactly 0 for genes outside A; and ``layers["scale"]`` (rho).
     """
     given = settings or TreatmentSettings()
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Arguments of ``train`` that are refused in words, before anything is done."""
+"""Checks of the arguments of ``train``, with messages that say what to do instead."""
 
 from __future__ import annotations
 
@@ -9,55 +9,55 @@ from operator import index
 
 from pyro_contrastive.training.plan import TrainingPlan
 
-_NO_TRAINER = "there is no Lightning Trainer here, but a plain loop"
+_NO_TRAINER = "training is a plain loop, without a Lightning Trainer"
 LIGHTNING = {
     "accumulate_grad_batches": "batch_size= makes the mini-batches larger",
     "barebones": _NO_TRAINER,
-    "benchmark": "torch.backends.cudnn.benchmark is torch's own",
-    "callbacks": f"{_NO_TRAINER}; call train() again to go on from where it stopped, and look at "
-    "the model in between",
-    "default_root_dir": "nothing is written while training: model.save(folder)",
-    "detect_anomaly": "a loss that is not finite is an error that says at which site",
-    "deterministic": "seed= gives the same result again on a CPU",
-    "enable_checkpointing": "nothing is written while training: model.save(folder); "
-    "early_stopping=True puts back the best weights",
+    "benchmark": "set torch.backends.cudnn.benchmark yourself",
+    "callbacks": f"{_NO_TRAINER}; to look at the model in between, train for some epochs and call "
+    "train() again, which continues",
+    "default_root_dir": "nothing is written during training: use model.save(folder)",
+    "detect_anomaly": "a loss that is not finite raises an error that names the site",
+    "deterministic": "seed= reproduces a result on a CPU",
+    "enable_checkpointing": "nothing is written during training: use model.save(folder); "
+    "early_stopping=True restores the best weights",
     "enable_model_summary": "print(model.module) shows the networks",
     "fast_dev_run": "max_epochs=1",
     "gradient_clip_algorithm": "gradients are not clipped; see gradient_clip_val",
-    "gradient_clip_val": "gradients are not clipped; a loss that is not finite is an error, and a "
-    'lower learning rate, plan_kwargs={"lr": ...}, is what helps',
+    "gradient_clip_val": "gradients are not clipped; if the loss diverges, lower the learning "
+    'rate, plan_kwargs={"lr": ...}',
     "learning_rate": 'plan_kwargs={"lr": ...}',
-    "limit_train_batches": "an epoch is a pass over the larger population; train_size= takes fewer "
-    "cells",
-    "limit_val_batches": "check_val_every_n_epoch= looks at the held-out cells less often",
+    "limit_train_batches": "an epoch is a pass over the larger population; train_size= sets how "
+    "many cells train",
+    "limit_val_batches": "check_val_every_n_epoch= sets how often held-out cells are evaluated",
     "log_every_n_steps": "model.history has every epoch",
-    "logger": "model.history holds what was recorded, by epoch",
-    "log_save_dir": "model.history holds what was recorded, by epoch",
+    "logger": "model.history has what was recorded, by epoch",
+    "log_save_dir": "model.history has what was recorded, by epoch",
     "max_steps": "max_epochs=, of ceil(cells of the larger population / batch_size) steps each",
-    "max_time": "Ctrl-C ends a run and keeps what was learned",
-    "min_epochs": "early_stopping_warmup_epochs= keeps early stopping from looking before",
+    "max_time": "Ctrl-C ends training and keeps what was learned",
+    "min_epochs": "early_stopping_warmup_epochs= delays early stopping",
     "num_nodes": "training uses one device",
     "num_sanity_val_steps": "model and guide are always checked before the first step",
     "overfit_batches": _NO_TRAINER,
     "plugins": _NO_TRAINER,
-    "profiler": "torch.profiler.profile() around train() does it",
+    "profiler": "use torch.profiler.profile() around train()",
     "reload_dataloaders_every_n_epochs": _NO_TRAINER,
-    "simple_progress_bar": "enable_progress_bar= shows the bar or not",
+    "simple_progress_bar": "enable_progress_bar= shows or hides the bar",
     "strategy": "training uses one device: accelerator=, devices=",
     "sync_batchnorm": "training uses one device",
     "use_gpu": "accelerator= and devices= choose the device",
-    "val_check_interval": "check_val_every_n_epoch=, in epochs",
+    "val_check_interval": "use check_val_every_n_epoch=, in epochs",
 }
-"""What stands here for an argument of Lightning's Trainer, or for one that scvi-tools had."""
+"""What to use instead of an argument of Lightning's Trainer, or of an older scvi-tools."""
 
 
 def check_whole(**numbers: object) -> None:
-    """Refuse what should be a whole number and is none; ``None`` is let through.
+    """Refuse values that should be whole numbers and are not; ``None`` is allowed.
 
     Raises
     ------
     ValueError
-        If one is not; numbers out of range are refused where they are used.
+        If a value is not a whole number. Numbers out of range are refused where they are used.
     """
     for name, number in numbers.items():
         if number is None:
@@ -70,12 +70,12 @@ def check_whole(**numbers: object) -> None:
 
 
 def check_modes(*, load_sparse_tensor: bool, precision: str) -> None:
-    """Refuse sparse mini-batches, and a precision there is not.
+    """Refuse sparse mini-batches and unknown precisions.
 
     Raises
     ------
     ValueError
-        If one of them is asked for.
+        If either is requested.
     """
     if load_sparse_tensor:
         msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
@@ -86,24 +86,24 @@ def check_modes(*, load_sparse_tensor: bool, precision: str) -> None:
 
 
 def check_looks(every: int, max_epochs: int) -> None:
-    """Refuse early stopping that would never look."""
+    """Refuse to evaluate held-out cells less than once, if early stopping depends on it."""
     if every > max_epochs:
         msg = (
-            f"early_stopping looks every {every} epochs, and there are only {max_epochs}: it would "
-            "never look. Lower check_val_every_n_epoch."
+            f"early_stopping checks every {every} epochs, and there are only {max_epochs}: it "
+            "would never check. Lower check_val_every_n_epoch."
         )
         raise ValueError(msg)
 
 
 def refuse_unknown(given: Mapping[str, object], known: list[str]) -> None:
-    """Refuse arguments that ``train`` does not have, saying what stands in their place.
+    """Refuse arguments that ``train`` does not have, saying what to use instead.
 
     Parameters
     ----------
     given
         The arguments.
     known
-        Names of those it has.
+        Names of the arguments it has.
 
     Raises
     ------
@@ -122,21 +122,22 @@ def _instead(name: str, known: list[str]) -> str:
         return LIGHTNING[name]
     if name in {field.name for field in fields(TrainingPlan)}:
         return f'it belongs to the plan, plan_kwargs={{"{name}": ...}}'
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
+    similar = get_close_matches(name, known, n=1)
+    return f"did you mean {similar[0]}=?" if similar else f"it takes {', '.join(known)}"
 
 
 def refuse_never_looking(max_epochs: int, warmup_epochs: int, *, is_warming_up: bool) -> None:
-    """Refuse early stopping that would look at no epoch of a run; say what is in its way.
+    """Raise an error for early stopping that would not check any epoch, naming the reason.
 
     Parameters
     ----------
     max_epochs
         Length of the run.
     warmup_epochs
-        ``early_stopping_warmup_epochs``, if that leaves it nothing to look at; else 0.
+        ``early_stopping_warmup_epochs``, if these leave no epoch to check; otherwise 0.
     is_warming_up
-        Whether the KL warm-up lasts until the last epoch; if neither, the learning rate rises.
+        Whether the KL warm-up lasts until the last epoch. If neither is the reason, it is the rise
+        of the learning rate.
 
     Raises
     ------
@@ -145,15 +146,15 @@ def refuse_never_looking(max_epochs: int, warmup_epochs: int, *, is_warming_up: 
     """
     if warmup_epochs:
         msg = (
-            f"early_stopping_warmup_epochs={warmup_epochs} leaves early stopping none of the "
-            f"{max_epochs} epochs to look at."
+            f"early_stopping_warmup_epochs={warmup_epochs} leaves early stopping no epoch to check "
+            f"in a run of {max_epochs}."
         )
         raise ValueError(msg)
     what, how = "rise of the learning rate", "cycle_rise"
     if is_warming_up:
         what, how = "KL warm-up", "n_epochs_kl_warmup, n_steps_kl_warmup"
     msg = (
-        f"Early stopping looks at epochs after the {what}, which does not end before the last of "
-        f"{max_epochs} epochs: it would never look. Shorten it (plan_kwargs: {how})."
+        f"Early stopping checks epochs after the {what}, which does not end before the last of "
+        f"{max_epochs} epochs: it would never check. Shorten it (plan_kwargs: {how})."
     )
     raise ValueError(msg)

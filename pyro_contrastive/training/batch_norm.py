@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation that belong to the weights as they are now."""
+"""Statistics of batch normalisation that match the present weights."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_BATCHES = 8
-"""Mini-batches that the statistics are averaged over: of 256 cells each, they are some 2 % off."""
+"""Mini-batches to average over; with 256 cells each, the statistics are accurate to about 2 %."""
 
 
 def refresh_statistics(vae: ContrastiveVAE, batches: Iterable[CellBatch]) -> None:
-    """Replace running means and variances by averages over mini-batches, of the present weights.
+    """Replace running means and variances by averages over mini-batches under the present weights.
 
-    In training, batch normalisation takes mean and variance from the mini-batch; in evaluation it
-    takes running averages of them, which lag behind where the weights move fast. How far depends
-    on the input: counts of a million a cell have logarithms of 5 and more in every gene, and the
-    least change of the weights shifts their sum. "Precise" statistics are computed afresh instead
-    (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", arXiv:2105.07576, 2021). Weights and random
-    numbers stay as they are.
+    In training, batch normalisation uses the mean and variance of the mini-batch; in evaluation,
+    running averages of them, which lag behind when the weights change fast. By how much depends on
+    the input: with a million counts per cell, log counts are 5 or more in every gene, and even a
+    small change of the weights shifts their sum. "Precise" statistics are computed anew instead
+    (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", arXiv:2105.07576, 2021). Weights and the state
+    of the random numbers are unchanged.
 
     Parameters
     ----------
     vae
-        The module; in training mode afterwards if it was before.
+        The module; its mode, training or evaluation, is the same afterwards.
     batches
         Training cells, both populations mixed as in training.
     """
@@ -38,10 +38,11 @@ def refresh_statistics(vae: ContrastiveVAE, batches: Iterable[CellBatch]) -> Non
     was_training = vae.training
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all that comes
+        norm.momentum = None  # an equal average over all mini-batches
     vae.train()
     try:
-        # The likelihood's heads, which cost the most, are evaluated only if they are looked at.
+        # The whole model runs, because its decoder may have batch normalisation too. That is cheap:
+        # the likelihood's heads, the largest layers, are evaluated only when something reads them.
         with torch.no_grad(), seeded(0), own_params():
             for batch in batches:
                 posterior = poutine.trace(vae.guide).get_trace(batch)
@@ -50,6 +51,6 @@ def refresh_statistics(vae: ContrastiveVAE, batches: Iterable[CellBatch]) -> Non
         vae.train(was_training)
         for norm, (momentum, buffers) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            if not int(norm.num_batches_tracked or 0):  # no program has run it
+            if not int(norm.num_batches_tracked or 0):  # neither model nor guide ran it
                 for buffer, value in zip(norm.buffers(), buffers, strict=True):
                     buffer.copy_(value)

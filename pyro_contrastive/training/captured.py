@@ -1,4 +1,4 @@
-"""A recording of a step as a CUDA graph: a GPU gets all of its operations at once."""
+"""Capture a recording as a CUDA graph, which launches all of its operations at once."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 CAPTURED_ON = {"cuda"}
-"""Types of devices that can."""
+"""Types of devices that support it."""
 _N_FIRST = 3
-"""Runs before the one that is captured, in which libraries allocate what they need."""
+"""Runs before the captured one, in which libraries allocate the memory they need."""
 
 
 class Captured:
-    """Plays a recording by launching its graph, on inputs of one set of shapes.
+    """Replays a recording by launching its graph, on inputs of one set of shapes.
 
-    A graph reads and writes the memory it was captured with. Inputs are copied there. Gradients
-    stay there, so they hold until the next playing; all else that is found is copied from there.
+    A graph reads and writes the memory it was captured with. Inputs are copied into it. Gradients
+    stay in it, and are valid until the next replay; all other results are copied out.
 
     Parameters
     ----------
-    play
-        Function of the inputs that returns a dictionary of what it finds; ``"gradients"`` in it
-        are not copied. It is called some times: what it changes is to be put back.
+    replay
+        Function of the inputs that returns a dictionary of results; ``"gradients"`` among them are
+        not copied. It is called several times here, and the caller restores what it changes.
     inputs
-        Inputs like those it is to be played on.
+        Inputs of the shapes it will be replayed on.
     """
 
-    def __init__(self, play: Callable[..., dict[str, Any]], inputs: Sequence[Tensor]) -> None:
-        self._play = play  # it owns tensors that the graph reads
+    def __init__(self, replay: Callable[..., dict[str, Any]], inputs: Sequence[Tensor]) -> None:
+        self._recorded = replay  # keeps alive the tensors that the graph reads
         self._inputs = [tensor.clone() for tensor in inputs]
-        self._found, self._replay = capture(lambda: play(*self._inputs), inputs[0].device)
+        self._found, self._replay = capture(lambda: replay(*self._inputs), inputs[0].device)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Any]:
-        """Play it."""
+        """Replay it."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         self._replay()
@@ -47,9 +47,9 @@ class Captured:
 def capture(
     function: Callable[[], dict[str, Any]], device: torch.device
 ) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Return what a function finds on a GPU, and what makes it find that anew.
+    """Capture a function on a GPU; return its results, and a function that recomputes them.
 
-    What the function reads must live as long as that is called.
+    The tensors that the function reads must live as long as the latter is used.
     """
     with torch.cuda.device(device):
         here = torch.cuda.current_stream()
@@ -60,10 +60,10 @@ def capture(
             with torch.cuda.stream(aside):
                 for _ in range(_N_FIRST):
                     function()
-                # (In a stream of its own making torch would capture on whatever device came first.)
+                # Without `stream`, torch would capture on the device that was used first.
                 with torch.cuda.graph(graph, stream=aside):
                     found = function()
             here.wait_stream(aside)
-        finally:  # torch stays in the stream of a capture that failed
+        finally:  # after a failed capture torch stays in its stream
             torch.cuda.set_stream(here)
     return found, graph.replay

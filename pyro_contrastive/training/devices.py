@@ -1,4 +1,4 @@
-"""Which device to train on."""
+"""Choose the device to train on, or to load a model to."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 
 def one_device(accelerator: str, devices: int | list[int] | str) -> Fabric:
-    """Return a Lightning Fabric on exactly one device.
+    """Return a Lightning Fabric that uses exactly one device.
 
     Parameters
     ----------
     accelerator
-        ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``.
+        ``"auto"`` (CUDA if available), ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``.
     devices
-        ``"auto"`` or 1, or a list with the number of one device, e.g. ``[1]``.
+        ``"auto"`` or 1, or a list with the index of one device, e.g. ``[1]``.
 
     Raises
     ------
     ValueError
-        If more than one device is asked for.
+        If more than one device is requested.
     """
     if devices == "auto":
         devices = 1
     n_devices = len(devices) if isinstance(devices, list) else devices
     if str(n_devices) != "1":
-        msg = f"Training uses one device; devices={devices!r} asks for another number."
+        msg = f"Training uses exactly one device, not devices={devices!r}."
         raise ValueError(msg)
     from lightning_fabric import Fabric  # noqa: PLC0415  # slow, and only training needs it
 
@@ -37,24 +37,24 @@ def one_device(accelerator: str, devices: int | list[int] | str) -> Fabric:
 
 
 def torch_device(accelerator: str, device: int | str) -> torch.device:
-    """Return the device a model is loaded to.
+    """Return the device to load a model to.
 
     Parameters
     ----------
     accelerator
-        ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"gpu"`` or ``"cuda"``.
+        ``"auto"`` (CUDA if available), ``"cpu"``, ``"gpu"`` or ``"cuda"``.
     device
-        Number of the device; ``"auto"``: the first.
+        Index of the device; ``"auto"``: the first.
 
     Raises
     ------
     ValueError
-        If there is no such accelerator here.
+        If the accelerator is not available.
     """
     has_cuda = torch.cuda.is_available()
     if accelerator == "cpu" or (accelerator == "auto" and not has_cuda):
         return torch.device("cpu")
     if accelerator not in {"auto", "gpu", "cuda"} or not has_cuda:
-        msg = f"accelerator={accelerator!r} is not to be had here; 'auto' and 'cpu' are."
+        msg = f"accelerator={accelerator!r} is not available; use 'auto' or 'cpu'."
         raise ValueError(msg)
     return torch.device("cuda", 0 if device == "auto" else int(device))

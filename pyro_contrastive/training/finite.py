@@ -1,4 +1,4 @@
-"""Is everything finite; and if not, what was the first thing that was not."""
+"""Check that the loss is finite, and find where it stopped being so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_contrastive.training.part_checks import (
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_TRIES = 10
-"""Draws in which :func:`explain_non_finite` looks for the culprit."""
+"""Number of draws in which :func:`explain_non_finite` searches for the site."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -31,7 +31,7 @@ class NonFiniteLossError(RuntimeError):
 
 @contextmanager
 def no_nan_warnings() -> Iterator[None]:
-    """Silence Pyro's "Encountered NaN", where an error with the name of the site follows."""
+    """Silence Pyro's "Encountered NaN" where an error that names the site follows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered [+-]?(NaN|inf)")
         yield
@@ -40,19 +40,19 @@ def no_nan_warnings() -> Iterator[None]:
 def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     """Run model and guide once with Pyro's checks on, before any training.
 
-    What a user's own prior, likelihood or penalty returns, shapes, supports and parameter ranges
-    are checked here, so that the training steps can go without.
+    This checks what a user's own prior, likelihood or penalty returns, shapes, supports and the
+    ranges of parameters, so that the training steps can skip these checks.
 
     Raises
     ------
     TypeError
-        If a prior or the likelihood returns no distribution, or a penalty no tensor.
+        If a prior or the likelihood does not return a distribution, or a penalty not a tensor.
     ValueError
-        If what they return has another shape than wanted; by Pyro, if a distribution's parameters
-        or values are out of range; or if a program uses ``pyro.param``, or a part keeps a tensor
-        that is no parameter, which would be neither trained nor saved.
+        If what they return has the wrong shape; from Pyro, if parameters or values of a
+        distribution are out of range; or if model or guide use ``pyro.param``, or a component keeps
+        a tensor that is not a parameter, because such values are neither trained nor saved.
     NonFiniteLossError
-        If the loss is NaN or infinite to begin with.
+        If the initial loss is NaN or infinite.
     """
     refuse_loose_tensors(vae)
     with evaluating(vae), seeded(0), no_nan_warnings():
@@ -71,9 +71,9 @@ def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
         for name in trace.param_nodes:
             if id(stored[name]) not in own:
                 msg = (
-                    f"pyro.param({name!r}) belongs to no module: train() would not fit it, nor "
-                    "save() keep it. Make it a torch.nn.Parameter of your prior, likelihood or "
-                    "penalty."
+                    f"pyro.param({name!r}) does not belong to a module: train() would not fit it, "
+                    "and save() would not keep it. Make it a torch.nn.Parameter of your prior, "
+                    "likelihood or penalty."
                 )
                 raise ValueError(msg)
 
@@ -81,39 +81,39 @@ def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
 def explain_non_finite(
     vae: ContrastiveVAE, batch: CellBatch, when: str, terms: Mapping[str, Tensor]
 ) -> NonFiniteLossError:
-    """Find the first site that is not finite, and say so in an error to be raised.
+    """Return an error, to be raised, that names the first site that is not finite.
 
     Parameters
     ----------
     vae
-        The model, whose objective just gave a loss that is not finite.
+        The model whose loss was not finite.
     batch
-        The cells it was given.
+        The cells for which it was not.
     when
-        Put into the message.
+        When that happened, for the message.
     terms
         The parts of that loss: :attr:`ContrastiveELBO.terms`.
     """
     bad_terms = [name for name, value in terms.items() if not torch.isfinite(value).all()]
     with pyro.validation_enabled(False), torch.no_grad():
         found = None
-        for _ in range(N_TRIES):  # new noise each time: it need not happen in every draw
+        for _ in range(N_TRIES):  # new noise each time: it may not happen in every draw
             traces = next(vae.objective.traces(vae.model, vae.guide, batch))
             found = _first_bad_site("guide", traces[1]) or _first_bad_site("model", traces[0])
             if found:
                 break
     if not found and bad_terms:
         found = f"the term {bad_terms[0]!r} of the loss is"
-    where = found or "no single term, but their sum, is"
+    where = found or "the sum of the terms, though each of them is finite, is"
     return NonFiniteLossError(
         f"The loss is not finite {when}: {where} not finite. The weights are those before that "
         "step (with early stopping, the best ones). Lower the learning rate (plan_kwargs={'lr': "
-        "...}), or look at the prior, likelihood or penalty you changed."
+        "...}), or check the prior, likelihood or penalty you changed."
     )
 
 
 def explain_gradient(vae: ContrastiveVAE, when: str) -> NonFiniteLossError:
-    """Name the parameter whose gradient is not finite, in an error to be raised."""
+    """Return an error, to be raised, that names a parameter whose gradient is not finite."""
     names = [
         name
         for name, parameter in vae.named_parameters()

@@ -51,7 +51,7 @@ def fit(
     ------
     ValueError
         If a number is out of range, or early stopping watches a quantity that is not recorded, or
-        would never look.
+        would never check it.
     NonFiniteLossError
         If the loss becomes NaN or infinite; names the site where that happened.
     """
@@ -88,7 +88,7 @@ def fit(
 
 
 def _prepare(run: Run, data: CellData) -> None:
-    """Start the likelihood's parameters, check everything once, and note which cells train."""
+    """Initialise the likelihood, check model and settings, and remember some training cells."""
     train = np.concatenate([run.split.train.background, run.split.train.target])
     if run.plan.start_from_data:
         run.vae.model.likelihood.start_from(data.gene_summary(train))

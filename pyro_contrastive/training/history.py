@@ -1,4 +1,4 @@
-"""What happened in training: one number per epoch and quantity; and when to stop."""
+"""The history of training, one number per epoch and quantity; and early stopping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class History:
-    """Quantities by epoch. Read as scvi-tools' ``model.history``: a data frame per quantity."""
+    """Quantities by epoch. :meth:`frames` has the form of scvi-tools' ``model.history``."""
 
     def __init__(self, first_epoch: int = 0) -> None:
         self._epoch = first_epoch - 1
@@ -50,27 +50,27 @@ class History:
 
 
 class EarlyStopping:
-    """Watches one quantity, remembers the weights at its best.
+    """Watches one quantity, and keeps the weights with its best value.
 
     Parameters
     ----------
     monitor
         Name of the quantity in the history.
     patience
-        Stop after so many checks without improvement.
+        Number of checks without improvement after which to stop.
     min_delta
-        By how much the quantity must improve to restart the patience. The weights kept are those
-        at the best value, however small the improvement.
+        How much the quantity must improve for the count of `patience` to restart. The weights kept
+        are those of the best value, however small the improvement.
     mode
         Whether smaller (``"min"``) or larger (``"max"``) is better.
     warmup_epochs
-        Do not look at so many epochs of the run, counted from its start.
+        Number of epochs at the start of the run that are not checked.
 
     Raises
     ------
     ValueError
-        If `patience` is less than 1, `min_delta` or `warmup_epochs` negative, or `mode` neither of
-        the two.
+        If `patience` is less than 1, `min_delta` or `warmup_epochs` is negative, or `mode` is
+        neither of the two.
     """
 
     def __init__(
@@ -111,15 +111,15 @@ class EarlyStopping:
         Raises
         ------
         ValueError
-            If the monitored quantity is not in `recorded`; the error lists what is.
+            If the monitored quantity is not in `recorded`; the error lists those that are.
         """
         if self.monitor in recorded:
             return
         msg = f"Early stopping watches {self.monitor!r}, which is not recorded. "
         if self.monitor.endswith("_validation") and self.monitor[:-10] + "train" in recorded:
             msg += (
-                "No cells are held out of one of the populations (too few cells, or "
-                "train_size=1): lower train_size, or train without early_stopping."
+                "One of the populations has no held-out cells (too few cells, or train_size=1): "
+                "lower train_size, or train without early_stopping."
             )
         else:
             msg += f"It can watch {sorted(recorded)}."
@@ -128,7 +128,7 @@ class EarlyStopping:
     def update(
         self, values: Mapping[str, float], module: nn.Module, epoch: int | None = None
     ) -> bool:
-        """Take the values of an epoch, and its number; return whether it is time to stop."""
+        """Check the values of an epoch, given its number; return whether to stop."""
         value = self._sign * values[self.monitor]
         if value < self.best:
             self.best = value
@@ -143,12 +143,12 @@ class EarlyStopping:
 
     @property
     def reason(self) -> str:
-        """Why it stops, in words."""
+        """Why training stops, in words."""
         return f"{self.monitor} has not improved for {self.patience} checks"
 
     @torch.no_grad()
     def restore_best(self, module: nn.Module) -> None:
-        """Put back the weights that gave the best value seen (if any was)."""
+        """Restore the weights with the best value seen, if there was a check."""
         if self._weights is not None:
             module.load_state_dict(self._weights)
 
@@ -164,11 +164,11 @@ class FitResult:
     seconds
         Wall time.
     stopped_early, interrupted
-        Ended by early stopping; by Ctrl-C.
+        Whether early stopping, or Ctrl-C, ended it.
     max_epochs
-        Epochs there were to be.
+        Number of epochs planned.
     best_epoch
-        Epoch whose weights early stopping put back, counted from 0 as in the history; ``None``
+        Epoch whose weights early stopping restored, counted from 0 as in the history; ``None``
         without early stopping.
     reason
         Why it ended before `max_epochs`; empty if it did not.

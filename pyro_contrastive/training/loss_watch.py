@@ -1,4 +1,4 @@
-"""A loss that explodes is told, even where it comes down again."""
+"""Warn of a loss that explodes, even if it comes down again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 
 NAMES = {"elbo_train": "training", "elbo_validation": "held-out"}
 EXPLODED = 2.0
-"""By how many times its former size a loss has to grow: it is then three times as large."""
+"""How much a loss must grow, relative to its earlier size: it is then three times as large."""
 
 
 class LossWatch:
-    """Warns, once in a run, of a negative ELBO that has become far larger than it was.
+    """Warns, once in a run, of a negative ELBO that has become far larger than before.
 
     Parameters
     ----------
     lr
-        Learning rate of the run, for the advice.
+        Learning rate of the run; the warning suggests a lower one.
     """
 
     def __init__(self, lr: float) -> None:
@@ -26,14 +26,14 @@ class LossWatch:
         self._has_warned = False
 
     def look(self, values: Mapping[str, float], epoch: int) -> None:
-        """Take the values of an epoch, and its number in the history."""
+        """Look at the values of an epoch; `epoch` is its number in the history."""
         for name, kind in NAMES.items():
             if name not in values:
                 continue
             value = values[name]
             first = self._first.setdefault(name, value)
             lowest = self._lowest.setdefault(name, value)
-            # Negative ELBOs of values that are no counts may be below 0, or near it.
+            # The negative ELBO of continuous data may be negative, or close to 0.
             size = max(abs(first), abs(lowest))
             if value - lowest > EXPLODED * size and not self._has_warned:
                 self._warn(kind, name, value, lowest, epoch)
@@ -43,7 +43,7 @@ class LossWatch:
         self._has_warned = True
         warnings.warn(
             f"The {kind} loss exploded: in epoch {epoch} {name} is {value:,.4g} nats per pair, and "
-            f"it had been {lowest:,.4g} before. Plot model.history[{name!r}] before you use this "
+            f"it was {lowest:,.4g} before. Plot model.history[{name!r}] before you use this "
             "fit. If the loss does not come down again, train a new model with a lower learning "
             f'rate, plan_kwargs={{"lr": {self.lr / 3:.2g}}}; and look for cells or genes with '
             "counts far above all others.",

@@ -1,4 +1,4 @@
-"""What a part of one's own gives back, looked at once before training: errors that name it."""
+"""Check once, before training, what a user's own components return; errors name the component."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pyro_contrastive.vae import ContrastiveVAE
 
 @contextmanager
 def explained(vae: ContrastiveVAE) -> Iterator[None]:
-    """Say of an error which part of one's own it came from, and what tests that part alone."""
+    """Add notes to an error: which own component raised it, and which function tests that."""
     try:
         yield
     except Exception as error:
@@ -35,14 +35,15 @@ def explained(vae: ContrastiveVAE) -> Iterator[None]:
 
 @contextmanager
 def outputs_checked(vae: ContrastiveVAE, n_cells: int) -> Iterator[None]:
-    """Check inside what priors, likelihood and penalties return, and raise errors that name them.
+    """Check, while the context is open, what own priors, likelihoods and penalties return.
 
     Raises
     ------
     TypeError
-        Inside, if it is no distribution of Pyro's, or a penalty no tensor.
+        From within, if a prior or likelihood does not return a distribution of Pyro, or a penalty
+        not a tensor.
     ValueError
-        Inside, if it has another shape than wanted.
+        From within, if the shape is wrong.
     """
     handles = []
     for keyword, part in parts_of(vae.model, vae.penalties):
@@ -57,7 +58,7 @@ def outputs_checked(vae: ContrastiveVAE, n_cells: int) -> Iterator[None]:
 
 
 def warn_of_idle_penalties(vae: ContrastiveVAE, batch: CellBatch) -> None:
-    """Warn of penalties of one's own whose value has no gradient, so that they train nothing."""
+    """Warn of own penalties whose value has no gradient, so that they train nothing."""
     own = [penalty for penalty in vae.penalties if _is_own(penalty) and penalty.weight]
     if not own:
         return
@@ -67,15 +68,15 @@ def warn_of_idle_penalties(vae: ContrastiveVAE, batch: CellBatch) -> None:
     for penalty in idle:
         warnings.warn(
             f"{_name(('penalties', penalty))} has no gradient: it is added to the loss, but trains "
-            "nothing. Compute it by torch's operations on what the traces hold, without detach(), "
-            "item(), numpy(), comparisons or rounding.",
+            "nothing. Compute it by torch operations on the values in the traces, without "
+            "detach(), item(), numpy(), comparisons or rounding.",
             UserWarning,
             stacklevel=2,
         )
 
 
 def refuse_loose_tensors(vae: ContrastiveVAE) -> None:
-    """Refuse tensors of a part that want a gradient and are no parameters.
+    """Refuse tensors of a component that require a gradient but are not parameters.
 
     Raises
     ------
@@ -86,9 +87,9 @@ def refuse_loose_tensors(vae: ContrastiveVAE) -> None:
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
                 msg = (
-                    f"{_name((keyword, part))}: the tensor {name!r} wants a gradient and is no "
-                    "parameter, so that train() would not fit it, nor save() keep it. Make it a "
-                    "torch.nn.Parameter."
+                    f"{_name((keyword, part))}: the tensor {name!r} requires a gradient but is not "
+                    "a parameter, so train() would not fit it, and save() would not keep it. Make "
+                    "it a torch.nn.Parameter."
                 )
                 raise ValueError(msg)
 
@@ -107,26 +108,26 @@ def _tester(part: Component) -> str:
 
 
 def _notes(error: Exception, own: list[Part]) -> Iterator[str]:
-    """Yield what to add to an error: where it came from, and how to test that alone."""
+    """Yield notes for an error: where it came from, and how to test that component alone."""
     frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     raisers = [part for part in own if any(part[1] is found for found in frames)]
     for part in raisers:
-        yield f"Found before training, in {_name(part)}; {_tester(part[1])} tests it alone."
+        yield f"Found before training, in {_name(part)}; {_tester(part[1])} tests it by itself."
         if isinstance(error, KeyError) and isinstance(part[1], Penalty):
             yield (
-                "Sites of the traces: 'z', 's', 'library' and 'x'; the deterministic 'scale' and "
-                "'rate' are in the model's, if uses_expression is True."
+                "Sites of the traces: 'z', 's', 'library' and 'x'; the model's trace also has the "
+                "deterministic 'scale' and 'rate' if uses_expression is True."
             )
     if own and not raisers:
-        names = "; ".join(f"{_name(part)}, which {_tester(part[1])} tests alone" for part in own)
-        yield f"Found before training. Of your own there is: {names}."
+        names = "; ".join(f"{_name(part)} (tested by {_tester(part[1])})" for part in own)
+        yield f"Found before training. Your own components are: {names}."
 
 
 Wanted = Callable[[str, Any], None]
 
 
 def _wanted(vae: ContrastiveVAE, keyword: str, n_cells: int) -> Wanted:
-    """Return what checks the output of the part that was given by `keyword`."""
+    """Return the check of what a component given as `keyword` returns."""
     if keyword == "penalties":
         return _check_value
     sizes = {
@@ -149,13 +150,13 @@ def _check_distribution(
     if not isinstance(output, dist.Distribution):
         kind = f"{type(output).__module__}.{type(output).__name__}".removeprefix("builtins.")
         msg = (
-            f"{name}: forward returned {kind}, and no distribution of pyro.distributions, such as "
+            f"{name}: forward returned {kind}, not a distribution of pyro.distributions, such as "
             "dist.Normal(mean, scale).to_event(1)."
         )
         raise TypeError(msg)
     batch, event = list(output.batch_shape), list(output.event_shape)
     if event != [size]:
-        hint = "call .to_event(1) on it" if not event else "see with which sizes it is made"
+        hint = "call .to_event(1) on it" if not event else "check the sizes it is made with"
         msg = f"{name}: the distribution has event shape {event}, which must be [{size}]: {hint}."
         raise ValueError(msg)
     if not (batch[-1:] == [n_cells] or (may_be_of_all and batch in ([], [1]))):
@@ -166,11 +167,11 @@ def _check_distribution(
 
 def _check_value(name: str, output: Any) -> None:
     if not isinstance(output, Tensor):
-        msg = f"{name}: forward returned a {type(output).__name__}, and no tensor of torch."
+        msg = f"{name}: forward returned a {type(output).__name__}, not a torch tensor."
         raise TypeError(msg)
     if output.dim():
         msg = (
-            f"{name}: forward returned shape {list(output.shape)}; it must be a single number, for "
-            "instance the mean over cells."
+            f"{name}: forward returned shape {list(output.shape)}; it must return a single number, "
+            "for instance the mean over cells."
         )
         raise ValueError(msg)

@@ -16,29 +16,29 @@ MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
 FAST_STEPS = 500
-FAST_EPOCHS, MOST_FAST_EPOCHS = 10, 80
+MIN_FAST_EPOCHS, MAX_FAST_EPOCHS = 10, 80
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """Optimiser and KL warm-up, under the names of scvi-tools' ``plan_kwargs``.
 
-    The defaults are scvi-tools' too, but for the length of the warm-up: there it is 400 epochs,
-    however long the run.
+    The defaults are also those of scvi-tools, except for the length of the warm-up, which there is
+    400 epochs however long the run.
 
     Parameters
     ----------
     lr, weight_decay, eps
-        Of Adam (coupled weight decay) or AdamW (decoupled).
+        Settings of Adam (coupled weight decay) or AdamW (decoupled).
     optimizer
         ``"Adam"``, ``"AdamW"`` or ``"Custom"``, which takes `optimizer_creator`.
     optimizer_creator
         Function of the parameters that returns an optimiser.
     one_cycle
         Let the learning rate rise from lr / 25 to `lr` over the first part of the run, and fall to
-        nearly nothing over the rest (Smith & Topin 2018, "Super-convergence"), step by step.
+        nearly 0 over the rest, step by step (Smith & Topin 2018, "Super-convergence").
     cycle_rise
-        Share of the run over which it rises, above 0 and below 1; default a third.
+        Fraction of the run over which it rises, between 0 and 1; default one third.
     reduce_lr_on_plateau
         Multiply the learning rate by `lr_factor` when `lr_scheduler_metric` has not fallen by
         `lr_threshold` for `lr_patience` epochs, down to `lr_min`.
@@ -50,21 +50,22 @@ class TrainingPlan:
     min_kl_weight, max_kl_weight
         KL weight before the first step and after the warm-up.
     precise_batch_norm
-        Compute means and variances of batch normalisation afresh, from some training mini-batches,
-        whenever the held-out cells are evaluated and at the end of the run: see
-        :func:`~pyro_contrastive.training.batch_norm.refresh_statistics`. Default: as in scvi-tools
-        they are running averages over the last 100 steps or so, which the weights of the fast
-        schedule outrun, the more so the deeper the counts: a held-out loss may then be thousands of
+        Recompute the means and variances of batch normalisation from some training mini-batches
+        whenever the held-out cells are evaluated, and at the end of the run: see
+        :func:`~pyro_contrastive.training.batch_norm.refresh_statistics`. By default they are, as in
+        scvi-tools, running averages over about 100 steps. With the fast schedule the weights change
+        faster than these, especially with deep counts, and a held-out loss may then be thousands of
         times too large. The weights themselves do not depend on it.
     start_from_data
-        Let the likelihood's parameters start at what is typical of each gene in the training cells,
-        instead of at random: see :meth:`Likelihood.start_from`. In the first training of a model.
+        Start the likelihood's parameters at values typical of each gene in the training cells,
+        instead of at random, when a model is trained for the first time: see
+        :meth:`Likelihood.start_from`.
     record_steps
         Run the Python code of model, guide and penalties in some steps only, record what it asks of
-        torch, and play that in all other steps (default). It is the quicker way, and has the same
-        result: what is played is checked against the code again and again, and where it cannot be
-        recorded, or does not agree, the code is run in every step. ``False`` if your own code is to
-        be run in every step, because it prints, say, or counts steps.
+        torch, and replay that in all other steps (default). This is faster and gives the same
+        result: recordings are checked against the code repeatedly, and code that cannot be
+        recorded, or does not agree with its recording, runs in every step. ``False``: run all code
+        in every step, for example because yours prints or counts steps.
 
     Raises
     ------
@@ -124,12 +125,12 @@ class TrainingPlan:
 
     @classmethod
     def from_kwargs(cls, plan_kwargs: dict[str, Any] | None, schedule: str = "reference") -> Self:
-        """Make a plan from ``plan_kwargs``, and the named schedule for what they leave open.
+        """Make a plan from a named schedule and ``plan_kwargs``, which take precedence.
 
         Raises
         ------
         TypeError
-            If there is a key the plan does not know; the error lists those it does.
+            If `plan_kwargs` has an unknown key; the error lists the known ones.
         ValueError
             If there is no such schedule.
         """
@@ -139,16 +140,16 @@ class TrainingPlan:
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(plan_kwargs or {}) - set(known))
         if unknown:
-            msg = f"plan_kwargs does not know {unknown}; it takes {known}."
+            msg = f"plan_kwargs does not take {unknown}; it takes {known}."
             raise TypeError(msg)
         given = plan_kwargs or {}
         named = SCHEDULES[schedule]
-        if given.get("n_steps_kl_warmup") is not None:  # else the epochs of the schedule would win
+        if given.get("n_steps_kl_warmup") is not None:  # or the epochs of the schedule would win
             named = {key: v for key, v in named.items() if key != "n_epochs_kl_warmup"}
         return cls(**(named | given))
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimiser of a module's parameters."""
+        """Make an optimiser of a module's parameters."""
         if self.optimizer_creator is not None:
             return self.optimizer_creator(module.parameters())
         kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -161,7 +162,7 @@ class TrainingPlan:
         )
 
     def make_scheduler(self, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau | None:
-        """Make what lowers the learning rate, to be stepped with `lr_scheduler_metric`."""
+        """Make the scheduler that lowers the learning rate by `lr_scheduler_metric`, if any."""
         if not self.reduce_lr_on_plateau:
             return None
         return ReduceLROnPlateau(
@@ -174,17 +175,17 @@ class TrainingPlan:
         )
 
     def make_cycle(self, optimizer: torch.optim.Optimizer, n_steps: int) -> OneCycleLR | None:
-        """Make what changes the learning rate over a run of `n_steps`, to be stepped every step."""
+        """Make the scheduler of ``one_cycle`` over a run of `n_steps`, if any."""
         if not self.one_cycle:
             return None
         total = max(n_steps + 1, 4)
-        rise = max(self.cycle_rise, 2 / total)  # torch divides by 0 in a rise of a single step
+        rise = max(self.cycle_rise, 2 / total)  # torch divides by 0 if it rises in one step
         return OneCycleLR(
             optimizer, self.lr, total_steps=total, pct_start=rise, cycle_momentum=False
         )
 
     def is_rising(self, step: int, n_steps: int) -> bool:
-        """Tell whether the learning rate still rises at a step, counted from 0, of `n_steps`."""
+        """Return whether the learning rate still rises at a step, counted from 0, of `n_steps`."""
         return self.one_cycle and step < self.cycle_rise * n_steps
 
     def kl_weight(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:
@@ -210,15 +211,16 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "start_from_data": True,
     },
 }
-"""Arguments of :class:`TrainingPlan` by name of the schedule; see ``ContrastiveVI.train``."""
+"""Arguments of :class:`TrainingPlan` by the name of the schedule; see ``ContrastiveVI.train``."""
 
 
 def default_max_epochs(n_cells: int, schedule: str = "reference", steps_per_epoch: int = 1) -> int:
-    """Epochs of a schedule: by scvi-tools' rule, 400 up to 20,000 cells and then fewer; or "fast".
+    """Return the number of epochs of a schedule.
 
-    The fast schedule takes about 500 steps, in at least 10 and at most 80 epochs: few cells are
-    soon overfitted.
+    The reference schedule follows scvi-tools: 400 epochs up to 20,000 cells, then fewer. The fast
+    one takes about 500 steps, in at least 10 and at most 80 epochs, because a model of few cells
+    overfits soon.
     """
     if schedule == "fast":
-        return min(max(FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch)), MOST_FAST_EPOCHS)
+        return min(max(MIN_FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch)), MAX_FAST_EPOCHS)
     return max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))

@@ -17,9 +17,9 @@ class EpochBar:
     Parameters
     ----------
     max_epochs
-        Epochs to come.
+        Number of epochs.
     show
-        ``False``: do nothing; so does ``settings.progress_bars = False``.
+        Whether to show the bar; ``settings.progress_bars = False`` hides it too.
     """
 
     def __init__(self, max_epochs: int, *, show: bool) -> None:
@@ -43,17 +43,17 @@ class EpochBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop drawing, and leave the bar as it is."""
-        if not self._progress.disable:  # before rich 14.3 even one that drew nothing ends a line
+        """Stop drawing; the bar stays on the screen."""
+        if not self._progress.disable:  # before rich 14.3 a disabled bar still printed a newline
             self._progress.stop()
 
     def stop_early(self, best_epoch: int | None) -> None:
-        """Say that the epochs that are missing will not come."""
+        """Show that training stopped before the last epoch."""
         text = f"stopped early, back to epoch {best_epoch} (counted from 0)"
         self._progress.update(self._task, losses=text)
 
     def advance(self, values: Mapping[str, float]) -> None:
-        """Move on one epoch."""
+        """Advance by one epoch, and show its losses."""
         names = {"elbo_train": "train", "elbo_validation": "held out"}
         parts = [f"{label} {values[n]:.1f}" for n, label in names.items() if n in values]
         losses = f"-ELBO per pair: {', '.join(parts)}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.resident import near
+from pyro_contrastive.data.resident import on_device_if_it_fits
 from pyro_contrastive.training.arguments import refuse_never_looking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
@@ -42,10 +42,10 @@ class RunSettings:
     batch_size
         Cells of each population in a step.
     early_stopping
-        When to stop; ``None``: after `max_epochs`. It looks only at epochs after the KL warm-up and
-        after the rise of the learning rate, if there is one. During the warm-up the loss is not yet
+        When to stop; ``None``: after `max_epochs`. It checks only epochs after the KL warm-up, and
+        after the rise of the learning rate if there is one. During the warm-up the loss is not yet
         the one to compare, and penalties, which the ELBO leaves out, do not have their full weight;
-        while the rate rises, weights that are hardly trained can seem the best for a while.
+        while the rate rises, weights that have hardly been trained can seem best for a while.
     check_val_every_n_epoch
         How often to evaluate the held-out cells, in epochs; ``None``: never.
     progress_bar
@@ -116,7 +116,7 @@ class Run:
     ) -> None:
         self.vae = vae
         self.dtype = next(vae.parameters()).dtype
-        self.data = near(data, fabric.device, self.dtype)
+        self.data = on_device_if_it_fits(data, fabric.device, self.dtype)
         self.split = split
         self.plan = plan
         self.settings = settings
@@ -146,8 +146,8 @@ class Run:
         Raises
         ------
         ValueError
-            If early stopping watches a quantity that training does not record, or would never look
-            because the KL warm-up or the rise of the learning rate lasts until the last check.
+            If early stopping watches a quantity that training does not record, or would never
+            check one because the KL warm-up or the rise of the learning rate lasts until the end.
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
         check_programs(self.vae, self.cells(first))
@@ -182,7 +182,7 @@ class Run:
         return self.data.cells(indices, self.fabric.device, self.dtype)
 
     def lower_learning_rate(self, values: Mapping[str, float]) -> None:
-        """Let the schedule look at the values of an epoch."""
+        """Pass the values of an epoch to the scheduler, which may lower the learning rate."""
         if self.scheduler is not None and self.plan.lr_scheduler_metric in values:
             self.scheduler.step(values[self.plan.lr_scheduler_metric])
 
@@ -227,11 +227,11 @@ class Run:
         return losses | self.named(means, "train")
 
     def named(self, means: Mapping[str, float], part: str) -> dict[str, float]:
-        """Give the parts of the negative ELBO the names they have in the history."""
+        """Name the parts of the negative ELBO as in the history."""
         return named(means, part, self.global_parts, len(self.split.train) / 2)
 
     def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
-        """Take one gradient step, unless the loss or its gradient is not finite."""
+        """Take one gradient step, unless the loss or its gradient is not finite; see `Updates`."""
         steps_per_epoch = self.batches.steps_per_epoch
         kl_weight = self.plan.kl_weight(self.step, steps_per_epoch, self.max_epochs)
         found = self.updates.take(batch, kl_weight, when)

@@ -1,4 +1,4 @@
-"""Which cells train, which are held out, and in what order they come."""
+"""Split cells into training and held-out ones, and put them in mini-batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyro_contrastive.data.indices import as_indices
 
 Indices = NDArray[np.int64]
 ROUNDING = 1e-6
-"""0.55 of 100 cells are 55, although ``0.55 * 100 > 55`` in floating point."""
+"""Tolerance for rounding: 0.55 of 100 cells are 55, although ``0.55 * 100 > 55``."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SplitSettings:
         """
         unknown = sorted(set(self.datasplitter_kwargs) - {"external_indexing"})
         if unknown:
-            msg = f"datasplitter_kwargs takes external_indexing only, not {unknown}."
+            msg = f"datasplitter_kwargs takes only external_indexing, not {unknown}."
             raise TypeError(msg)
         if not self.datasplitter_kwargs:
             return None
@@ -147,20 +147,20 @@ def split_populations(
     background, target
         Indices of the cells.
     train_size
-        Fraction that trains; default 0.9, or all that `validation_size` leaves.
+        Fraction of cells that train; default 0.9, or all that `validation_size` leaves.
     validation_size
-        Fraction held out; default all that `train_size` leaves. What is left over is test. The
-        number of training cells is rounded up, that of held-out cells down.
+        Fraction held out; default all that `train_size` leaves. The remaining cells are test
+        cells. The number of training cells is rounded up, that of held-out cells down.
     shuffle
-        Shuffle before splitting; else validation, training and test cells follow each other, as
-        in scvi-tools.
+        Shuffle before splitting; otherwise validation, training and test cells follow each other
+        in this order, as in scvi-tools.
     rng
         Source of the shuffle.
 
     Raises
     ------
     ValueError
-        If the fractions are not within 0 to 1, or no cell of a population is left to train.
+        If the fractions are out of range, or a population has no cell to train on.
     """
     if train_size is None:
         train_size = 0.9 if validation_size is None else 1.0 - validation_size
@@ -202,44 +202,47 @@ def external_split(
     Raises
     ------
     ValueError
-        If there are no or more than three parts, they overlap, they name a cell of neither
-        population, or no cell of a population trains.
+        If there are no parts or more than three, if they overlap, if a cell belongs to neither
+        population, or if a population has no training cell.
     """
     parts = [np.asarray(part, dtype=np.int64).reshape(-1) for part in external_indexing]
     if not 1 <= len(parts) <= 3:  # noqa: PLR2004  # train, validation, test
-        msg = f"external_indexing needs training, validation and test cells; it has {len(parts)}."
+        msg = (
+            "external_indexing needs one to three parts (training, validation, test), not "
+            f"{len(parts)}."
+        )
         raise ValueError(msg)
     parts += [np.empty(0, dtype=np.int64)] * (3 - len(parts))
     named = np.concatenate(parts)
     if len(np.unique(named)) < len(named):
-        msg = "external_indexing names some cells twice, within a part or in two of them."
+        msg = "external_indexing has some cells twice, within a part or in two parts."
         raise ValueError(msg)
-    strange = np.setdiff1d(named, np.concatenate([background, target]))
-    if strange.size:
-        msg = f"external_indexing names {strange.size} cells of neither population: {strange[:3]}."
+    others = np.setdiff1d(named, np.concatenate([background, target]))
+    if others.size:
+        msg = f"external_indexing has {others.size} cells of neither population: {others[:3]}."
         raise ValueError(msg)
     train, validation, test = (
         Population(np.intersect1d(part, background), np.intersect1d(part, target)) for part in parts
     )
     if not (len(train.background) and len(train.target)):
-        msg = "external_indexing must hold training cells of both populations."
+        msg = "external_indexing must have training cells of both populations."
         raise ValueError(msg)
     return Split(train, validation, test)
 
 
 class PairedBatches:
-    """Endless supply of training mini-batches: so many background cells, as many target cells.
+    """Training mini-batches with equal numbers of background and of target cells, without end.
 
-    An epoch is one pass over the larger population, cut into steps of nearly equal size. The
-    smaller one is drawn from without replacement and reshuffled whenever it is used up, also in
-    the middle of an epoch.
+    An epoch is one pass over the larger population, divided into steps of nearly equal size. The
+    smaller one is sampled without replacement, and reshuffled whenever it is used up, also in the
+    middle of an epoch.
 
     Parameters
     ----------
     cells
         The two populations.
     batch_size
-        Largest number of cells of each population in a step.
+        Maximum number of cells of each population in a step.
     rng
         Source of the shuffles.
     """
@@ -269,7 +272,7 @@ class PairedBatches:
 
 
 def evaluation_batches(cells: Population, batch_size: int) -> Iterator[Indices]:
-    """Yield every cell once, both populations spread evenly over the batches."""
+    """Yield every cell once, with both populations spread evenly over the batches."""
     n_batches = -(-max(len(cells.background), len(cells.target)) // batch_size)
     parts = (np.array_split(p, n_batches) for p in (cells.background, cells.target))
     for background, target in zip(*parts, strict=True):

@@ -1,4 +1,4 @@
-"""What a step may change beside gradients: to be put back, or to be noticed."""
+"""What a step may change beside gradients: saved to be restored, or described to be compared."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 DEPTH = 3
-"""How deep into lists and dictionaries of a module is looked."""
+"""How deep :func:`fingerprint` looks into lists and dictionaries of a module."""
 LARGE = 2**20
-"""Bytes from which on an array is not compared: it takes too long."""
+"""Size in bytes from which on arrays are not compared, because that takes too long."""
 
 
 class Saved:
-    """Values of tensors, and the state of torch's random numbers, to be put back.
+    """Values of tensors and the state of torch's random numbers, to be restored.
 
     Parameters
     ----------
     tensors
-        Which tensors.
+        The tensors.
     device
-        Whose random numbers, beside those of the CPU.
+        Device whose random numbers are saved, beside those of the CPU.
     """
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
@@ -36,7 +36,7 @@ class Saved:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         for tensor, value in zip(self._tensors, self._values, strict=True):
             tensor.copy_(value)
         torch.set_rng_state(self._cpu)
@@ -45,15 +45,15 @@ class Saved:
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> dict[str, Any]:
-    """Describe what Python code may keep between steps, so that a change shows.
+    """Describe what Python code may keep between steps, so that changes can be found.
 
-    That is random numbers of Python and of NumPy, and what modules have for attributes: numbers and
-    the like by value, in lists and dictionaries too, and tensors by their identity, for what is
-    written into them torch knows of.
+    That is the state of the random numbers of Python and of NumPy, and the attributes of modules:
+    numbers, text and arrays by value, also in lists and dictionaries. Tensors are described by
+    identity, because torch sees what is written into them.
     """
     found: dict[str, Any] = {
         "random numbers of Python": random.getstate(),
-        "random numbers of NumPy": _describe(np.random.get_state(), DEPTH),  # noqa: NPY002  # theirs
+        "random numbers of NumPy": _describe(np.random.get_state(), DEPTH),  # noqa: NPY002  # of user code
     }
     for module in modules:
         for name, value in vars(module).items():
@@ -63,7 +63,7 @@ def fingerprint(modules: Iterable[nn.Module]) -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> str | None:
-    """Name something that is not what it was, or return ``None``."""
+    """Return the name of something that changed, or ``None``."""
     for key in before.keys() | after.keys():
         if before.get(key, _nothing) != after.get(key, _nothing):
             return key.partition(" (at ")[0]
@@ -86,7 +86,7 @@ def _describe(value: Any, depth: int) -> Any:
 
 _KINDS: list[tuple[Any, Callable[[Any], Any]]] = [
     (Tensor, lambda t: (id(t), t.data_ptr() if t.layout == torch.strided else None)),
-    ((bool, int, float, complex, str, bytes), repr),  # as text, NaN is equal to itself
+    ((bool, int, float, complex, str, bytes), repr),  # as text, NaN equals itself
     (np.ndarray, lambda a: hash(a.tobytes()) if a.nbytes < LARGE else id(a)),
     (np.random.Generator, lambda generator: repr(generator.bit_generator.state)),
     (random.Random, lambda generator: hash(generator.getstate())),

@@ -1,4 +1,4 @@
-"""Loss and gradients of a mini-batch: as the Pyro programs say, or from a recording of that."""
+"""Loss and gradients of a mini-batch: by running the Pyro programs, or from a recording of that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pyro_contrastive.cells import TENSORS, CellBatch
+from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.observed.observation import OF_VARYING_SIZE
 from pyro_contrastive.training.captured import CAPTURED_ON, Captured
 from pyro_contrastive.training.recorder import Recorder
 from pyro_contrastive.training.state import Saved, changed, fingerprint
@@ -21,15 +22,16 @@ from pyro_contrastive.vae import ContrastiveVAE
 logger = logging.getLogger(__name__)
 
 RECORDED_AFTER = 25
-"""Steps of one shape before it is recorded: recording takes the time that so many save."""
+"""Steps of one shape before it is recorded: recording costs as much as this many replays save."""
 CHECKED_EVERY = 128
-"""A recording is checked in every step whose number, since it was made, this divides."""
+"""A recording is checked in every step whose number since it was made is a multiple of this."""
 TOLERANCE, FLOOR = 1e-5, 1e-4
-"""Relative error of a check, in tensors above this share of the loss or of the whole gradient."""
+"""Tolerance of a check: relative error of a tensor; and the smallest norm to which it is relative,
+as a share of the loss or of the norm of the whole gradient."""
 _DISAGREEMENT = (
-    "a recorded step has another result than the plain one, so that model, guide or a penalty does "
-    "what torch does not show (random numbers of others, seeds set inside, numbers that change "
-    "from step to step). Steps since the last check may have had it too: train with "
+    "a replayed step does not have the result of the plain one, so model, guide or a penalty does "
+    "something that torch does not see (random numbers from elsewhere, seeds set inside, numbers "
+    "that change from step to step). Steps since the last check may be wrong too: train with "
     "plan_kwargs={'record_steps': False}"
 )
 Shape = tuple[tuple[str, torch.dtype, torch.Size | None], ...]
@@ -37,7 +39,7 @@ Shape = tuple[tuple[str, torch.dtype, torch.Size | None], ...]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a step is made of; the gradients are those of the parameters.
+    """The results of a step.
 
     Parameters
     ----------
@@ -46,9 +48,9 @@ class Evaluated:
     terms
         Its parts; see :attr:`ContrastiveELBO.terms`.
     gradients
-        By parameter; ``None`` where the loss does not depend on it.
+        Of each parameter; ``None`` where the loss does not depend on it.
     total
-        Finite if the loss and all gradients are.
+        A sum that is finite if the loss and all gradients are.
     """
 
     loss: Tensor
@@ -65,11 +67,11 @@ class PlainStep:
     vae
         What is trained.
     loss
-        A module whose forward is the loss, as Fabric has set it up.
+        A module whose forward is the loss, as set up by Fabric.
     fabric
         Device and precision.
     parameters
-        Whose gradients are wanted; their dtype is that of the loss.
+        Parameters to differentiate by; their dtype is that of the loss.
     """
 
     def __init__(
@@ -81,12 +83,12 @@ class PlainStep:
         self.parameters = list(parameters)
 
     def tensor(self, kl_weight: float) -> Tensor:
-        """Return the weight as a tensor, which on a GPU needs no waiting for."""
+        """Return the weight as a tensor on the device, so that a recording has it as an input."""
         like = self.parameters[0]
         return torch.full((), kl_weight, dtype=like.dtype, device=like.device)
 
     def __call__(self, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
-        """Evaluate a mini-batch; leaves the gradients in the parameters."""
+        """Evaluate a mini-batch; the gradients are left in the parameters."""
         for parameter in self.parameters:
             parameter.grad = None
         self.vae.objective.kl_weight = kl_weight
@@ -101,25 +103,25 @@ class PlainStep:
 
 @dataclass(frozen=True)
 class _Recording:
-    play: Callable[..., dict[str, Any]]
+    replay: Callable[..., dict[str, Any]]
     changes: list[Tensor]
-    """What a playing changes, beside the gradients it returns."""
+    """Tensors that replay_of writes to, beside the gradients it returns."""
 
 
 class RecordedStep:
-    """Evaluates the same from recordings of plain steps, in which Python and Pyro have no part.
+    """Evaluates mini-batches by replay_of recordings of plain steps, without Python or Pyro.
 
-    A recording is made for each shape that mini-batches have, and checked against the plain step,
-    with the same cells and the same noise, in the first, second, fourth ... and later in every
-    128th step after. Where a step cannot be recorded, a recording turns out to say something else,
-    or the programs keep numbers of their own from step to step, all further steps are plain ones,
-    and a line is logged. On a GPU a recording is captured as a graph; if that fails it is played
-    operation by operation, and a line is logged.
+    A recording is made for each shape of mini-batches. It is checked against the plain step, with
+    the same cells and the same noise, in the first, second, fourth ... step after it was made, and
+    later in every 128th. If a step cannot be recorded, if a recording disagrees, or if the programs
+    keep values of their own from step to step, all further steps are plain, and a line is logged.
+    On a GPU a recording is captured as a CUDA graph; if that fails it is replayed operation by
+    operation, and a line is logged.
 
     Parameters
     ----------
     plain
-        What to record.
+        The step to record.
     """
 
     def __init__(self, plain: PlainStep) -> None:
@@ -133,7 +135,7 @@ class RecordedStep:
         self._buffers = list(plain.vae.buffers())
 
     def __call__(self, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
-        """Evaluate a mini-batch; leaves the gradients in the parameters."""
+        """Evaluate a mini-batch; the gradients are left in the parameters."""
         shape = _shape(batch)
         self._n_seen[shape] += 1
         if not self.is_recording or self._n_seen[shape] <= RECORDED_AFTER:
@@ -144,9 +146,9 @@ class RecordedStep:
         n_steps = self._n_seen[shape] - RECORDED_AFTER - 1  # since it was made
         if n_steps & (n_steps - 1) == 0 or n_steps % CHECKED_EVERY == 0:
             return self._checked(recording, batch, kl_weight)
-        # A graph does all or nothing.
-        may_change = [] if isinstance(recording.play, Captured) else recording.changes
-        evaluated = self._played(recording, self._saved(may_change), batch, kl_weight)
+        # A graph runs as a whole or not at all, so there is nothing to put back if it fails.
+        may_change = [] if isinstance(recording.replay, Captured) else recording.changes
+        evaluated = self._replayed(recording, self._saved(may_change), batch, kl_weight)
         if evaluated is None:
             return self.plain(batch, kl_weight)
         for parameter, gradient in zip(self.plain.parameters, evaluated.gradients, strict=True):
@@ -157,61 +159,61 @@ class RecordedStep:
         return Saved(tensors, self.device)
 
     def _record(self, shape: Shape, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
-        """Take a plain step, and record it."""
+        """Evaluate a plain step, and record it."""
         saved, kept = self._saved(self._buffers), fingerprint(self._modules)
-        inputs = [kl_weight, *_tensors(batch).values()]
+        inputs = [kl_weight, *batch.tensors().values()]
         recorder = Recorder(inputs)
         try:
             with recorder.recording():
                 evaluated = self.plain(batch, kl_weight)
-        except Exception as error:  # by the step, and then it comes again, or by its recording
+        except Exception as error:  # if the step itself raises, it does so again below
             saved.put_back()
             self._give_up(logging.INFO, f"recording a step failed ({error})")
             return self.plain(batch, kl_weight)
         own = changed(kept, fingerprint(self._modules))
-        why = recorder.refusal or (own and f"a step changes {own}, which torch does not know of")
+        why = recorder.refusal or (own and f"a step changes {own}, which torch does not see")
         if why is not None:
             self._give_up(logging.INFO, why)
             return evaluated
         outside = {id(tensor): tensor for tensor in [*self._buffers, *recorder.written]}
         try:
-            play = recorder.playing(vars(evaluated))
-        except Exception as error:  # not to be written as a program
+            replay = recorder.replay_of(vars(evaluated))
+        except Exception as error:  # the operations cannot be written as a program
             self._give_up(logging.INFO, f"recording a step failed ({error})")
             return evaluated
         changes = list(outside.values())
         if self.is_capturing and recorder.devices > {self.device.type}:
-            # What a graph knows of them is what they were when it was captured.
+            # A graph would keep the values that they had when it was captured.
             self._do_not_capture("there are tensors on other devices in a step")
         if self.is_capturing:
-            play = self._captured(play, self._saved(changes), inputs)
-        self._recordings[shape] = _Recording(play, changes)
+            replay = self._captured(replay, self._saved(changes), inputs)
+        self._recordings[shape] = _Recording(replay, changes)
         return evaluated
 
     def _captured(
-        self, play: Callable[..., dict[str, Any]], saved: Saved, inputs: Sequence[Tensor]
+        self, replay: Callable[..., dict[str, Any]], saved: Saved, inputs: Sequence[Tensor]
     ) -> Callable[..., dict[str, Any]]:
-        """Capture a recording, if it can be."""
+        """Return a recording captured as a graph, or the recording itself if that fails."""
         try:
             with torch.no_grad():
-                return Captured(play, inputs)
+                return Captured(replay, inputs)
         except Exception as error:  # CUDA and its libraries raise many kinds
             self._do_not_capture(str(error))
-            return play
+            return replay
         finally:
             saved.put_back()
 
     def _do_not_capture(self, why: str) -> None:
         self.is_capturing = False
-        logger.info("Recorded steps are not captured as a graph, which is slower: %s.", why)
+        logger.info("Recorded steps are not captured as a CUDA graph, which is slower: %s.", why)
 
-    def _played(
+    def _replayed(
         self, recording: _Recording, saved: Saved, batch: CellBatch, kl_weight: Tensor
     ) -> Evaluated | None:
-        """Evaluate a mini-batch from a recording; ``None``, and nothing changed, if that fails."""
+        """Evaluate a mini-batch from a recording; if that fails, undo it and return ``None``."""
         try:
             with torch.no_grad():
-                found = recording.play(kl_weight, *_tensors(batch).values())
+                found = recording.replay(kl_weight, *batch.tensors().values())
             return Evaluated(**found)
         except Exception as error:  # torch and its extensions raise many kinds
             saved.put_back()
@@ -219,19 +221,19 @@ class RecordedStep:
             return None
 
     def _checked(self, recording: _Recording, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
-        """Take a plain step, and see whether the recording says the same."""
+        """Evaluate a plain step, and compare the recording with it."""
         saved = self._saved(recording.changes)
-        played = self._played(recording, saved, batch, kl_weight)
+        replayed = self._replayed(recording, saved, batch, kl_weight)
         after = [tensor.detach().clone() for tensor in recording.changes]
         saved.put_back()
         kept = fingerprint(self._modules)
         evaluated = self.plain(batch, kl_weight)
-        if played is None or not evaluated.total.isfinite():
+        if replayed is None or not evaluated.total.isfinite():
             return evaluated
         own = changed(kept, fingerprint(self._modules))
         if own is not None:
-            self._give_up(logging.WARNING, f"a step changes {own}, which torch does not know of")
-        elif not (_agree(played, evaluated) and all(map(_near, after, recording.changes))):
+            self._give_up(logging.WARNING, f"a step changes {own}, which torch does not see")
+        elif not (_agree(replayed, evaluated) and all(map(_close, after, recording.changes))):
             self._give_up(logging.WARNING, _DISAGREEMENT)
         return evaluated
 
@@ -241,41 +243,31 @@ class RecordedStep:
         logger.log(level, "Training takes plain steps, which are slower: %s.", why)
 
 
-def _tensors(batch: CellBatch) -> dict[str, Tensor]:
-    """Return all tensors of a mini-batch by name."""
-    fields = {name: getattr(batch, name) for name in TENSORS}
-    found = {name: tensor for name, tensor in fields.items() if tensor is not None}
-    if batch.rows is not None:
-        rows = batch.rows.cells_by_genes
-        found |= {"indices": rows.indices, "offsets": rows.offsets, "values": rows.values}
-    return found
-
-
 def _shape(batch: CellBatch) -> Shape:
-    """Return what a recording holds for: the numbers of all but the non-zero counts."""
+    """Return the key of a recording: all sizes but the number of non-zero counts, which varies."""
     return tuple(
-        (name, tensor.dtype, None if name in {"indices", "values"} else tensor.shape)
-        for name, tensor in _tensors(batch).items()
+        (name, tensor.dtype, None if name.endswith(OF_VARYING_SIZE) else tensor.shape)
+        for name, tensor in batch.tensors().items()
     )
 
 
-def _near(a: Tensor, b: Tensor, scale: Tensor | float = 1.0) -> bool:
-    """Tell whether two tensors agree, up to what another order of sums makes of them."""
+def _close(a: Tensor, b: Tensor, scale: Tensor | float = 1.0) -> bool:
+    """Return whether two tensors agree, up to the rounding of sums in another order."""
     a, b = a.detach().double(), b.detach().double()
     size = torch.maximum(b.norm(), torch.as_tensor(scale, device=b.device) * FLOOR)
     return bool((a - b).norm() <= TOLERANCE * size)
 
 
-def _agree(played: Evaluated, plain: Evaluated) -> bool:
-    """Tell whether two evaluations of a step agree."""
-    pairs = list(zip(played.gradients, plain.gradients, strict=True))
+def _agree(replayed: Evaluated, plain: Evaluated) -> bool:
+    """Return whether two evaluations of a step agree."""
+    pairs = list(zip(replayed.gradients, plain.gradients, strict=True))
     if any((a is None) != (b is None) for a, b in pairs):
         return False
     gradients = [(a, b) for a, b in pairs if a is not None and b is not None]
     size = torch.stack([b.norm() for _, b in gradients]).norm()
     return (
-        _near(played.loss, plain.loss)
-        and played.terms.keys() == plain.terms.keys()
-        and all(_near(played.terms[n], plain.terms[n], plain.loss.abs()) for n in plain.terms)
-        and all(_near(a, b, size) for a, b in gradients)
+        _close(replayed.loss, plain.loss)
+        and replayed.terms.keys() == plain.terms.keys()
+        and all(_close(replayed.terms[n], plain.terms[n], plain.loss.abs()) for n in plain.terms)
+        and all(_close(a, b, size) for a, b in gradients)
     )

@@ -1,4 +1,4 @@
-"""Which cells a model was trained on, so that held-out cells stay known afterwards."""
+"""Remember which cells a model was trained on, so that held-out cells are known afterwards."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pyro_contrastive.training.splits import Indices, Split
 
 PARTS = ("train", "validation", "test")
 PREFIX = "cells."
-"""Before the names of the parts, among the tensors of a saved model."""
+"""Prefix of the names of the parts among the tensors of a saved model."""
 TOTALS = f"{PREFIX}totals"
 
 
 @dataclass(frozen=True)
 class TrainedCells:
-    """Sorted indices of training, validation and test cells, and of which data set they are.
+    """Sorted indices of training, validation and test cells, and the data set they belong to.
 
     Parameters
     ----------
     train, validation, test
         Indices of the cells.
     digest
-        Of the names of all cells of the data set, in their order.
+        Hash of the names of all cells of the data set, in order.
     names, totals
-        Those names (``None`` after loading), and the total count of each cell, ``[cells]``. They
-        tell where the cells are when the data set has lost some, or has them in another order.
-        The total tells a cell from another that was given its name.
+        Those names (``None`` after loading), and the total count of each cell, ``[cells]``. With
+        them cells are found again after the data set was subset or reordered; the total
+        distinguishes a cell from another that was given its name.
     """
 
     train: Indices
@@ -46,7 +46,7 @@ class TrainedCells:
 
     @classmethod
     def of(cls, split: Split, names: pd.Index, totals: NDArray[np.float64] | None = None) -> Self:
-        """Note the cells of a split of the data set that has these cell names and total counts."""
+        """Record a split of the data set that has these cell names and total counts."""
         train, validation, test = (
             np.sort(np.concatenate([part.background, part.target]))
             for part in (split.train, split.validation, split.test)
@@ -54,20 +54,20 @@ class TrainedCells:
         return cls(train, validation, test, digest_of(names), names, totals)
 
     def are_of(self, names: pd.Index) -> bool:
-        """Tell whether the indices are those of cells with these names."""
+        """Return whether the indices refer to a data set with these cell names."""
         return names is self.names or digest_of(names) == self.digest
 
     def within(self, names: pd.Index, totals: NDArray[np.float64]) -> Self | None:
-        """Return the same cells where they are in a data set as it is now.
+        """Return the same cells with their indices in the data set as it is now.
 
         Parameters
         ----------
         names, totals
-            The cells that there are now, and the total count of each.
+            Names of the present cells, and the total count of each.
 
         Returns
         -------
-        ``None`` if it cannot be told: some of these cells were not there in training, by name and
+        ``None`` if that is not known: some present cells were not there in training, by name and
         total count, or names repeat.
         """
         if self.are_of(names):
@@ -87,10 +87,10 @@ class TrainedCells:
         return type(self)(train, validation, test, digest_of(names), names, totals)
 
     def trained_among(self, names: pd.Index, totals: NDArray[np.float64]) -> Indices | None:
-        """Return which cells of a data set trained; others may be new to the model.
+        """Return which cells of a data set were trained on; others may be new to the model.
 
-        ``None`` if it cannot be told: cells have the name of one in training, but another total
-        count; or the names of those are not known, as after loading.
+        ``None`` if that is not known: cells have the name of one in training but another total
+        count, or the names in training are not known, as after loading.
         """
         if self.names is None:
             return None
@@ -105,7 +105,7 @@ class TrainedCells:
         return known[np.isin(before[known], self.train)]
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return the indices under the names they are saved with."""
+        """Return the indices under the names they are saved by."""
         tensors = {f"{PREFIX}{part}": torch.from_numpy(getattr(self, part)) for part in PARTS}
         if self.totals is not None:
             tensors[TOTALS] = torch.from_numpy(self.totals)
@@ -113,18 +113,18 @@ class TrainedCells:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], digest: str | None) -> Self | None:
-        """Read what :meth:`to_tensors` returned; ``None`` if it is not among the tensors."""
+        """Read what :meth:`to_tensors` returned; ``None`` if the tensors do not include it."""
         names = [f"{PREFIX}{part}" for part in PARTS]
         if digest is None or not all(name in tensors for name in names):
             return None
         train, validation, test = (tensors[name].numpy() for name in names)
-        totals = tensors[TOTALS].numpy() if TOTALS in tensors else None  # of earlier versions
+        totals = tensors[TOTALS].numpy() if TOTALS in tensors else None  # earlier versions had none
         return cls(train, validation, test, digest, totals=totals)
 
 
 def same_totals(before: NDArray[np.float64], now: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which cells have the total they had, ``[cells]``; ``False`` where either is missing."""
-    # Sums of numbers that are no counts depend, in their last digits, on how they are stored.
+    """Return which cells have the same total as before, ``[cells]``; missing totals differ."""
+    # The last digits of sums of non-integers depend on how the data are stored.
     rounding = np.where(now == np.floor(now), 0.0, 1e-5 * np.abs(now))
     return np.asarray(np.abs(before - now) <= rounding)
 

@@ -1,4 +1,4 @@
-"""The optimiser's steps, none of which follows a loss or gradient that is not finite."""
+"""The optimiser's steps; none is taken after a loss or gradient that is not finite."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pyro_contrastive.training.steps import Evaluated, PlainStep, RecordedStep
 from pyro_contrastive.vae import ContrastiveVAE
 
 STEPS_UNSEEN = 16
-"""Steps after which a GPU is waited for, to see whether all was finite."""
+"""Steps after which the host waits for a GPU, to see whether all of them were finite."""
 
 
 class _Step(NamedTuple):
-    """What is needed of a step to say what failed; not its gradients, which are many."""
+    """What is needed to explain a failure; without the gradients, which take much memory."""
 
     batch: CellBatch
     kl_weight: Tensor
@@ -32,11 +32,11 @@ class _Step(NamedTuple):
 
 
 class Updates:
-    """Evaluates mini-batches, and changes the weights if all is finite.
+    """Evaluates mini-batches, and updates the weights if loss and gradients are finite.
 
-    To look is to wait for the device. On a CPU that costs nothing, and each step is looked at. On a
-    GPU it is every 16th that is; until then the optimiser is told there, on the device, to leave
-    the weights as they were before the first step that was not finite.
+    Reading a loss means waiting for the device. On a CPU that costs nothing, and every step is
+    checked. On a GPU the host reads them after every 16th step; until then a flag on the device
+    makes the optimiser skip all updates from the first step on that was not finite.
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ class Updates:
     evaluate
         Returns loss and gradients of a mini-batch.
     optimizer
-        Of the weights.
+        The optimiser of the weights.
     looks_every
-        Number of steps after which is looked; above 1 the optimiser must be one of torch's fused
-        ones, which know ``found_inf``.
+        Number of steps between checks; above 1 the optimiser must be one of torch's fused ones,
+        which support ``found_inf``.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Updates:
         self.plain = evaluate.plain if isinstance(evaluate, RecordedStep) else evaluate
         self.optimizer: Any = optimizer
         self.looks_every = looks_every
-        self._buffers = list(vae.buffers())  # walking through all modules takes its time
+        self._buffers = list(vae.buffers())  # listed once: walking through all modules is slow
         self._before: list[Tensor] = []
         self._unseen: list[_Step] = []
         self._failed = torch.zeros((), device=next(vae.parameters()).device)
@@ -76,18 +76,19 @@ class Updates:
         batch, kl_weight
             The cells, and the weight of the annealed KL terms.
         when
-            For an error's message.
+            When this step is, for the message of an error.
 
         Raises
         ------
         NonFiniteLossError
-            If loss or gradients are not finite, or were not since the last look.
+            If loss or gradients are not finite, or were not in a step since the last check.
         """
-        if not self._unseen:  # batch norm averages whatever it sees, NaN included
+        if not self._unseen:  # batch norm would average NaN too
             self._before = [buffer.clone() for buffer in self._buffers]
         self.optimizer.zero_grad()
         weight, objective = self.plain.tensor(kl_weight), self.vae.objective
         found = self.evaluate(batch, weight)
+        # As the objective would have them, which a replayed step does not run.
         objective.kl_weight, objective.terms = kl_weight, found.terms
         self._unseen.append(_Step(batch, weight, when, found.loss, found.terms, found.total))
         if len(self._unseen) >= self.looks_every:
@@ -99,12 +100,12 @@ class Updates:
         return found
 
     def look(self) -> None:
-        """Find out whether the steps since the last look were finite.
+        """Check that the steps since the last check were finite.
 
         Raises
         ------
         NonFiniteLossError
-            If one was not; the weights are those before it, and the buffers those at the last look.
+            If one was not; the weights are those before it, the buffers those at the last check.
         """
         unseen, self._unseen = self._unseen, []
         if not unseen:
@@ -122,6 +123,6 @@ class Updates:
     def _explain(self, step: _Step, *, was_last: bool) -> NonFiniteLossError:
         if not step.loss.isfinite():
             return explain_non_finite(self.vae, step.batch, step.when, step.terms)
-        if not was_last:  # the gradients there are now are those of a later step
+        if not was_last:  # the present gradients are those of a later step
             self.plain(step.batch, step.kl_weight)
         return explain_gradient(self.vae, step.when)

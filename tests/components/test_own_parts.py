@@ -60,13 +60,13 @@ PRIORS = [
     (
         lambda _: torch.distributions.Normal(torch.zeros(2), 1.0),
         TypeError,
-        r"forward returned torch.distributions.normal.Normal, and no distribution of pyro",
+        r"forward returned torch.distributions.normal.Normal, not a distribution of pyro",
     ),
     (lambda _: dist.Normal(torch.zeros(2), 1.0), ValueError, r"event shape \[\], .*to_event\(1\)"),
     (
         lambda _: dist.Normal(torch.zeros(3), 1.0).to_event(1),
         ValueError,
-        r"event shape \[3\], which must be \[2\]: see with which sizes",
+        r"event shape \[3\], which must be \[2\]: check the sizes",
     ),
     (
         lambda _: dist.Normal(torch.zeros(4, 2), 1.0).to_event(1),
@@ -118,7 +118,7 @@ def test_a_head_that_was_not_declared_is_named_with_those_that_were():
     with pytest.raises(KeyError, match=r"'disp' is not among the heads .*\['scale'\]") as caught:
         train(model)
     assert "in MyLikelihood (likelihood)" in caught.value.__notes__[0]
-    assert "testing.check_likelihood tests it alone" in caught.value.__notes__[0]
+    assert "testing.check_likelihood tests it by itself" in caught.value.__notes__[0]
 
 
 def test_a_build_without_that_of_the_base_class_is_named():
@@ -128,7 +128,7 @@ def test_a_build_without_that_of_the_base_class_is_named():
 
 
 PENALTIES = [
-    (lambda _, g: 1.0, TypeError, "forward returned a float, and no tensor"),
+    (lambda _, g: 1.0, TypeError, "forward returned a float, not a torch tensor"),
     (lambda _, g: None, TypeError, "forward returned a NoneType"),
     (lambda _, g: z_of(g).pow(2).sum().item(), TypeError, "returned a float"),
     (lambda _, g: z_of(g).pow(2).sum(-1), ValueError, r"returned shape \[\d+\]; .*mean over cells"),
@@ -182,7 +182,9 @@ class LooseTensor(Prior):
 
 
 def test_a_tensor_that_would_not_be_trained_is_refused():
-    with pytest.raises(ValueError, match=r"LooseTensor \(salient_prior\): the tensor 'mean' wants"):
+    with pytest.raises(
+        ValueError, match=r"LooseTensor \(salient_prior\): the tensor 'mean' requires"
+    ):
         train(make_model(salient_prior=LooseTensor()))
 
 

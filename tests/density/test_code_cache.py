@@ -42,7 +42,7 @@ def outer(x, fail):
 def load(tmp_path, monkeypatch):
     """Return a function that loads two functions anew, as another process would."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(code_cache, "_told", set())
+    monkeypatch.setattr(code_cache, "_logged_folders", set())
     (tmp_path / "source.py").write_text(SOURCE)
 
     def load() -> Any:
@@ -59,7 +59,7 @@ def files(tmp_path: Path, ending: str) -> list[Path]:
     return sorted((tmp_path / "cache").rglob(f"*.{ending}"))
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if "compiled code in" in r.getMessage()]
 
 
@@ -69,7 +69,7 @@ def test_code_is_kept(load, tmp_path, caplog):
     again = load()
     assert again.outer(3, False) == 7
     assert sum(again.outer.stats.cache_hits.values()) == 1
-    assert not told(caplog)
+    assert not logged(caplog)
 
 
 def truncate(path: Path) -> None:
@@ -110,7 +110,7 @@ def test_damaged_files_cost_the_cache_only(load, tmp_path, caplog, damage, endin
     assert again.outer(3, False) == 7
     assert again.outer(2.5, False) == 6.0  # other types: other code
     assert load().outer(3, False) == 7
-    lines = told(caplog)
+    lines = logged(caplog)
     assert len(lines) <= 1
     if lines:
         assert str(tmp_path / "cache") in lines[0]
@@ -124,18 +124,18 @@ def test_a_cache_of_another_version_is_no_failure(load, tmp_path, caplog):
     for path in files(tmp_path, "nbi"):
         path.write_bytes(pickle.dumps("0.1") + b"in another format")
     assert load().outer(3, False) == 7
-    assert not told(caplog)
+    assert not logged(caplog)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_a_full_disk_is_told_once(load, tmp_path, caplog, monkeypatch, number):
+def test_a_full_disk_is_logged_once(load, tmp_path, caplog, monkeypatch, number):
     def fail(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", fail)
     assert load().outer(3, False) == 7
     assert load().outer(3, False) == 7
-    (line,) = told(caplog)
+    (line,) = logged(caplog)
     assert os.strerror(number) in line
     assert str(tmp_path / "cache") in line
 
@@ -149,7 +149,7 @@ def test_a_folder_that_vanishes_is_made_again_or_done_without(load, tmp_path, ca
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("no folder")
     assert module.outer(3, False) == 7
-    assert len(told(caplog)) == 1
+    assert len(logged(caplog)) == 1
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_errors_of_the_code_itself_are_not_hidden(load, tmp_path, caplog):
             load().outer(3, True)
     with pytest.raises(numba.core.errors.TypingError):
         load().outer("text", False)
-    assert not told(caplog)
+    assert not logged(caplog)
 
 
 # The library's own

@@ -129,6 +129,14 @@ def test_few_entries_are_evaluated_by_tensors(lines: Any) -> None:
 
 
 @pytest.mark.usefixtures("always_worth_it")
+def test_on_another_device_tensors_are_used(lines: Any) -> None:
+    elsewhere = [torch.ones(*shape, device="meta") for shape in ((2, 3), (2, 3), (2, 1), (3,))]
+    assert not ways.can_use_rows(*elsewhere)
+    (line,) = lines()
+    assert line.endswith("because the counts are on a device of type meta.")
+
+
+@pytest.mark.usefixtures("always_worth_it")
 def test_without_compiled_code_tensors_are_used(
     lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

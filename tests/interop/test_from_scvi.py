@@ -52,7 +52,7 @@ def make_adata(batches: Any = None) -> ad.AnnData:
 
 
 def make_scvi(external: Any, adata: ad.AnnData, setup: Any = None, **settings: Any) -> Any:
-    """Make a model with weights and batch-norm statistics that are not those it starts with."""
+    """Make a model whose weights and batch-norm statistics differ from the initial ones."""
     keys = {"batch_key": "batch"} if "batch" in adata.obs else {}
     external.ContrastiveVI.setup_anndata(adata, **(keys | (setup or {})))
     model = external.ContrastiveVI(adata, **(SIZES | settings))
@@ -63,7 +63,7 @@ def make_scvi(external: Any, adata: ad.AnnData, setup: Any = None, **settings: A
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 2.0)
     model.module.eval()
-    model.is_trained_ = True  # else scvi-tools does not give latents
+    model.is_trained_ = True  # otherwise scvi-tools does not return latents
     return model
 
 
@@ -263,7 +263,7 @@ def test_a_file_that_would_run_code_is_refused(saved: Path, tmp_path: Path, name
         read_scvi(saved)
     assert not marker.exists()
     torch.load(saved / "model.pt", weights_only=False)
-    assert marker.exists()  # so the file was as bad as it should be
+    assert marker.exists()  # so the file does run code when unpickled
 
 
 def test_functions_of_numpy_and_pandas_are_not_called(saved: Path, tmp_path: Path) -> None:

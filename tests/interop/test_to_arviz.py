@@ -1,4 +1,4 @@
-"""What is exported is right, and ArviZ's own functions take it (of ArviZ 0 and of ArviZ 1)."""
+"""The export is correct, and the functions of ArviZ 0 and of ArviZ 1 accept it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_numbers(model):
     assert np.abs((means - latent) / (sd / 400**0.5)).max() < 5
     widest = latent.std(0).argmax()
     assert np.corrcoef(means[:, widest], latent[:, widest])[0, 1] > 0.9
-    # log p(x) from the importance weights, as the marginal likelihood has it.
+    # log p(x) from the importance weights, as in `get_marginal_ll`.
     weights = data.sample_stats["log_weight"].values[0]
     found = np.logaddexp.reduce(weights, axis=0) - np.log(400)
     expected = model.get_marginal_ll(n_mc_samples=2000, return_mean=False, seed=1)
@@ -188,9 +188,9 @@ def test_it_summarises_and_survives_a_file(exports, model, tmp_path):
 def test_arviz_0_compares_and_draws_it(exports, model):
     az = import_arviz()
     with warnings.catch_warnings():
-        # Latents of a cell's own: that the estimate is not to be trusted is what it should say.
+        # Every cell has its own latents: ArviZ should warn that the estimate is unreliable.
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
-        # Stacking weights fail, by 0 in a logarithm, where models are as far apart as these.
+        # Stacking weights fail, by log(0), because these models differ so much.
         table = az.compare(exports, method="BB-pseudo-BMA", seed=0)
     assert set(table.index) == {"nb", "poisson"}
     for group in ("posterior", "prior"):
@@ -198,7 +198,7 @@ def test_arviz_0_compares_and_draws_it(exports, model):
         assert axes.lines or axes.patches
     entries = model.to_arviz(log_likelihood="entry", n_samples=N_SAMPLES, seed=0)
     with warnings.catch_warnings():
-        # Draws of which many have the same density of an entry; ArviZ then leaves them as they are.
+        # Many draws have the same density of an entry; ArviZ then leaves them unchanged.
         warnings.filterwarnings("ignore", "(divide by zero|invalid value) encountered")
         pit = az.loo_pit(entries, y="x")
         assert az.plot_loo_pit(entries, y="x") is not None
@@ -217,7 +217,7 @@ def test_arviz_1_compares_and_draws_it(exports, model):
         table = az.compare(exports, method="pseudo-bma", round_to="none")
     assert set(table.index) == {"nb", "poisson"}
     for group in ("posterior_predictive", "prior_predictive"):
-        with pytest.warns(UserWarning, match="look discrete"):  # it knows them for counts
+        with pytest.warns(UserWarning, match="look discrete"):  # ArviZ recognises counts
             drawn = az.plot_ppc_dist(exports["nb"], group=group, num_samples=5)
         assert drawn is not None
     entries = model.to_arviz(log_likelihood="entry", n_samples=N_SAMPLES, seed=0)
@@ -239,7 +239,7 @@ def test_chosen_genes_and_cells(model):
     assert data.observed_data["cell"].values.tolist() == model.adata.obs_names[[5, 2]].tolist()
     assert data.posterior["inverse_dispersion"].shape == (1, 4, 2)
     full = model.to_arviz(indices=[5, 2], n_samples=4, seed=0)
-    # The log-likelihood of a cell is of all genes.
+    # The log-likelihood of a cell is the sum over all genes.
     np.testing.assert_array_equal(data.log_likelihood["x"], full.log_likelihood["x"])
 
 

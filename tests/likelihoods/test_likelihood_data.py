@@ -1,4 +1,4 @@
-"""Data a likelihood cannot have are refused in so many words, before anything is computed."""
+"""Data outside the support of a likelihood are refused with a reason, before any computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On data drawn from a likelihood, by NumPy alone, it is the one that describes held-out cells."""
+"""On data drawn from a likelihood, by NumPy only, it is the one that describes held-out cells."""
 
 from __future__ import annotations
 

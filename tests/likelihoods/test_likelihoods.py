@@ -21,6 +21,7 @@ from pyro_contrastive import (
     ZeroInflatedPoisson,
 )
 from pyro_contrastive.density.poisson import poisson_log_density
+from pyro_contrastive.likelihoods import LIBRARY, SHORT_NAMES
 
 RATES = [1e-26, 1e-20, 1e-7, 1e-3, 0.7, 1.0, 20.0, 300.0, 1e4, 1e8]
 LOGITS = [-1e4, -80.0, -20.0, -1.0, 0.0, 3.0, 25.0, 80.0, 1e4]
@@ -264,3 +265,11 @@ def test_reference_methods_take_them(likelihood):
     assert found.reconstruction_loss["reconstruction_loss"].mean().item() == pytest.approx(
         expected.item(), rel=1e-5
     )
+
+
+def test_short_names_are_of_likelihoods_that_need_no_arguments() -> None:
+    for name, cls in SHORT_NAMES.items():
+        assert name.isalnum()
+        assert LIBRARY[cls.__name__] is cls
+        cls().build(3, 2)
+    assert len(set(SHORT_NAMES.values())) == len(SHORT_NAMES)

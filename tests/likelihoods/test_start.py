@@ -113,7 +113,9 @@ def test_scale_and_dispersion_start_where_the_data_are(likelihood: Likelihood) -
     likelihood.start_from(given)
     scale = likelihood.layers["scale"].bias.softmax(-1).detach()
     torch.testing.assert_close(scale, torch.tensor(given.share).float())
-    assert torch.equal(likelihood.layers["scale"].weight, weight)  # it is the bias alone
+    assert torch.equal(
+        likelihood.layers["scale"].weight, weight
+    )  # only the bias starts from the data
     log_theta = torch.tensor(given.inverse_dispersion).log().float()
     table = getattr(likelihood, "log_inverse_dispersion", None)
     if table is not None:

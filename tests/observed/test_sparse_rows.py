@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -10,15 +14,16 @@ import torch
 from helpers import make_vae
 from pyro.infer import TraceMeanField_ELBO
 
-from pyro_contrastive import CellBatch, Gaussian, Likelihood, NegativeBinomial
+from pyro_contrastive import CellBatch, Gaussian, Likelihood, NegativeBinomial, Poisson
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import read_counts
+from pyro_contrastive.density import nonzero
 from pyro_contrastive.density.distributions import NegativeBinomialDistribution as Plain
 from pyro_contrastive.density.distributions import (
     ZeroInflatedNegativeBinomialDistribution as ZeroInflated,
 )
-from pyro_contrastive.density.nonzero import _known
 from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.observed.observation import SparseValues
 from pyro_contrastive.observed.sparse_rows import PAYS_BELOW, SparseRows
 
 CPU = "cpu"
@@ -113,7 +118,21 @@ def test_encoder_weights_lie_in_memory_as_their_gradient_does(tmp_path) -> None:
         vae.load_state_dict({k: v.contiguous() for k, v in vae.state_dict().items()})
 
 
-def test_where_counts_are_not_zero_is_known_and_changes_nothing() -> None:
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each evaluation of a density had to search for the non-zero counts."""
+    made: list[bool] = []
+    original = nonzero.NonZero.of
+
+    def of(value: torch.Tensor, at: Any = None) -> nonzero.NonZero:
+        made.append(at is None)
+        return original(value, at)
+
+    monkeypatch.setattr(nonzero.NonZero, "of", of)
+    return made
+
+
+def test_where_counts_are_not_zero_is_known_and_changes_nothing(searches: list[bool]) -> None:
     batch, plain = both()
     assert plain.x is batch.x
     torch.manual_seed(0)
@@ -121,9 +140,30 @@ def test_where_counts_are_not_zero_is_known_and_changes_nothing() -> None:
     for make in (lambda: Plain(mean, theta), lambda: ZeroInflated(mean, theta, logits)):
         found = make().log_prob(batch.x)
         torch.testing.assert_close(found, make().log_prob(batch.x.clone()), rtol=0, atol=0)
-    assert len(_known[batch.x][1].flat) == int((batch.x != 0).sum())
+    assert searches == [False, True, True], "known, and found once; the copies are searched"
     drawn = ZeroInflated(mean.expand(3, 30, 12), theta, logits).log_prob(batch.x)  # another shape
     torch.testing.assert_close(drawn[2], found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", [NegativeBinomial(), Poisson()])
+def test_a_loss_searches_for_no_counts(likelihood: Likelihood, searches: list[bool]) -> None:
+    batch, plain = both()
+    vae = make_vae(likelihood=likelihood).eval()
+    losses = []
+    for cells in (batch, plain.observing(plain.x.clone())):
+        torch.manual_seed(0)
+        losses.append(vae.objective.loss(vae.model, vae.guide, cells))
+    assert searches == [False, True]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_copies_of_counts_are_ordinary_tensors() -> None:
+    batch, _ = both()
+    assert type(batch.x) is SparseValues
+    copies = [copy.deepcopy(batch.x), pickle.loads(pickle.dumps(batch.x)), batch.x * 1, batch.x[:]]
+    for each in [*copies, batch.take(torch.arange(30)).x]:
+        assert type(each) is torch.Tensor
+        assert torch.equal(each, batch.x)
 
 
 def test_counts_that_were_changed_in_place_are_searched_again() -> None:

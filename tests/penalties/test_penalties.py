@@ -75,8 +75,8 @@ def test_mmd_by_hand() -> None:
     particles = MMD(3.0)(*latents_of(batch, z=z.expand(4, 3, 2)), batch)
     assert float(particles) == pytest.approx(expected, rel=1e-5)
     for condition in ([0, 0, 0], [1, 1, 1]):
-        alone = CellBatch(condition=torch.tensor(condition))
-        assert float(MMD()(*latents_of(alone, z=z), alone)) == 0.0
+        one_population = CellBatch(condition=torch.tensor(condition))
+        assert float(MMD()(*latents_of(one_population, z=z), one_population)) == 0.0
     assert MMD(site="s").name == "mmd_s"
 
 
@@ -156,8 +156,8 @@ def test_kernels_see_distances_of_draws_far_from_zero() -> None:
     batch = make_batch(20, 20)
     z, s = torch.randn(40, 3), torch.randn(40, 2)
     for penalty in (MMD(), HSIC()):
-        near, far = (float(penalty(*latents_of(batch, z=z + c, s=s), batch)) for c in (0.0, 1e3))
-        assert far == pytest.approx(near, rel=2e-3)
+        here, far = (float(penalty(*latents_of(batch, z=z + c, s=s), batch)) for c in (0.0, 1e3))
+        assert far == pytest.approx(here, rel=2e-3)
 
 
 def test_mmd_of_s_compares_background_cells_with_zero() -> None:
@@ -248,8 +248,8 @@ def test_salient_classifier_is_logistic_regressions_loss() -> None:
     assert float(penalty(*latents_of(batch, s=s), batch).detach()) == pytest.approx(
         math.log(2), rel=1e-6
     )
-    alone = CellBatch(condition=torch.ones(5).long())
-    assert float(penalty(*latents_of(alone, s=s), alone).detach()) == 0.0
+    one_population = CellBatch(condition=torch.ones(5).long())
+    assert float(penalty(*latents_of(one_population, s=s), one_population).detach()) == 0.0
     with pytest.raises(ValueError, match="was made for 2 salient latents; the model has 3"):
         penalty(*latents_of(batch, s=torch.randn(5, 3)), batch)
 
@@ -292,8 +292,8 @@ def test_total_correlation_is_the_mean_log_ratio_of_its_discriminator() -> None:
     expected = torch.log(probability / (1 - probability))[[1, 2, 3]].mean()
     value = penalty(*latents_of(batch, z=z, s=s), batch)
     assert float(value) == pytest.approx(float(expected), rel=1e-4)
-    alone = CellBatch(condition=torch.zeros(5).long())
-    assert float(penalty(*latents_of(alone, z=z, s=s), alone)) == 0.0
+    one_population = CellBatch(condition=torch.zeros(5).long())
+    assert float(penalty(*latents_of(one_population, z=z, s=s), one_population)) == 0.0
     with pytest.raises(ValueError, match="3 background and 2 salient latents; the model has 3 and"):
         penalty(*latents_of(batch, z=z, s=z), batch)
 

@@ -84,9 +84,9 @@ def ambiguous_counts() -> ad.AnnData:
 
 
 def make_ambiguous(adata: ad.AnnData, *penalties: Penalty) -> ContrastiveVI:
-    """Make a model that knows how counts come from z + s: what each tells is left to the guide.
+    """Make a model that knows how counts come from z + s; the guide decides which represents what.
 
-    With priors alone the two share it: half of the change in z, half of it in s.
+    With no more than their priors both represent half of the change.
     """
     model = make(adata, 2, *penalties, likelihood=Poisson(), n_layers_decoder=0)
     decoder = model.module.model.likelihood.layers["scale"]

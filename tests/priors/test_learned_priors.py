@@ -102,8 +102,8 @@ def test_vamp_takes_cells_dense_or_sparse_with_their_covariates() -> None:
 
 def test_vamp_works_with_batch_correction() -> None:
     batch = make_batch(n_batch=2)
-    told = make_vae(n_batch=2).guide.covariates(batch, like=batch.x)
-    prior = VampPrior.from_counts(batch.x, 4, covariates=told)
+    columns = make_vae(n_batch=2).guide.covariates(batch, like=batch.x)
+    prior = VampPrior.from_counts(batch.x, 4, covariates=columns)
     vae = make_vae(n_batch=2, salient_prior=prior)
     vae.objective(vae.model, vae.guide)(batch).backward()
     assert prior.pseudo_inputs.grad.any()

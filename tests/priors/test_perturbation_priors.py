@@ -66,7 +66,7 @@ def test_other_blocks_are_zero_and_cost_nothing(elbo) -> None:
     moved.nodes["s"]["value"] = guide.nodes["s"]["value"] + shift
     again = poutine.trace(poutine.replay(vae.model, trace=moved)).get_trace(batch)
     assert torch.equal(again.nodes["scale"]["value"], model.nodes["scale"]["value"])
-    # The KL divergence is that of the own block alone.
+    # The KL divergence is that of the treatment's own block only.
     mean, variance = vae.guide.encode(batch)["s"]
     kl = 0.5 * (mean**2 + variance - 1 - variance.log())
     assert not kl[first, 1].any()
@@ -110,8 +110,8 @@ def test_priors_of_other_sizes_are_refused_when_the_model_is_made() -> None:
         with pytest.raises(ValueError, match=said):
             ContrastiveVI(adata, salient_prior=vamp)
     ContrastiveVI.setup_anndata(adata, condition_key="drug", background="none", batch_key="drug")
-    told = pd.get_dummies(adata.obs["drug"], dtype=float)
-    vamp = VampPrior.from_counts(adata.X, 3, covariates=told)
+    columns = pd.get_dummies(adata.obs["drug"], dtype=float)
+    vamp = VampPrior.from_counts(adata.X, 3, covariates=columns)
     model = ContrastiveVI(adata, n_hidden=4, salient_prior=vamp)
     model.train(max_epochs=1, enable_progress_bar=False)
 

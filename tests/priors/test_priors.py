@@ -136,7 +136,7 @@ def test_the_guide_of_a_positive_latent_is_log_normal() -> None:
 
 @pytest.mark.parametrize("given", [dist.Uniform(0.0, 1.0), dist.Beta(2.0, 2.0), dist.Poisson(3.0)])
 def test_priors_on_intervals_and_integers_are_refused(given) -> None:
-    with pytest.raises(TypeError, match="the guide covers the whole line"):
+    with pytest.raises(TypeError, match="the guide covers only the real line"):
         make_vae(salient_prior=given)
 
 
@@ -219,7 +219,7 @@ def test_covariates_by_hand() -> None:
         categorical=torch.tensor([[2, 0], [0, 0]]),
         continuous=torch.tensor([[0.5], [-1.0]]),
     )
-    covariates = Covariates(2, [3, 1], 1)  # the category with one level tells nothing
+    covariates = Covariates(2, [3, 1], 1)  # a category with one level has no column
     expected = [[0, 1, 0, 0, 1, 0.5], [1, 0, 1, 0, 0, -1.0]]
     assert covariates.n_out == 6
     assert covariates(cells, like=torch.zeros(1)).tolist() == expected

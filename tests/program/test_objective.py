@@ -1,4 +1,4 @@
-"""The loss hook, against scipy, closed forms and finite differences."""
+"""The objective, against scipy, closed forms and finite differences."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_global_prior_is_weighted_once_per_data_set() -> None:
     for data_size in (2, 100, 1000):
         objective = contrastive_elbo(TraceMeanField_ELBO, data_size=data_size)
         objective.loss(model, guide, batch)
-        # A pair is two cells: the loss per pair holds 2 / data_size of what is shared by all.
+        # A pair is two cells: the loss per pair has 2 / data_size of the KL of a shared parameter.
         assert float(objective.terms["kl_mu"]) == pytest.approx(2 * kl_mu / data_size, rel=1e-5)
 
 

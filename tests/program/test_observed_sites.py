@@ -1,4 +1,4 @@
-"""A model that observes a second site: its log-likelihood is no KL divergence, anywhere."""
+"""A model that observes a second site: its log-likelihood is never booked as a KL divergence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = {"reconstruction_loss_x", "reconstruction_loss_y", "kl_z", "kl_s"}
 
 
 def protein(batch: CellBatch) -> Tensor:
-    """What is measured beside the counts, ``[cells, 1]``."""
+    """A measurement beside the counts, ``[cells, 1]``."""
     return batch.observed_library().log()
 
 
@@ -79,7 +79,7 @@ def test_parts_can_be_differentiated() -> None:
     named = dict(vae.named_parameters())
     moved = {name for name, p in named.items() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moved
-    assert all("z_encoder" in name for name in moved)  # y depends on z alone
+    assert all("z_encoder" in name for name in moved)  # y depends on z only
 
 
 def test_parts_of_mini_batches_add_up_to_those_of_the_whole() -> None:
@@ -91,7 +91,7 @@ def test_parts_of_mini_batches_add_up_to_those_of_the_whole() -> None:
             sums[name] += float(value.detach())
     (pair,) = vae.objective.traces(vae.model, vae.guide, whole)
     expected = vae.objective.parts(*pair)
-    for name in ("kl_z", "kl_s"):  # in closed form, so whatever the draws
+    for name in ("kl_z", "kl_s"):  # in closed form, so independent of the draws
         assert sums[name] == pytest.approx(float(expected[name].detach()), rel=1e-5)
 
 

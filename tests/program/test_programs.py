@@ -56,7 +56,7 @@ def test_salient_latents_of_background_cells_change_nothing() -> None:
 
 
 def test_the_model_gives_the_salient_latent_of_every_cell_its_prior() -> None:
-    # Flat there, and a sampler run on the model would wander off.
+    # A flat prior there would let a sampler that runs the model wander off.
     vae, batch = make_vae(), make_batch()
     trace, _ = run(vae, batch)
     trace.compute_log_prob()

@@ -1,4 +1,4 @@
-"""Inference against simulated data whose truth is known."""
+"""Inference on simulated data with known truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_contrastive.testing import SimulationSettings, simulate
 
 
 def explained(truth: np.ndarray, latent: np.ndarray) -> float:
-    """Share of the variance of the true latents that is linear in the inferred ones."""
+    """Fraction of the variance of the true latents that is linear in the inferred ones."""
     return float(LinearRegression().fit(latent, truth).score(latent, truth))
 
 
@@ -55,7 +55,7 @@ def test_both_latents_are_recovered(use_observed_lib_size) -> None:
     s = model.get_latent_representation(representation_kind="salient")
     assert explained(adata.obsm["z"], z) > 0.85
     assert explained(adata.obsm["s"][target], s[target]) > 0.85
-    # Neither holds the other's truth.
+    # Neither latent predicts the other's truth.
     assert explained(adata.obsm["s"][target], z[target]) < 0.2
     assert explained(adata.obsm["z"][target], s[target]) < 0.2
 

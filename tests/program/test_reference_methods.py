@@ -1,4 +1,4 @@
-"""What ContrastiveVAE's reference methods do beyond parity."""
+"""The methods of scvi-tools' module beyond parity: groups of unequal size, draws, covariates."""
 
 from __future__ import annotations
 

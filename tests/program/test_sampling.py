@@ -1,4 +1,4 @@
-"""sample() without arguments: cells like those that trained, before and after saving."""
+"""sample() without arguments draws cells like the training cells, before and after saving."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_what_is_given_is_used_and_costs_no_random_numbers(fitted):
 
 def test_without_training_the_library_size_has_to_be_given():
     vae = make_vae(n_batch=2)
-    with pytest.raises(ValueError, match=r"not known which ones training saw.*Give library="):
+    with pytest.raises(ValueError, match=r"of the training cells are not known.*Give library="):
         vae.sample()
     drawn = vae.sample(library=9.0, return_latents=True)
     assert drawn["condition"].tolist() == [1] * 100

@@ -526,7 +526,7 @@ def test_what_the_reference_takes_and_we_cannot_is_an_error(tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="a folder each"):
         ContrastiveVI.load(tmp_path / "model", prefix="best_")
-    with pytest.raises(ValueError, match="accelerator='tpu' is not to be had"):
+    with pytest.raises(ValueError, match="accelerator='tpu' is not available"):
         ContrastiveVI.load(tmp_path / "model", accelerator="tpu")
     loaded = ContrastiveVI.load(tmp_path / "model", accelerator="cpu")
     assert {p.device.type for p in loaded.module.parameters()} == {"cpu"}

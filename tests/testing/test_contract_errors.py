@@ -1,4 +1,4 @@
-"""Each defect of a prior, likelihood or penalty is found, with a message that tells it."""
+"""Each defect of a prior, likelihood or penalty is found, with a message that names it."""
 
 from __future__ import annotations
 
@@ -351,7 +351,7 @@ def test_defects_of_likelihoods_are_found(cls, message) -> None:
 def test_a_good_likelihood_passes() -> None:
     check_likelihood(Poisson)
     check_likelihood(FixedSize, saving=False)
-    with fails(r"Poisson: this is one likelihood.*check_likelihood\(lambda: Mine"):
+    with fails(r"Poisson: this is one likelihood.*check_likelihood\(lambda: MyLikelihood"):
         check_likelihood(Poisson())
     made = Poisson()
     with fails("returns the same object again"):

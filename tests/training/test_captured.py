@@ -1,4 +1,4 @@
-"""What makes a step quick on a GPU: nothing is asked of it, and a recording is captured.
+"""What makes a step fast on a GPU: it never waits for the GPU, and a recording is captured.
 
 Where there is no GPU, tensors on the "meta" device, which have no values to be asked for, and a
 capture by hand stand in for one.
@@ -59,7 +59,7 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 class Asks(TorchDispatchMode):
-    """Notices what moves from one device to another."""
+    """Notices tensors that move from one device to another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Asks(TorchDispatchMode):
 
 @pytest.fixture
 def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not know the meta device."""
+    """Stands for a library that does not support the meta device."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
 
 
@@ -92,7 +92,7 @@ def test_a_step_asks_nothing_of_the_device(make: Callable[[], dict[str, Any]]) -
     batch = CellBatch(x=torch.rand(n_cells, N_GENES, device="meta"), condition=codes)
     loss = vae.objective(vae.model, vae.guide)
     vae.objective.kl_weight = torch.zeros((), device="meta")
-    # A value asked for raises here; what is moved is noticed.
+    # On the meta device reading a value raises; `Asks` notices copies between devices.
     with pyro.validation_enabled(False), Asks() as asks:
         found = loss(batch)
         found.backward()
@@ -114,7 +114,7 @@ def test_what_asks_is_noticed() -> None:
 def by_hand(
     function: Callable[[], Found], device: torch.device
 ) -> tuple[Found, Callable[[], None]]:
-    """Capture as a graph does: what is found anew is written where it was found first."""
+    """Capture as a graph does: new results are written where the first ones were."""
     found = function()
     places = [value for value in tree_flatten(found)[0] if isinstance(value, Tensor)]
 
@@ -139,7 +139,7 @@ def by_graphs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(steps, "CAPTURED_ON", {"cpu"})
     monkeypatch.setattr(captured, "capture", capture)
     # Sparse rows vary in size, and are not given to a GPU.
-    monkeypatch.setattr("pyro_contrastive.data.cell_data.SparseRows.of", lambda *_: None)
+    monkeypatch.setattr("pyro_contrastive.observed.observation.SparseRows.of", lambda *_: None)
     return made
 
 
@@ -161,29 +161,29 @@ def test_captured_steps_are_the_plain_ones(
 def test_what_was_found_is_kept_when_more_is() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captured, "capture", by_hand)
-        play = captured.Captured(
+        replay = captured.Captured(
             lambda x: {"loss": x.sum(), "terms": {"a": x * 2}, "gradients": [x * 3]},
             [torch.zeros(2)],
         )
-    one, two = play(torch.ones(2)), play(torch.tensor([5.0, 6.0]))
+    one, two = replay(torch.ones(2)), replay(torch.tensor([5.0, 6.0]))
     assert (one["loss"].item(), two["loss"].item()) == (2, 11)
     assert one["terms"]["a"].tolist() == [2, 2]
     assert two["gradients"][0].tolist() == [15, 18]
 
 
 def test_what_a_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A graph knows addresses only: unlike the capture by hand it does not keep what is there.
+    # A graph knows only addresses: unlike the stand-in it does not keep the tensors alive.
     monkeypatch.setattr(captured, "capture", lambda function, _: (function(), lambda: None))
 
     def make() -> tuple[captured.Captured, weakref.ref[Tensor]]:
         constant = torch.ones(2)
-        play = captured.Captured(lambda x: {"loss": (x * constant).sum()}, [torch.zeros(2)])
-        return play, weakref.ref(constant)
+        replay = captured.Captured(lambda x: {"loss": (x * constant).sum()}, [torch.zeros(2)])
+        return replay, weakref.ref(constant)
 
-    play, constant = make()
+    replay, constant = make()
     gc.collect()
     assert constant() is not None
-    del play
+    del replay
     gc.collect()
     assert constant() is None
 
@@ -195,7 +195,7 @@ def test_where_capture_fails_recordings_are_played(
 
     def fail(function: Callable[[], Found], device: torch.device) -> Any:
         failed.append(1)
-        function()  # what it draws and writes must be put back
+        function()  # what it draws and writes must be restored
         msg = "operation not permitted when stream is capturing"
         raise RuntimeError(msg)
 
@@ -203,8 +203,8 @@ def test_where_capture_fails_recordings_are_played(
     with caplog.at_level(logging.INFO, "pyro_contrastive"):
         model = trained(True)
     assert [record.getMessage() for record in caplog.records] == [
-        "Recorded steps are not captured as a graph, which is slower: operation not permitted when "
-        "stream is capturing."
+        "Recorded steps are not captured as a CUDA graph, which is slower: "
+        "operation not permitted when stream is capturing."
     ]
     assert failed == [1]  # not tried again
     assert_same(model, trained(False))
@@ -220,21 +220,21 @@ def test_what_is_on_other_devices_is_noticed() -> None:
         recorder = Recorder([x])
         with recorder.recording():
             result = make()
-        recorder.playing({"loss": result})
+        recorder.replay_of({"loss": result})
         assert recorder.devices == devices
 
 
 def test_a_step_with_tensors_on_other_devices_is_not_captured(
     monkeypatch: pytest.MonkeyPatch, by_graphs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = Recorder.playing
+    original = Recorder.replay_of
 
-    def playing(self: Recorder, results: Any) -> Any:
-        play = original(self, results)
+    def replay_of(self: Recorder, results: Any) -> Any:
+        replay = original(self, results)
         self.devices.add("meta")
-        return play
+        return replay
 
-    monkeypatch.setattr(Recorder, "playing", playing)
+    monkeypatch.setattr(Recorder, "replay_of", replay_of)
     with caplog.at_level(logging.INFO, "pyro_contrastive"):
         model = trained(True)
     assert len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""Early stopping: when it looks, what it puts back, what it refuses."""
+"""Early stopping: which epochs it checks, what it restores, what it refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_contrastive.training.evaluate import evaluate
 
 def test_early_stopping_puts_back_the_best_weights():
     model = make_model(make_adata(40, 40))
-    # A step this long jumps about, so the last epoch is not the best one.
+    # With a learning rate this high the loss jumps, so the last epoch is not the best one.
     warmup = 10  # a quarter of 40 epochs
     result = train(
         model,
@@ -80,7 +80,7 @@ def test_early_stopping_counts_checks_not_epochs():
         check_val_every_n_epoch=3,
         plan_kwargs={"n_epochs_kl_warmup": 0},
     )
-    # The first check is the best there can be; two more do not improve by so much.
+    # The first check is always the best so far; the next two do not improve by `min_delta`.
     assert (result.stopped_early, result.n_epochs) == (True, 9)
     assert model.history["elbo_validation"].index.tolist() == [2, 5, 8]
     assert model.history["elbo_train"].index.tolist() == list(range(9))
@@ -112,7 +112,7 @@ def test_early_stopping_can_watch_a_training_quantity_without_held_out_cells():
 
 @pytest.fixture
 def stoppings(monkeypatch):
-    """Record what early stopping looked at."""
+    """Record the values that early stopping checked."""
     made: list[tuple[EarlyStopping, dict[str, float]]] = []
     original = EarlyStopping.update
 
@@ -125,7 +125,7 @@ def stoppings(monkeypatch):
 
 
 def test_early_stopping_looks_from_the_end_of_the_warm_up_on(stoppings):
-    """The loss of an epoch with a low KL weight is low: no reason to go back to it."""
+    """The loss of an epoch with a low KL weight is low, which does not make it the best."""
     model = make_model(wasserstein_penalty=50.0)
     result = train(
         model,
@@ -152,7 +152,7 @@ def test_patience_is_not_used_up_in_the_warm_up():
         early_stopping_min_delta=1e9,
         plan_kwargs={"n_epochs_kl_warmup": 5},
     )
-    # The sixth epoch is the first to be looked at, and the best there can be.
+    # The sixth epoch is the first to be checked, so it is the best so far.
     assert (result.stopped_early, result.n_epochs) == (True, 8)
 
 
@@ -164,11 +164,11 @@ def test_early_stopping_can_wait_longer_than_the_kl_warm_up(stoppings):
         "plan_kwargs": {"n_epochs_kl_warmup": 1},
     }
     waited = train(make_model(), 12, early_stopping_warmup_epochs=5, **kwargs)
-    # The sixth epoch is the first to be looked at, and the best there can be.
+    # The sixth epoch is the first to be checked, so it is the best so far.
     assert (waited.stopped_early, waited.n_epochs, len(stoppings)) == (True, 8, 3)
     again = train(make_model(), 12, early_stopping_warmup_epochs=0, **kwargs)
     assert again.n_epochs == 4
-    with pytest.raises(ValueError, match="leaves early stopping none of the 5 epochs"):
+    with pytest.raises(ValueError, match="leaves early stopping no epoch to check in a run of 5"):
         train(make_model(), 5, early_stopping_warmup_epochs=5, **kwargs)
 
 
@@ -201,8 +201,8 @@ def test_early_stopping_of_a_run_that_is_all_warm_up_is_refused(plan):
 @pytest.mark.parametrize(
     ("adata_sizes", "kwargs", "message"),
     [
-        ((20, 30), {"train_size": 1.0}, "No cells are held out"),
-        ((3, 30), {}, "No cells are held out"),
+        ((20, 30), {"train_size": 1.0}, "One of the populations has no held-out cells"),
+        ((3, 30), {}, "One of the populations has no held-out cells"),
         ((20, 30), {"early_stopping_monitor": "val_loss"}, r"can watch \['elbo_train'"),
         ((20, 30), {"early_stopping_patience": 0}, "patience of at least 1"),
         ((20, 30), {"early_stopping_min_delta": -1}, "min_delta of at least 0"),

@@ -1,4 +1,4 @@
-"""Training from recorded steps is training from plain ones, or is not done."""
+"""Recorded steps give the same fit as plain ones, or plain steps are taken instead."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from pyro_contrastive.training.finite import NonFiniteLossError
 from pyro_contrastive.training.recorder import Recorder
 
 N_STEPS = 4 * 6
-"""Of a run of `trained`."""
+"""Number of steps of a run of `trained`."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +56,10 @@ def recorded_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the steps that are played, checks of them aside."""
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the replayed steps, without those of checks."""
     found: list[int] = []
-    original = steps.RecordedStep._played
+    original = steps.RecordedStep._replayed
     checking = [False]
 
     def count(self: steps.RecordedStep, *args: Any) -> Any:
@@ -75,7 +75,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             checking[0] = False
 
     checked = steps.RecordedStep._checked
-    monkeypatch.setattr(steps.RecordedStep, "_played", count)
+    monkeypatch.setattr(steps.RecordedStep, "_replayed", count)
     monkeypatch.setattr(steps.RecordedStep, "_checked", check)
     return found
 
@@ -159,7 +159,7 @@ PLAIN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
             "salient_prior": dist.Gamma(torch.ones(2), 1.0).to_event(1),
             "n_layers_decoder": 0,
         },
-        "a tensor is made a number .*additive.py",
+        "a tensor becomes a number .*additive.py",
     ),
 }
 
@@ -176,28 +176,28 @@ QUICK = {"default", "latent library", "flow", "penalties", "adversary"}
         for name, make in MODELS.items()
     ],
 )
-def test_a_recorded_run_is_a_plain_run_to_the_last_digit(make, played, caplog) -> None:
+def test_a_recorded_run_is_a_plain_run_to_the_last_digit(make, replayed, caplog) -> None:
     with caplog.at_level(logging.INFO, "pyro_contrastive.training.steps"):
         recorded = trained(True, make)
     assert not caplog.messages
     # 3 plain steps, 1 recorded, 5 checked: the 1st, 2nd, 4th, 8th and 16th since.
-    assert len(played) == N_STEPS - 3 - 1 - 5
+    assert len(replayed) == N_STEPS - 3 - 1 - 5
     assert_same(recorded, trained(False, make))
 
 
 @pytest.mark.parametrize(("make", "why"), PLAIN.values(), ids=PLAIN)
-def test_what_cannot_be_recorded_is_trained_in_plain_steps(make, why, played, caplog) -> None:
+def test_what_cannot_be_recorded_is_trained_in_plain_steps(make, why, replayed, caplog) -> None:
     with caplog.at_level(logging.INFO, "pyro_contrastive.training.steps"):
         model = trained(True, make)
     assert len(caplog.messages) == 1
     assert caplog.records[0].levelname == "INFO"
     assert re.match(f"Training takes plain steps, which are slower: {why}", caplog.messages[0])
-    assert not played
+    assert not replayed
     assert_same(model, trained(False, make))
 
 
 @pytest.mark.slow
-def test_real_counts_with_compiled_code_are_trained_to_the_last_digit(played, caplog) -> None:
+def test_real_counts_with_compiled_code_are_trained_to_the_last_digit(replayed, caplog) -> None:
     adata = load_kang()[::8].copy()
     models = []
     for record in (True, False):
@@ -210,12 +210,12 @@ def test_real_counts_with_compiled_code_are_trained_to_the_last_digit(played, ca
                 batch_size=32, max_epochs=5, plan_kwargs=plan, seed=0, enable_progress_bar=False
             )
     assert not caplog.messages
-    assert len(played) > 20
+    assert len(replayed) > 20
     assert_same(*models)
 
 
 class Odd(Penalty):
-    """A penalty of one's own: `work` gets it, the draws of z and their mean square."""
+    """A user's penalty: `work` is called with it, the draws of z and their mean square."""
 
     def __init__(self, work: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -289,17 +289,17 @@ IN_PYTHON: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize(("work", "why"), IN_PYTHON.values(), ids=IN_PYTHON)
-def test_what_python_does_is_noticed_when_a_step_is_recorded(work, why, played, caplog) -> None:
+def test_what_python_does_is_noticed_when_a_step_is_recorded(work, why, replayed, caplog) -> None:
     models = []
     for record in (True, False):
         random.seed(0)
-        np.random.seed(0)  # noqa: NPY002  # whose state is in question
+        np.random.seed(0)  # noqa: NPY002  # a penalty changes this state
         with caplog.at_level(logging.INFO, "pyro_contrastive.training.steps"):
             models.append(trained(record, lambda: {"penalties": [Odd(work)]}))
     assert len(caplog.messages) == 1
     assert caplog.records[0].levelname == "INFO"
     assert re.search(why, caplog.messages[0])
-    assert not played
+    assert not replayed
     assert_same(*models)
 
 
@@ -335,43 +335,43 @@ SEEN_BY_TORCH = {
 
 
 @pytest.mark.parametrize("work", SEEN_BY_TORCH.values(), ids=SEEN_BY_TORCH)
-def test_what_torch_sees_is_recorded(work, played, caplog) -> None:
+def test_what_torch_sees_is_recorded(work, replayed, caplog) -> None:
     model = trained(True, lambda: {"penalties": [Odd(work)]})
     other = trained(False, lambda: {"penalties": [Odd(work)]})
     assert not caplog.messages
-    assert len(played) == N_STEPS - 3 - 1 - 5
+    assert len(replayed) == N_STEPS - 3 - 1 - 5
     assert_same(model, other)
     mine, others = model.module.penalties[0], other.module.penalties[0]
     assert mine.moving == others.moving
     assert mine.n_counted == others.n_counted == (N_STEPS if work is counted else 0)
 
 
-def test_what_escapes_all_that_is_noticed_by_a_check(played, caplog) -> None:
+def test_what_escapes_all_that_is_noticed_by_a_check(replayed, caplog) -> None:
     calls = []
 
     def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
-        calls.append(p.training)  # in nobody's attribute
+        calls.append(p.training)  # a change that no attribute of a module shows
         return size * 0.1 * len(calls)
 
     trained(True, lambda: {"penalties": [Odd(work)]})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "has another result than the plain one" in caplog.text
+    assert "does not have the result of the plain one" in caplog.text
     assert "record_steps" in caplog.text
-    assert not played  # noticed in the first step after the recording, which is a check
+    assert not replayed  # noticed in the first step after the recording, which is a check
 
 
-def test_a_loss_that_is_not_finite_in_a_played_step_is_explained(played) -> None:
+def test_a_loss_that_is_not_finite_in_a_replayed_step_is_explained(replayed) -> None:
     def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
         return size * 0.0 + (20.5 - p.n_counted.add_(float(p.training))).sqrt()
 
     for record in (True, False):
-        played.clear()
+        replayed.clear()
         with pytest.raises(NonFiniteLossError, match=r"in epoch 5, step 20: .*'odd' of the loss"):
             trained(record, lambda: {"penalties": [Odd(work)]})
-        assert bool(played) == record
+        assert bool(replayed) == record
 
 
-def test_an_error_in_a_played_step_is_raised(played, caplog) -> None:
+def test_an_error_in_a_replayed_step_is_raised(replayed, caplog) -> None:
     def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
         definite = 20.5 - p.n_counted.add_(float(p.training))
         return size + 0.0 * torch.linalg.cholesky(definite * torch.eye(2)).sum()
@@ -381,12 +381,12 @@ def test_an_error_in_a_played_step_is_raised(played, caplog) -> None:
         with pytest.raises(torch.linalg.LinAlgError) as caught:
             trained(record, lambda: {"penalties": [Odd(work)]})
         messages.append(str(caught.value))
-    assert played
+    assert replayed
     assert messages[0] == messages[1]
     assert "a recorded step failed" in caplog.text
 
 
-def test_numbers_among_the_terms_of_an_objective_are_recorded(played, monkeypatch) -> None:
+def test_numbers_among_the_terms_of_an_objective_are_recorded(replayed, monkeypatch) -> None:
     parts = ContrastiveELBO.parts
 
     def with_number(self: ContrastiveELBO, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -394,11 +394,11 @@ def test_numbers_among_the_terms_of_an_objective_are_recorded(played, monkeypatc
 
     monkeypatch.setattr(ContrastiveELBO, "parts", with_number)
     model = trained(True)
-    assert played
+    assert replayed
     assert (model.history["mine_train"] == 1.0).all(axis=None)
 
 
-def test_what_an_optimiser_has_beside_the_model_is_trained(played) -> None:
+def test_what_an_optimiser_has_beside_the_model_is_trained(replayed) -> None:
     extra = {}
 
     def run(record: bool) -> Tensor:
@@ -416,30 +416,30 @@ def test_what_an_optimiser_has_beside_the_model_is_trained(played) -> None:
         return shift.detach()
 
     recorded = run(True)
-    assert played
+    assert replayed
     assert recorded == run(False)
     assert recorded != 1.0
 
 
 def test_a_recording_that_fails_gives_way_to_plain_steps(monkeypatch, caplog) -> None:
-    def playing(self: Recorder, results: Any) -> Callable[..., Any]:
+    def replay_of(self: Recorder, results: Any) -> Callable[..., Any]:
         def fail(*inputs: Tensor) -> Any:
             msg = "no such luck"
             raise IndexError(msg)
 
         return fail
 
-    monkeypatch.setattr(Recorder, "playing", playing)
+    monkeypatch.setattr(Recorder, "replay_of", replay_of)
     model = trained(True)
     assert "a recorded step failed (no such luck)" in caplog.text
     assert len(caplog.messages) == 1
     assert_same(model, trained(False))
 
 
-def test_each_size_of_mini_batch_has_its_recording(played, caplog) -> None:
+def test_each_size_of_mini_batch_has_its_recording(replayed, caplog) -> None:
     # 50 cells of each population are 13, 13, 12 and 12.
     model = trained(True, n_cells=50, batch_size=13)
-    assert set(played) == {26, 24}
+    assert set(replayed) == {26, 24}
     assert not caplog.messages
     assert_same(model, trained(False, n_cells=50, batch_size=13))
 
@@ -465,9 +465,9 @@ def test_what_is_recorded_is_done_again_with_other_tensors() -> None:
     with recorder.recording():
         loss, middle, (gradient,) = work(x)
     assert recorder.refusal is None
-    play = recorder.playing({"loss": loss, "rest": [middle, gradient, None]})
+    replay = recorder.replay_of({"loss": loss, "rest": [middle, gradient, None]})
     torch.manual_seed(1)
-    again = play(other)
+    again = replay(other)
     torch.manual_seed(1)
     expected = work(other)
     assert torch.equal(again["loss"], expected[0])
@@ -476,9 +476,9 @@ def test_what_is_recorded_is_done_again_with_other_tensors() -> None:
     assert again["rest"][2] is None
     assert counter.tolist() == [0, 3]
     with torch.no_grad():
-        weight.mul_(2)  # weights are read when it is played
+        weight.mul_(2)  # weights are read when it is replayed
     torch.manual_seed(1)
-    assert torch.equal(play(other)["loss"], (torch.manual_seed(1), work(other))[1][0])
+    assert torch.equal(replay(other)["loss"], (torch.manual_seed(1), work(other))[1][0])
 
 
 @pytest.mark.parametrize(
@@ -507,12 +507,12 @@ def test_one_tensor_in_two_places_is_refused() -> None:
     assert "one tensor in two places" in str(Recorder([x, x]).refusal)
 
 
-def test_a_penalty_in_double_precision_is_recorded_to_the_last_digit(played) -> None:
+def test_a_penalty_in_double_precision_is_recorded_to_the_last_digit(replayed) -> None:
     def work(p: Odd, z: Tensor, size: Tensor) -> Tensor:
         return z.double().square().mean()
 
     model = trained(True, lambda: {"penalties": [Odd(work)]})
-    assert played
+    assert replayed
     assert_same(model, trained(False, lambda: {"penalties": [Odd(work)]}))
 
 
@@ -522,7 +522,7 @@ def test_indices_are_no_masks() -> None:
     with recorder.recording():
         found = x[places] * 2
     assert recorder.refusal is None
-    assert recorder.playing([found])(x + 1, torch.tensor([1, 1]))[0].tolist() == [6.0, 6.0]
+    assert recorder.replay_of([found])(x + 1, torch.tensor([1, 1]))[0].tolist() == [6.0, 6.0]
 
 
 def test_a_module_can_be_reloaded_and_its_operators_with_it() -> None:

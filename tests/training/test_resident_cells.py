@@ -1,4 +1,4 @@
-"""Cells kept on a device give the mini-batches that cells on the host give."""
+"""Cells kept on a device give the same mini-batches as cells on the host."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from helpers import make_vae
 from scipy.sparse import csr_matrix
 
-from pyro_contrastive.cells import TENSORS
 from pyro_contrastive.data import resident
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.data.resident import ResidentCells, near
+from pyro_contrastive.data.resident import ResidentCells, on_device_if_it_fits
 from pyro_contrastive.density.nonzero import NonZero, nonzero_of
 
 N_CELLS, N_GENES = 40, 12
@@ -43,7 +42,7 @@ def test_mini_batches_are_the_same(density: float, size_factor: bool) -> None:
     assert kept.conditions == data.conditions
     for indices in (np.array([7, 3, 39, 0, 7]), np.arange(N_CELLS), np.array([3])):
         one, other = data.cells(indices), kept.cells(indices)
-        for name in TENSORS:
+        for name in ("condition", "x", "batch", "categorical", "continuous", "library"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
         assert (one.rows is None) == (other.rows is None)
         if one.rows is not None:
@@ -80,17 +79,17 @@ def test_another_device_or_dtype_is_refused() -> None:
         ResidentCells(dense, "cpu", torch.float32)
 
 
-def test_counts_go_near_a_gpu_if_they_fit(
+def test_counts_go_to_a_gpu_if_they_fit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, made = make_data(), []
     monkeypatch.setattr(resident, "ResidentCells", lambda *a: made.append(a) or "kept")
     cuda = torch.device("cuda")
-    assert near(data, torch.device("cpu"), torch.float32) is data
+    assert on_device_if_it_fits(data, torch.device("cpu"), torch.float32) is data
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 10**9))
-    assert near(data, cuda, torch.float32) == "kept"
+    assert on_device_if_it_fits(data, cuda, torch.float32) == "kept"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100, 10**9))
     with caplog.at_level(logging.INFO, "pyro_contrastive"):
-        assert near(data, cuda, torch.float32) is data
+        assert on_device_if_it_fits(data, cuda, torch.float32) is data
     assert "stay on the host" in caplog.text
     assert len(made) == 1

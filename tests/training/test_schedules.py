@@ -13,7 +13,7 @@ import torch
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.testing import SimulationSettings, simulate
 from pyro_contrastive.training import TrainingPlan, fit, run
-from pyro_contrastive.training.plan import FAST_EPOCHS, SCHEDULES, default_max_epochs
+from pyro_contrastive.training.plan import MIN_FAST_EPOCHS, SCHEDULES, default_max_epochs
 
 SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
 
@@ -117,7 +117,7 @@ def test_the_reference_schedule_keeps_its_learning_rate(rates) -> None:
         (3_000, 12, 42),
         (4_000, 16, 31),
         (8_000, 32, 16),
-        (10**6, 4_000, FAST_EPOCHS),
+        (10**6, 4_000, MIN_FAST_EPOCHS),
     ],
 )
 def test_the_fast_schedule_takes_some_500_steps_and_10_epochs(

@@ -1,4 +1,4 @@
-"""Splits and mini-batches: which cells are trained on, and which held out."""
+"""Splits and mini-batches: which cells are trained on, and which are held out."""
 
 from __future__ import annotations
 

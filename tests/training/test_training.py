@@ -1,4 +1,4 @@
-"""KL warm-up, optimiser, history, seeds: with real fits of small data."""
+"""KL warm-up, optimiser, history and seeds, in real fits of small data."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_number_of_epochs_must_be_positive(max_epochs):
 
 @pytest.mark.parametrize("devices", [2, [0, 1], -1, "2", []])
 def test_more_than_one_device_is_refused(devices):
-    with pytest.raises(ValueError, match="Training uses one device"):
+    with pytest.raises(ValueError, match="Training uses exactly one device"):
         train(make_model(), devices=devices)
 
 
@@ -281,7 +281,7 @@ def test_training_a_second_time_continues():
     assert result.n_epochs == 2
     assert model.history["elbo_train"].index.tolist() == list(range(22))
     np.testing.assert_array_equal(column(model, "train_loss_epoch")[:20], first)
-    for name, value in model.module.named_parameters():  # from the weights there were
+    for name, value in model.module.named_parameters():  # continues from the former weights
         torch.testing.assert_close(value, at_end[name], atol=1e-6, rtol=0)
     assert column(model, "elbo_train")[20] < column(model, "elbo_train")[0]
 
@@ -456,7 +456,7 @@ def test_whole_numbers_may_be_numpys():
     ("name", "said"),
     [
         ("gradient_clip_val", "gradients are not clipped"),
-        ("callbacks", "no Lightning Trainer"),
+        ("callbacks", "without a Lightning Trainer"),
         ("logger", "model.history"),
         ("max_steps", "max_epochs="),
         ("lr", r'plan_kwargs=\{"lr": ...\}'),
@@ -464,7 +464,7 @@ def test_whole_numbers_may_be_numpys():
         ("xyz", "it takes background_indices, .*, seed"),
     ],
 )
-def test_arguments_it_does_not_have_say_what_stands_in_their_place(name, said):
+def test_unknown_arguments_say_what_to_use_instead(name, said):
     model = make_model()
     with pytest.raises(TypeError, match=rf"train\(\) does not take {name}\. {name}: .*{said}"):
         train(model, **{name: 1})

@@ -118,7 +118,7 @@ class LooseParameter(Prior):
 
 def test_a_parameter_that_would_not_be_trained_is_refused():
     model = make_model(salient_prior=LooseParameter())
-    with pytest.raises(ValueError, match=r"pyro.param\('loose'\) belongs to no module"):
+    with pytest.raises(ValueError, match=r"pyro.param\('loose'\) does not belong to a module"):
         train(model)
 
 

@@ -1,4 +1,4 @@
-"""Steps that are not looked at one by one, as on a GPU, end where they would have ended."""
+"""Training whose steps are checked in groups, as on a GPU, ends as if each were checked."""
 
 from __future__ import annotations
 

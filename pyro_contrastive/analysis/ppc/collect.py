@@ -20,7 +20,7 @@ from pyro_contrastive.analysis.ppc.statistics import (
 )
 from pyro_contrastive.analysis.ppc.strata import Group, Strata
 from pyro_contrastive.analysis.ppc.sums import Draws, Floats, GeneSums, Ints, PairSums, RankSums
-from pyro_contrastive.data.counts import Matrix
+from pyro_contrastive.observed.matrix import Matrix
 
 PIT_BINS = 20
 

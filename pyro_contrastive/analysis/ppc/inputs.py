@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.ppc.custom import Function, Statistic
 from pyro_contrastive.analysis.ppc.sums import Draws
-from pyro_contrastive.data.counts import Matrix
+from pyro_contrastive.observed.matrix import Matrix
 
 __all__ = ["CheckSettings", "CheckedData", "ReplicateStream"]
 

@@ -17,8 +17,8 @@ from pyro_contrastive.analysis.ppc.inputs import CheckedData, CheckSettings, Rep
 from pyro_contrastive.analysis.ppc.results import all_tables
 from pyro_contrastive.analysis.ppc.statistics import CALIBRATION, CORRELATION, chosen_statistics
 from pyro_contrastive.analysis.ppc.strata import Strata
-from pyro_contrastive.data.counts import Matrix, row_sums
 from pyro_contrastive.data.indices import in_order
+from pyro_contrastive.observed.matrix import Matrix, row_sums
 
 MAX_BYTES = 2e9
 """Size of a dense replicate above which statistics of whole replicates are refused."""

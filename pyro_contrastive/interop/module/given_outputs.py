@@ -1,4 +1,4 @@
-"""Model and guide run with draws and distributions that are given, not computed."""
+"""Model and guide with given draws and distributions, instead of computed ones."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def counts_distribution(px_rate: Tensor, px_r: Tensor, px_dropout: Tensor | None
 
 
 class GivenOutputs:
-    """Model and guide in which draws and distributions are given instead of computed.
+    """Model and guide that use given draws and distributions instead of computing them.
 
     Parameters
     ----------
     model, guide
-        Whose programs to run.
+        The programs to run.
     inference_outputs, generative_outputs
         What `ContrastiveVAE.inference` and `.generative` returned.
     """
@@ -65,7 +65,7 @@ class GivenOutputs:
         self.particles = {"num_particles": n_draws, "vectorize_particles": n_draws > 1}
 
     def guide(self, batch: CellBatch) -> None:
-        """Run the guide's factors with the given moments and draws."""
+        """Run the factors of the guide with the given moments and draws."""
         poutine.replay(self._guide.draw, trace=self.draws)(self.moments, batch)
 
     def model(self, batch: CellBatch) -> None:

@@ -26,10 +26,10 @@ from pyro_contrastive.sites import observed_sites, part_names, site_losses
 
 
 class ReferenceMethods:
-    """Mixin for :class:`~pyro_contrastive.ContrastiveVAE`: the reference module's own methods.
+    """Mixin for :class:`~pyro_contrastive.ContrastiveVAE`: the methods of scvi-tools' module.
 
-    Same names, inputs and outputs as in scvi-tools, so that its callers work unchanged. Each runs
-    the model and the guide; none states them again.
+    Names, inputs and outputs are the same as in scvi-tools, so that its callers work unchanged. All
+    of them run the model and the guide instead of implementing them again.
     """
 
     model: ContrastiveModel
@@ -53,9 +53,9 @@ class ReferenceMethods:
             (``[cells, genes]``) and batch codes ``"batch"`` (``[cells, 1]``); and, if the model has
             further covariates, ``cat_covs`` and ``cont_covs``.
         inference_kwargs, loss_kwargs
-            For `inference` (``n_samples``) and for `loss` (``kl_weight``).
+            Arguments of `inference` (``n_samples``) and of `loss` (``kl_weight``).
         compute_loss
-            Return the loss too.
+            Return the loss as well.
 
         Returns
         -------
@@ -80,7 +80,7 @@ class ReferenceMethods:
             Each a dict with ``x`` (counts, ``[cells, genes]``) and ``batch_index``
             (``[cells, 1]``). The groups may differ in size.
         n_samples
-            Number of independent draws. If larger than 1, every output gets a leading axis of
+            Number of independent draws. If larger than 1, every output has a leading axis of
             draws.
 
         Returns
@@ -114,8 +114,7 @@ class ReferenceMethods:
         ``{"background": ..., "target": ...}``, each a dict with ``px_scale``, ``px_rate``,
         ``px_dropout`` (``None`` without zero inflation), each ``[..., cells, genes]``, and ``px_r``
         (inverse dispersion, ``[genes]``, or ``[..., cells, genes]`` where it differs between cells,
-        or ``None``). Any further head of the likelihood is there
-        too, as ``px_<head>``.
+        or ``None``). Other heads of the likelihood are returned as ``px_<head>``.
         """
         inputs = {"background": dict(background), "target": dict(target)}
         z, s, library = (groups.join_required(inputs, key) for key in ("z", "s", "library"))
@@ -145,8 +144,8 @@ class ReferenceMethods:
     ) -> LossOutput:
         """Return the loss of what `inference` and `generative` returned for these cells.
 
-        It is the objective's loss, with analytic KL divergences, of model and guide run with the
-        draws and distributions given: the encoders and the decoder are not evaluated again.
+        This is the objective's loss, with analytic KL divergences, of model and guide run with the
+        given draws and distributions: encoders and decoder are not evaluated again.
 
         Parameters
         ----------
@@ -176,7 +175,7 @@ class ReferenceMethods:
         # Where a site is masked in background cells, the pair has the target cell's term only.
         none = torch.zeros_like(pairs["z"])
         extra = {p.name: objective.terms[p.name] for p in self.penalties}
-        # Reported whether or not it is a penalty, as in scvi-tools.
+        # As in scvi-tools, reported whether or not it is a penalty.
         extra["wasserstein_loss_sum"] = Wasserstein(1.0)(*traces, batch) * none.numel()
         return LossOutput(
             loss=loss,

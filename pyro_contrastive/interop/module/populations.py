@@ -1,7 +1,7 @@
-"""The reference module's vocabulary: dicts of background and target tensors, and its loss record.
+"""The data structures of scvi-tools' module: dicts by population, and the record of a loss.
 
 scvi-tools' ``ContrastiveVAE`` takes and returns ``{"background": {...}, "target": {...}}``. These
-functions turn such dicts into one :class:`CellBatch` (background cells first) and back.
+functions convert such dicts to one :class:`CellBatch` (background cells first) and back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LossOutput:
         Scalar to be minimised: mean over background cells plus mean over target cells.
     reconstruction_loss
         ``{"reconstruction_loss": ...}``: negative log-likelihood of each background/target pair,
-        ``[cells]`` or ``[n_samples, cells]``. When the groups differ in size, cells without a
+        ``[pairs]`` or ``[n_samples, pairs]``. If the groups differ in size, cells without a
         partner are paired with the mean of the other group.
     kl_local
         ``kl_divergence_z``, ``kl_divergence_s`` and ``kl_divergence_l`` of each pair, unweighted.
@@ -78,12 +78,12 @@ def join_counts(background: Group, target: Group, x: str, batch: str) -> CellBat
         Each with counts ``[cells, genes]`` and batch codes ``[cells, 1]``; and, if the model has
         further covariates, ``cat_covs`` and ``cont_covs``, ``[cells, covariates]``.
     x, batch
-        Under which keys they are.
+        Their keys.
 
     Raises
     ------
     ValueError
-        If one of them is missing, saying which and where.
+        If one is missing; the error says which, and where.
     """
     for name, group in zip(GROUPS, (background, target), strict=True):
         missing = [key for key in (x, batch) if key not in group]
@@ -114,7 +114,7 @@ def join_required(groups: Groups, key: str) -> Tensor:
     Raises
     ------
     ValueError
-        If one of them lacks it.
+        If one group lacks it.
     """
     joined = join(groups, key)
     if joined is None:
@@ -150,8 +150,8 @@ def join_dispersion(groups: Groups) -> Tensor | None:
 def pair(per_cell: Tensor, n_background: int) -> Tensor:
     """Add background and target values cell by cell: ``[..., cells]`` to ``[..., pairs]``.
 
-    The mean over pairs is the mean over background cells plus the mean over target cells, also
-    when the groups differ in size: the smaller one is filled up with its mean.
+    The mean over pairs is the mean over background cells plus the mean over target cells, even if
+    the groups differ in size: the smaller one is padded with its mean.
     """
     parts = per_cell[..., :n_background], per_cell[..., n_background:]
     n_pairs = max(part.shape[-1] for part in parts)
@@ -164,7 +164,7 @@ def pair(per_cell: Tensor, n_background: int) -> Tensor:
 
 
 def moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
-    """Mean and variance of a factor of the guide; of the log if it is log-normal."""
+    """Return mean and variance of a factor of the guide; those of the log if it is log-normal."""
     factor = posterior.base_dist  # within Independent
     if isinstance(factor, LogNormal):
         factor = factor.base_dist
@@ -174,7 +174,7 @@ def moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
 def posterior_outputs(guide_trace: Trace, batch: CellBatch) -> dict[str, Tensor | None]:
     """Read draws and moments of the latents from a guide trace, under the reference's names.
 
-    The salient latent of background cells comes as it was drawn.
+    The salient latent of background cells is returned as drawn, not as 0.
     """
     sites = guide_trace.nodes
     outputs: dict[str, Tensor | None] = {"z": sites["z"]["value"], "s": sites["s"]["value"]}

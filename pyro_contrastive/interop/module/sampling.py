@@ -1,4 +1,4 @@
-"""Drawing cells from the learned model."""
+"""Draw cells from the learned model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_contrastive.model import ContrastiveModel
 
 
 class Sampling(nn.Module):
-    """Mixin for :class:`~pyro_contrastive.ContrastiveVAE`: the reference module's ``sample``."""
+    """Mixin for :class:`~pyro_contrastive.ContrastiveVAE`: scvi-tools' method ``sample``."""
 
     model: ContrastiveModel
     seen_cells: SeenCells
@@ -36,42 +36,41 @@ class Sampling(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """Draw cells from the learned model: latents from their priors, counts from the likelihood.
 
-        What is not given is taken from the cells that trained, of which the model remembers up to
-        1000: each new cell takes all of it from one of those, among those of its condition and
-        batch where these are given. So without arguments the cells are of the conditions, batches,
-        covariates and library sizes that training saw, in their proportions.
+        Whatever is not given is taken from the training cells, of which the model remembers up to
+        1000: each new cell copies it from one of them, with the same condition and batch if these
+        are given. So without arguments, conditions, batches, covariates and library sizes occur in
+        the same proportions as in training.
 
         Parameters
         ----------
         n_cells
-            How many cells.
+            Number of cells.
         condition
-            0 for background cells, 1..K for treated ones; one for all, or one per cell. Default: as
-            in training, or 1 for a model that was not trained by ``ContrastiveVI``.
+            0 for background cells, 1..K for treated ones; one for all cells, or one per cell.
+            Default: as in training, or 1 for a model that was not trained by ``ContrastiveVI``.
         batch
-            Batch code; one for all, or one per cell. Default: as in training, or 0.
+            Batch code; one for all cells, or one per cell. Default: as in training, or 0.
         library
-            Library size (total counts), natural scale; one for all, or one per cell. Default: as in
-            training; when it is latent: drawn from its prior.
+            Library size (total counts), natural scale; one for all cells, or one per cell. Default:
+            as in training, or drawn from its prior if it is latent.
         categorical, continuous
             Further covariates, ``[n_cells, covariates]``, if the model has them. Default: as in
             training.
         return_latents
-            Return the latents too.
+            Return the latents as well.
         seed
             Seed; default: torch's global state (``pyro.set_rng_seed``).
 
         Returns
         -------
-        Counts ``[n_cells, genes]``; with `return_latents` a dict with ``x``, ``z``, ``s``,
-        ``library`` (natural scale), ``scale`` and ``rate`` if the likelihood has them, and the
-        codes ``condition`` and ``batch``, ``[n_cells]``.
+        Counts ``[n_cells, genes]``; with `return_latents` a dict with ``x`` (the counts), ``z``,
+        ``s``, ``library`` (natural scale), ``scale`` and ``rate`` if the likelihood has them, and
+        the codes ``condition`` and ``batch``, ``[n_cells]``.
 
         Raises
         ------
         ValueError
-            If the library size is observed, none is given, and it is not known which ones training
-            saw.
+            If the library size is observed, but neither given nor remembered from training.
         """
         device = next(self.parameters()).device
         seen = self.seen_cells.condition
@@ -109,7 +108,7 @@ class Sampling(nn.Module):
     def _cells_to_draw(
         self, asked: dict[str, Tensor | None], n_cells: int, device: torch.device
     ) -> CellBatch:
-        """Complete what is known of cells whose counts are to be drawn."""
+        """Fill in conditions, covariates and library sizes of the cells to draw."""
         needs_library = self.use_observed_lib_size and self.model.likelihood.uses_library
         library = asked["library"]
         if not needs_library:
@@ -124,8 +123,8 @@ class Sampling(nn.Module):
         library = found.pop("library", library)
         if needs_library and library is None:
             msg = (
-                "The library size is observed in this model, and it is not known which ones "
-                "training saw: this model was not trained by ContrastiveVI, or it was saved by an "
+                "The library size is observed in this model, and those of the training cells are "
+                "not known: this model was not trained by ContrastiveVI, or it was saved by an "
                 "earlier version or by scvi-tools. Give library=, the total counts: one number for "
                 "all cells, or one for each."
             )
@@ -134,7 +133,7 @@ class Sampling(nn.Module):
 
 
 def _check_whole(value: object, name: str, *, lowest: int = 0, below: int | None = None) -> None:
-    """Refuse numbers that are not whole, or out of range; ``None`` is not given."""
+    """Refuse numbers that are not whole or out of range; ``None`` is allowed."""
     if value is None:
         return
     try:
@@ -144,6 +143,6 @@ def _check_whole(value: object, name: str, *, lowest: int = 0, below: int | None
     is_whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if is_whole and (given >= lowest).all() and (below is None or (given < below).all()):
         return
-    most = "" if below is None else f" and at most {below - 1}"
-    msg = f"{name} must be a whole number of at least {lowest}{most}, not {value!r}."
+    upper = "" if below is None else f" and at most {below - 1}"
+    msg = f"{name} must be a whole number of at least {lowest}{upper}, not {value!r}."
     raise ValueError(msg)

@@ -1,0 +1,77 @@
+"""What is observed of many cells, wherever it is kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyro_contrastive.observed.matrix import Matrix, row_sums
+from pyro_contrastive.observed.observation import Observation
+
+Indices = NDArray[np.int64]
+
+
+class Observed(ABC):
+    """What is observed of many cells in one modality: a number for each cell and feature.
+
+    Subclasses say where the numbers are: in memory, on a device, in a file. Two members are enough,
+    :attr:`shape` and :meth:`rows`; override the others where there is a faster way.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Number of cells and of features."""
+
+    @abstractmethod
+    def rows(self, cells: Indices | None = None) -> Matrix:
+        """Return the rows of some cells (default: of all) in the host's memory."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def totals(self, cells: Indices | None = None) -> NDArray[np.float64]:
+        """Sum of the values of some cells (default: of all), ``[cells]``."""
+        return row_sums(self.rows(cells))
+
+    def observation(
+        self,
+        cells: Indices,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        dense: bool = True,
+    ) -> Observation:
+        """Return some cells as tensors: see :meth:`Observation.of`."""
+        return Observation.of(self.rows(cells), device, dtype, dense=dense)
+
+
+class InMemory(Observed):
+    """A matrix in the host's memory.
+
+    Parameters
+    ----------
+    matrix
+        CSR or dense.
+    """
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.matrix = matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of cells and of features."""
+        n_cells, n_features = self.matrix.shape
+        return int(n_cells), int(n_features)
+
+    def rows(self, cells: Indices | None = None) -> Matrix:
+        """Return the rows of some cells; of all without a copy."""
+        return self.matrix if cells is None else self.matrix[cells]
+
+
+def as_observed(given: Matrix | Observed) -> Observed:
+    """Return what was given; a matrix as one in memory."""
+    return given if isinstance(given, Observed) else InMemory(given)
