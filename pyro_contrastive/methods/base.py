@@ -248,14 +248,6 @@ class ModelBase:
         codes[slice(None) if cells is None else cells] = np.where(same, known["code"], -1)
         return codes
 
-    def _cells(
-        self, adata: AnnData | None, indices: ArrayLike | None, *, need_condition: bool = True
-    ) -> tuple[AnnData, CellData, NDArray[np.int64]]:
-        """Read cells, and which of them are asked for; these must have a registered condition."""
-        chosen = self._adata(adata)
-        cells = as_indices(indices, chosen.obs_names)
-        return chosen, self._data(adata, cells if need_condition else NO_CELLS, cells), cells
-
     def _query(
         self,
         adata: AnnData | None,
@@ -264,8 +256,13 @@ class ModelBase:
         *,
         need_condition: bool = True,
     ) -> Query:
-        """Return a question about the cells asked for, with the default decoding."""
-        chosen, data, cells = self._cells(adata, indices, need_condition=need_condition)
+        """Return a question about the cells asked for, with the default decoding.
+
+        Their condition must be a registered one, unless it is not needed.
+        """
+        chosen = self._adata(adata)
+        cells = as_indices(indices, chosen.obs_names)
+        data = self._data(adata, cells if need_condition else NO_CELLS, cells)
         return Query(self.module, data, cells, batch_size, obs_names=chosen.obs_names)
 
     def _query_of_some(

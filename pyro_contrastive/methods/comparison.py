@@ -109,16 +109,7 @@ def compare_models(
         If some models observe the library size and others infer it: the former are given the total
         count of the cell they predict, which favours them.
     """
-    if not isinstance(models, Mapping):
-        msg = "compare_models takes the models by name, as {name: model}."  # type: ignore[unreachable]  # untyped callers
-        raise TypeError(msg)
-    if local_steps < 0:
-        msg = f"local_steps must be at least 0, not {local_steps}."
-        raise ValueError(msg)
-    check_draws(n_samples)
-    if len(models) < 2:  # noqa: PLR2004
-        msg = f"compare_models needs two models or more, as {{name: model}}; got {list(models)}."
-        raise ValueError(msg)
+    _check_arguments(models, n_samples, local_steps)
     first = next(iter(models.values()))
     adata = first._adata(adata)
     _check_measures(models)
@@ -134,26 +125,46 @@ def compare_models(
         msg = "indices selects no cells: there is nothing to compare the models on."
         raise ValueError(msg)
     estimates: dict[str, CellEstimates] = {}
-
-    def improver(model: ModelBase) -> Callable[[CellBatch], LocalGuide | None]:
-        steps = LocalFit(n_steps=local_steps)
-        return lambda batch: fit_local(model.module, batch, steps) if local_steps else None
-
     with progress("Comparison", len(models) * len(cells), silent=silent):
         for name, model in models.items():
-            with seeded(seed):
-                query = Query(model.module, data[name], cells, batch_size)
-                weights = log_weights_of_cells(query, n_samples, improver(model))
+            query = Query(model.module, data[name], cells, batch_size)
+            with seeded(seed):  # every model with the same seed
+                weights = log_weights_of_cells(query, n_samples, _improver(model, local_steps))
             estimates[name] = estimate(weights)
     n_seen = {
         name: None if found is None else int(np.isin(cells, found).sum())
         for name, found in seen.items()
     }
+    return Comparison(_table(estimates, n_seen), _by_cell(estimates, adata.obs_names[cells]))
+
+
+def _check_arguments(models: object, n_samples: int, local_steps: int) -> None:
+    if not isinstance(models, Mapping):
+        msg = "compare_models takes the models by name, as {name: model}."
+        raise TypeError(msg)
+    if local_steps < 0:
+        msg = f"local_steps must be at least 0, not {local_steps}."
+        raise ValueError(msg)
+    check_draws(n_samples)
+    if len(models) < 2:  # noqa: PLR2004  # a comparison takes two
+        msg = f"compare_models needs two models or more, as {{name: model}}; got {list(models)}."
+        raise ValueError(msg)
+
+
+def _improver(model: ModelBase, n_steps: int) -> Callable[[CellBatch], LocalGuide | None]:
+    """Return what fits the posterior to the cells of a mini-batch; nothing without steps."""
+    settings = LocalFit(n_steps=n_steps)
+    return lambda batch: fit_local(model.module, batch, settings) if n_steps else None
+
+
+def _table(
+    estimates: Mapping[str, CellEstimates], n_seen: Mapping[str, int | None]
+) -> pd.DataFrame:
+    """Tabulate the estimates, with the number of cells that each model was trained on."""
     table = compare(estimates, {name: _note(n) for name, n in n_seen.items()})
-    position = list(table.columns).index("median_k")
     trained_on = pd.array([n_seen[str(name)] for name in table.index], dtype="Int64")
-    table.insert(position, "n_trained_on", trained_on)
-    return Comparison(table, _by_cell(estimates, adata.obs_names[cells]))
+    table.insert(list(table.columns).index("median_k"), "n_trained_on", trained_on)
+    return table
 
 
 def _by_cell(estimates: Mapping[str, CellEstimates], names: pd.Index) -> pd.DataFrame:

@@ -44,7 +44,7 @@ def warn_of_unknown(codes: NDArray[np.int64]) -> None:
             "with a salient latent, as in scvi-tools; background cells among them would be decoded "
             "wrongly. To avoid this, set the data up with condition_key= and background=.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

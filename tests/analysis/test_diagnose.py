@@ -168,7 +168,7 @@ def test_the_model_gives_its_history_with_its_epochs(monkeypatch: pytest.MonkeyP
     assert found.tolist() == model.history["elbo_validation"]["elbo_validation"].tolist()
 
 
-def test_groups_are_told_from_a_cloud() -> None:
+def test_groups_differ_from_a_cloud() -> None:
     rng = np.random.default_rng(0)
     cloud = rng.normal(size=(300, 3)) @ rng.normal(size=(3, 3))
     assert abs(salient_structure(cloud, 0).excess) < 0.07
@@ -404,7 +404,7 @@ def test_nuts_runs_on_every_likelihood(name: str) -> None:
     assert (fitted["mean_error"] < 1.5).all()
 
 
-def test_an_untrained_model_is_told_first_of_all() -> None:
+def test_that_a_model_is_untrained_comes_first() -> None:
     table = varied("zip").diagnose(**FAST)
     assert table.index[0] == "training"
     assert table["verdict"].iloc[0] == "bad"

@@ -108,6 +108,13 @@ def test_a_verdict_changes_at_its_threshold(
     assert table_of(**change(value)).loc[row, "verdict"] == verdict
 
 
+def test_the_last_tenth_of_few_epochs_is_the_last_one() -> None:
+    settled = np.array([1100.0, *[500.0] * 5, 150.0, 150.0, 100.0, 100.0])
+    assert table_of(elbo=settled).loc["training", "verdict"] == "good"
+    falling = np.array([1100.0, *[500.0] * 7, 150.0, 100.0])
+    assert table_of(elbo=falling).loc["training", "verdict"] == "look"
+
+
 def test_five_epochs_are_enough_to_say_whether_training_has_settled() -> None:
     assert "training" not in table_of(elbo=np.linspace(5, 1, 4)).index
     assert "training" in table_of(elbo=np.linspace(5, 1, 5)).index

@@ -16,7 +16,7 @@ LABELS = np.repeat(["a", "b", "c"], 100)
 
 
 @pytest.mark.parametrize("kind", ["linear", "neighbors"])
-def test_independent_labels_are_told_at_chance(kind: str) -> None:
+def test_independent_labels_are_predicted_at_chance(kind: str) -> None:
     latent = np.random.default_rng(1).normal(size=(300, 4))
     found = probe(latent, LABELS, kind=kind, n_permutations=10)
     assert found["chance"] == pytest.approx(1 / 3)
@@ -27,7 +27,7 @@ def test_independent_labels_are_told_at_chance(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "neighbors"])
-def test_leaked_labels_are_told(kind: str) -> None:
+def test_leaked_labels_are_predicted(kind: str) -> None:
     latent = np.random.default_rng(1).normal(size=(300, 4))
     latent[:, 2] += 4 * np.repeat([0, 1, 2], 100)
     found = probe(latent, LABELS, kind=kind, n_permutations=10)
@@ -52,7 +52,7 @@ def test_rare_classes_weigh_as_much_as_common_ones() -> None:
         assert accuracy(kind) > 0.8
 
 
-def test_what_no_plane_separates_is_told_by_neighbours() -> None:
+def test_neighbours_predict_what_no_plane_separates() -> None:
     angle = np.random.default_rng(1).uniform(0, 2 * np.pi, 400)
     radius = np.repeat([1.0, 3.0], 200)
     ring = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)

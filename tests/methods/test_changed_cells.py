@@ -105,7 +105,7 @@ UNKNOWN = [rename_some, repeat_names, give_back_names, replace_by_other_cells, l
 
 
 @pytest.mark.parametrize("change", UNKNOWN)
-def test_cells_that_cannot_be_told_are_none(model: ContrastiveVI, change: Any) -> None:
+def test_cells_that_cannot_be_found_are_none(model: ContrastiveVI, change: Any) -> None:
     change(model)
     assert names(model) == [None, None, None]
 

@@ -119,7 +119,7 @@ def test_latents_of_new_data(model, adata):
     np.testing.assert_allclose(model.get_latent_representation(new), expected, atol=1e-6)
 
 
-def test_the_batch_of_a_cell_is_told_to_the_encoder(model, adata):
+def test_the_batch_of_a_cell_is_an_input_of_the_encoder(model, adata):
     other = adata.copy()
     other.obs["donor"] = "b"
     found = model.get_latent_representation(other)
@@ -208,7 +208,7 @@ def test_defaults_are_those_of_scvi_tools(adata):
 
 
 @pytest.mark.parametrize(("kind", "other"), [("salient", "z_encoder"), ("background", "s_encoder")])
-def test_a_latent_takes_its_own_encoder_alone(model, monkeypatch, kind, other) -> None:
+def test_a_latent_takes_only_its_own_encoder(model, monkeypatch, kind, other) -> None:
     expected = model.get_latent_representation(representation_kind=kind)
 
     def fail(*_) -> None:

@@ -172,7 +172,7 @@ def test_a_model_without_data_takes_donors_of_the_data_given(tmp_path, asked):
     assert table.shape == (10, 12)
 
 
-def test_populations_told_to_train_are_donors_too(asked):
+def test_populations_given_to_train_are_donors_too(asked):
     adata = two_drugs(20)
     ContrastiveVI.setup_anndata(adata)
     model = ContrastiveVI(adata, **SMALL)

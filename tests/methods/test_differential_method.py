@@ -36,9 +36,9 @@ def test_differential_expression_knows_the_populations_train_was_given(adata) ->
     )
     with pytest.raises(ValueError, match=r"2 of these cells were neither.*target_idx"):
         model.differential_expression(**quick)
-    told = model.differential_expression(target_idx=np.arange(12, 26), **quick)
+    named = model.differential_expression(target_idx=np.arange(12, 26), **quick)
     known = model.differential_expression(adata[:24].copy(), **quick)
-    assert len(told) == len(known) == 3 * GENES
+    assert len(named) == len(known) == 3 * GENES
 
 
 def test_arguments_that_differential_expression_does_not_take_are_named(adata) -> None:

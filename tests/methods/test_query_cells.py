@@ -104,7 +104,9 @@ def test_cells_that_are_not_asked_for_may_be_of_any_condition(model, query):
     )
 
 
-def test_what_is_decoded_without_s_or_told_whom_to_decode_with_needs_no_condition(model, query):
+def test_a_condition_is_not_needed_without_s_or_where_the_caller_names_the_target_cells(
+    model, query
+):
     without = model.get_normalized_expression(seed=0)["background"]
     found = model.get_specific_normalized_expression(query, expression_type="background", seed=0)
     pd.testing.assert_frame_equal(found, without)
@@ -115,10 +117,10 @@ def test_what_is_decoded_without_s_or_told_whom_to_decode_with_needs_no_conditio
         model.get_specific_normalized_expression(query, **chosen),
         model.get_specific_normalized_expression(**chosen),
     )
-    told = {"groupby": "lane", "target_idx": np.arange(12, 26), "n_samples_overall": 50}
+    named = {"groupby": "lane", "target_idx": np.arange(12, 26), "n_samples_overall": 50}
     pd.testing.assert_frame_equal(
-        model.differential_expression(query, silent=True, seed=0, **told),
-        model.differential_expression(silent=True, seed=0, **told),
+        model.differential_expression(query, silent=True, seed=0, **named),
+        model.differential_expression(silent=True, seed=0, **named),
     )
 
 

@@ -146,7 +146,7 @@ def test_indices_that_contradict_the_condition_are_refused(adata) -> None:
     model.train(np.arange(10), np.arange(14, 26), max_epochs=1, enable_progress_bar=False)
 
 
-def test_repeated_names_are_told_apart_or_warned_of(adata) -> None:
+def test_repeated_names_are_warned_of(adata) -> None:
     adata.obs_names = ["cell"] * 26
     model = make(adata, condition_key=None)
     with pytest.warns(UserWarning, match="names repeat"):
