@@ -110,7 +110,7 @@ def _per_cell(
     batch_size: int | None,
 ) -> NDArray[np.float32]:
     """Join values of mini-batches, each with a posterior draw of `site`: ``[cells, width]``."""
-    guide = vae.guide.alone(site)
+    guide = vae.guide.restricted_to(site)
     # A mean needs no noise; the guide draws some all the same, which must not advance the state.
     with evaluating(vae), seeded(0 if give_mean else None):
         batches = chunks(vae, data, indices, batch_size, dense=vae.guide.needs_dense)
