@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.methods.base import ModelBase
-from pyro_contrastive.saving.saved_model import read_setup, refuse_prefix
+from pyro_contrastive.saving.folder import read_setup, refuse_prefix
 
 NOT_ARGUMENTS = ("categories", "genes", "size_factor_unit")
 """Of a setup: what was found in the data, rather than given to ``setup_anndata``."""

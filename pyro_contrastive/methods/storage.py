@@ -19,14 +19,8 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors import PriorLike
-from pyro_contrastive.saving.saved_model import (
-    SavedModel,
-    components_of,
-    elbo_name,
-    read_folder,
-    refuse_prefix,
-    write_folder,
-)
+from pyro_contrastive.saving.folder import read_folder, refuse_prefix, write_folder
+from pyro_contrastive.saving.saved_model import SavedModel, components_of, elbo_name
 from pyro_contrastive.saving.size_limit import as_large_as
 from pyro_contrastive.training.devices import torch_device
 from pyro_contrastive.training.history import History
