@@ -106,10 +106,11 @@ class ContrastiveGuide(NamedPyroModule):
         """Encode the counts of `batch` and draw the latents."""
         self.draw(self.encode(batch), batch)
 
-    def alone(self, site: str) -> Callable[[CellBatch], None]:
-        """Return the guide without its other latents, none of which depends on another.
+    def restricted_to(self, site: str) -> Callable[[CellBatch], None]:
+        """Return the guide of one latent only: given x, no latent depends on another.
 
-        Of a subclass with a program of its own, which may not be so, the whole guide.
+        A subclass may have a program of its own, of which this need not be true: then it is the
+        whole guide.
         """
         if self._is_own_program:
             return self

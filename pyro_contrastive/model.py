@@ -12,8 +12,9 @@ from pyro.distributions import Distribution
 from torch import Tensor
 
 from pyro_contrastive._tools.pyro_names import NamedPyroModule
-from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.cells import CellBatch, X
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
+from pyro_contrastive.likelihoods.modality import Modality
 from pyro_contrastive.networks import Body, Covariates
 from pyro_contrastive.priors import Prior
 
@@ -106,6 +107,7 @@ class ContrastiveModel(NamedPyroModule):
         n_layers: int,
     ) -> None:
         super().__init__()
+        self.n_input = n_input
         if library_prior is not None and not likelihood.uses_library:
             msg = (
                 f"{type(likelihood).__name__} has no library size that could be latent: use "
@@ -130,8 +132,25 @@ class ContrastiveModel(NamedPyroModule):
             if _expression.get():
                 for name, value in self.expression(heads, library):
                     pyro.deterministic(name, value, event_dim=1)
-            x: Tensor = pyro.sample("x", self.x_dist(heads, library, batch), obs=batch.x)
-        return x
+            drawn = [self.observe(m, heads, library, batch) for m in self.modalities]
+        return drawn[0]
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What is observed of each cell: the counts of genes."""
+        return (Modality(X, self.likelihood, self.n_input),)
+
+    def observe(
+        self, modality: Modality, heads: Mapping[str, Tensor], library: Tensor, batch: CellBatch
+    ) -> Tensor:
+        """Observe a modality, or draw it where the batch has none: ``[cells, features]``.
+
+        Its distribution is what the method named after its site returns: `x_dist`.
+        """
+        site = modality.site
+        distribution = getattr(self, f"{site}_dist")(heads, library, batch)
+        value: Tensor = pyro.sample(site, distribution, obs=batch.observed[site].values)
+        return value
 
     def shared(self, batch: CellBatch) -> dict[str, Tensor]:
         """Draw the parameters that have a prior, once for all cells, by the names of their sites.

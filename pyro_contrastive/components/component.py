@@ -167,7 +167,7 @@ def argument_of(keyword: str, found: Spec | list[Spec]) -> str:
     return f"{keyword}={call_of(found)}"
 
 
-def tell_of_own_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
+def report_own_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
     """Say which parts have to be passed in again when the model is loaded.
 
     A log message (INFO) for parts of the user's own; a warning where, beyond that, it is not

@@ -146,8 +146,8 @@ def parts_of(model: ContrastiveModel, penalties: Iterable[Penalty]) -> Iterator[
 _owned: WeakSet[Component] = WeakSet()
 
 
-def claim(parts: Iterable[Part]) -> None:
-    """Note of parts that training changes that a model has them now; refuse them to a second.
+def register_owned(parts: Iterable[Part]) -> None:
+    """Record that a model now owns the parts that training changes; a second model may not.
 
     Raises
     ------

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pyro_contrastive.data.spelling import spelling
 
@@ -72,6 +73,37 @@ def position_of(value: object, levels: Sequence[object]) -> int | None:
         single = np.float32(number)
         found = [i for i, n in enumerate(numbers) if n is not None and np.float32(n) == single]
     return found[0] if len(found) == 1 else None
+
+
+def codes_of(values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
+    """Return the position of each value among the known levels; -1 where it is none of them.
+
+    By its text; else, unless it is text itself, by what it means: the same numbers may be integers
+    in one file and not in another, and the text of a date depends on the others in its column.
+
+    Parameters
+    ----------
+    values
+        Of each cell.
+    known
+        Levels as text.
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype):  # a few categories, not all cells
+        categories = values.cat.categories
+        codes = _codes_of_texts(categories.astype(str), categories.to_series(), known)
+        return np.append(codes, -1)[values.cat.codes.to_numpy()]  # a missing value has the code -1
+    return _codes_of_texts(values.astype(str).to_numpy(dtype=object), values, known)
+
+
+def _codes_of_texts(
+    texts: NDArray[Any] | pd.Index, values: pd.Series, known: Sequence[str]
+) -> NDArray[np.int64]:
+    codes = pd.Index(known).get_indexer(texts).astype(np.int64)
+    others = (codes < 0) & values.notna().to_numpy()
+    if others.any():
+        meant = {v: None if isinstance(v, str) else position_of(v, known) for v in values[others]}
+        codes[others] = [-1 if meant[v] is None else meant[v] for v in values[others]]
+    return codes
 
 
 def suggestion(value: object, levels: Iterable[object]) -> str:

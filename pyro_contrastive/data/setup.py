@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
@@ -27,7 +25,7 @@ from pyro_contrastive.data.columns import (
 from pyro_contrastive.data.counts import AnnDataCounts, check_anndata, check_in_memory, read_counts
 from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
 from pyro_contrastive.data.features import warn_of_other_features
-from pyro_contrastive.data.levels import position_of, suggestion
+from pyro_contrastive.data.levels import codes_of, suggestion
 from pyro_contrastive.data.spelling import warn_of_spellings
 from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
 from pyro_contrastive.observed.matrix import Matrix
@@ -208,7 +206,7 @@ class Setup:
         if self.condition_key not in adata.obs:
             return np.full(adata.n_obs, -1)
         values = column(adata.obs, self.condition_key)
-        return np.where(values.isna(), -1, _codes_of(values, self.conditions))
+        return np.where(values.isna(), -1, codes_of(values, self.conditions))
 
     def with_genes(self, adata: AnnData) -> AnnData:
         """Return the registered genes of `adata`, in their order (a view if that takes a change).
@@ -275,7 +273,7 @@ class Setup:
 
     def _codes(self, adata: AnnData, key: str) -> NDArray[np.int64]:
         known = self.categories[key]
-        codes = _codes_of(complete_column(adata.obs, key), known)
+        codes = codes_of(complete_column(adata.obs, key), known)
         if (codes < 0).any():
             unknown = sorted(set(texts(adata.obs, key)[codes < 0].tolist()))
             msg = (
@@ -284,34 +282,3 @@ class Setup:
             )
             raise ValueError(msg)
         return codes
-
-
-def _codes_of(values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
-    """Return the position of each value among the known levels; -1 where it is none of them.
-
-    By its text; else, unless it is text itself, by what it means: the same numbers may be integers
-    in one file and not in another, and the text of a date depends on the others in its column.
-
-    Parameters
-    ----------
-    values
-        Of each cell.
-    known
-        Levels as text.
-    """
-    if isinstance(values.dtype, pd.CategoricalDtype):  # a few categories, not all cells
-        categories = values.cat.categories
-        codes = _codes_of_texts(categories.astype(str), categories.to_series(), known)
-        return np.append(codes, -1)[values.cat.codes.to_numpy()]  # a missing value has the code -1
-    return _codes_of_texts(values.astype(str).to_numpy(dtype=object), values, known)
-
-
-def _codes_of_texts(
-    texts: NDArray[Any] | pd.Index, values: pd.Series, known: Sequence[str]
-) -> NDArray[np.int64]:
-    codes = pd.Index(known).get_indexer(texts).astype(np.int64)
-    others = (codes < 0) & values.notna().to_numpy()
-    if others.any():
-        meant = {v: None if isinstance(v, str) else position_of(v, known) for v in values[others]}
-        codes[others] = [-1 if meant[v] is None else meant[v] for v in values[others]]
-    return codes

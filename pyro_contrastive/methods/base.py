@@ -182,10 +182,12 @@ class ModelBase:
         is_part = cells is not None and len(cells) < adata.n_obs
         data = self.setup.extract(adata, with_condition=with_condition, on_demand=is_part)
         adata = self.setup.with_genes(adata)
-        for some in in_parts(cells) if cells is not None and is_part else [None]:
-            check_support(
-                data.rows(some), adata, self.setup.layer, self.module.model.likelihood, cells=some
-            )
+        for modality in self.module.model.modalities:
+            observed = data.observed[modality.site]
+            for some in in_parts(cells) if cells is not None and is_part else [None]:
+                check_support(
+                    observed.rows(some), adata, self.setup.layer, modality.likelihood, cells=some
+                )
         return data
 
     def _data(
