@@ -14,7 +14,9 @@ from pyro.nn import PyroModule
 
 from pyro_contrastive import MMD, CellBatch, Penalty, Wasserstein
 from pyro_contrastive.model import CELLS
-from pyro_contrastive.objective import cell_weights, contrastive_elbo, kl_weight_at
+from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.sites import cell_weights
+from pyro_contrastive.training.plan import kl_weight_at
 
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO]
 PARTICLES = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}]
