@@ -239,7 +239,7 @@ class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
     penalties
         Terms added to the loss.
     weighting
-        See :func:`cell_weights`.
+        See :func:`~pyro_contrastive.sites.cell_weights`.
     annealed
         Sites whose KL is multiplied by `kl_weight`.
     data_size

@@ -14,30 +14,11 @@ from torch import Tensor
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.model import CELLS, SALIENT
 
+Weighting = Literal["population", "proportional"]
 RECONSTRUCTION = "reconstruction_loss"
 """Name of the negative log-likelihood among the parts of the negative ELBO, as in scvi-tools."""
 KL = "kl_"
 """Before the name of a latent site: its KL divergence among the parts of the negative ELBO."""
-
-
-Weighting = Literal["population", "proportional"]
-
-
-def kl_weight_at(step: int, warmup_steps: int, start: float = 0.0, end: float = 1.0) -> float:
-    """KL weight of a training step: linear from `start` to `end` over `warmup_steps` steps.
-
-    Parameters
-    ----------
-    step
-        Number of steps taken so far.
-    warmup_steps
-        Length of the warm-up; 0 for none.
-    start, end
-        Weight before the first step, and from the end of the warm-up on.
-    """
-    if step >= warmup_steps:
-        return end
-    return start + (end - start) * step / warmup_steps
 
 
 def cell_weights(
