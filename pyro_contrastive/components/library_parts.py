@@ -1,4 +1,4 @@
-"""The names of the parts of a model that the library makes when a file names them."""
+"""Names of the parts that the library makes when a file names them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIBRARY_PARTS = {
         "Wasserstein",
     },
 }
-"""All that is ever made because a file names it, by kind: public names of this package."""
+"""Everything that loading a file can make, by kind: public names of this package."""
 PART_KINDS = {
     "likelihood": "Likelihood",
     "background_prior": "Prior",
@@ -44,4 +44,4 @@ PART_KINDS = {
     "dispersion_prior": "Prior",
     "penalties": "Penalty",
 }
-"""What kind of part a model takes under each keyword."""
+"""Kind of part that a model takes under each keyword."""

@@ -1,4 +1,4 @@
-"""Whether background and target can be compared at all: said when the data are set up."""
+"""Whether background and target can be compared at all, checked when the data are set up."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 
 FEWEST = 10
-"""Cells of a population below which it is warned of: by default a tenth of each is held out."""
+"""Smaller populations cause a warning: by default a tenth of each is held out."""
 
 
 def warn_of_confounding(
     data: CellData, condition_key: str | None, batch_key: str | None, covariates: tuple[str, ...]
 ) -> None:
-    """Warn if a batch or covariate says which cells are background: no value of it is in both.
+    """Warn if a batch or covariate separates background from target: no value occurs in both.
 
-    Called by what `setup_anndata` calls.
+    Two calls below `setup_anndata`.
 
     Parameters
     ----------
     data
         The cells.
     condition_key, batch_key, covariates
-        The columns of ``obs`` that they are from; `covariates` are the categorical ones.
+        The columns of ``obs`` they come from; `covariates` are the categorical ones.
     """
     if data.condition is None:
         return
@@ -53,7 +53,7 @@ def warn_of_confounding(
 
 
 def warn_of_few_cells(data: CellData) -> None:
-    """Warn of fewer than 10 background or target cells; called by what `setup_anndata` calls."""
+    """Warn of fewer than 10 background or target cells; two calls below `setup_anndata`."""
     if data.condition is None:
         return
     n_background = int((data.condition == BACKGROUND).sum())
