@@ -39,12 +39,12 @@ def warn_of_confounding(
         return
     columns = " and ".join(f"adata.obs[{key!r}]" for key in confounded)
     warnings.warn(
-        f"No value of {columns} occurs in both background and target cells: it says by itself "
-        f"what adata.obs[{condition_key!r}] says, and no model can tell what it does from what the "
-        "treatment does. Encoders and decoder are told of it, so the response may be put down to "
-        "it and be missing from the salient latent, or differences between batches may be in the "
-        "salient latent as a response; the background latent may look mixed for either reason. "
-        "Leave the column out, and take what the salient latent shows as treatment and batch "
+        f"No value of {columns} occurs in both background and target cells: it determines "
+        f"adata.obs[{condition_key!r}], so that no model can separate its effect from that of the "
+        "treatment. It is an input of encoders and decoder, so the response may be attributed to "
+        "it and be missing from the salient latent, or differences between batches may appear in "
+        "the salient latent as a response; the background latent may look mixed for either "
+        "reason. Leave the column out, and read the salient latent as treatment and batch "
         "together; or name one whose values occur in both, such as the donor where each donor has "
         "treated and untreated cells.",
         UserWarning,
@@ -63,10 +63,10 @@ def warn_of_few_cells(data: CellData) -> None:
         return
     warnings.warn(
         f"There {'is' if few[0].startswith('1 ') else 'are'} only {' and '.join(few)}, which is "
-        f"fewer than {FEWEST}. What the conditions share, and in what they differ, is learned from "
-        "these cells alone, seen again and again; and of fewer than 10 none is held out by "
-        "default, so there is no held-out ELBO and early stopping has nothing to look at. Do not "
-        "rely on the result; is background= the value you mean?",
+        f"fewer than {FEWEST}. What the conditions share and how they differ is learned from "
+        "these few cells, seen in every epoch; and of fewer than 10 no cell is held out by "
+        "default, so there is no held-out ELBO for early stopping to look at. Do not rely on the "
+        "result; is background= the value you mean?",
         UserWarning,
         stacklevel=4,
     )

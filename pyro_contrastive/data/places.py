@@ -75,8 +75,12 @@ def where_counts_are(adata: AnnData, besides: str | None = None) -> str:
         )
     names = sorted(layer_names(adata))
     layers = f"none of the layers {names}" if names else "no layer"
-    raw = "there is no adata.raw" if adata.raw is None else "nor has adata.raw those of its genes"
+    raw = (
+        "there is no adata.raw"
+        if adata.raw is None
+        else "adata.raw does not hold those of its genes"
+    )
     return (
-        f"In this AnnData {layers} holds raw counts, and {raw}: they have to be read from where "
-        "the data come from."
+        f"In this AnnData {layers} holds raw counts, and {raw}: they have to be read from the "
+        "source of the data."
     )

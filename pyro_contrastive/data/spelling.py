@@ -97,9 +97,10 @@ def warn_of_spellings(
         )
         warnings.warn(
             f"adata.obs[{key!r}] has levels that differ only in case, white space or marks such as "
-            f"_ and -: {shown}{' ...' if len(groups) > _LISTED else ''}. Each is taken for a level "
-            f"of its own.{_taken_for_target(groups, sizes, control)} If they mean the same, give "
-            f"them one name and set the data up again: {_renaming(key, groups, sizes, control)}",
+            f"_ and -: {shown}{' ...' if len(groups) > _LISTED else ''}. Each is treated as a "
+            f"level of its own.{_taken_for_target(groups, sizes, control)} If they mean the same, "
+            "give them one name and set the data up again: "
+            f"{_renaming(key, groups, sizes, control)}",
             UserWarning,
             stacklevel=4,
         )
@@ -119,7 +120,7 @@ def _taken_for_target(
         return ""
     n_cells = sum(sizes[name] for name in others)
     return (
-        f" The background is {background!r} alone: the {_cells(n_cells)} of "
+        f" Only {background!r} is the background: the {_cells(n_cells)} of "
         f"{' and '.join(map(repr, others))} are target cells, as if they had been treated."
     )
 

@@ -1,4 +1,4 @@
-"""Counts as sparse rows, and a linear layer that multiplies by the non-zero ones only."""
+"""Counts as sparse rows, and a linear layer that multiplies only the non-zero ones."""
 
 from __future__ import annotations
 

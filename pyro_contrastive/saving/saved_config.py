@@ -132,9 +132,9 @@ def _check_setup(path: Path, setup: Mapping[str, Any]) -> None:
     """Refuse values other than names, numbers, lists of them, and the table of categories."""
     categories = setup.get("categories")
     if not isinstance(categories, dict) or not all(map(_are_names, categories.values())):
-        raise incomplete(path, "setup: 'categories' is no table of lists of names")
+        raise incomplete(path, "setup: 'categories' is not a table of lists of names")
     if not _are_names(setup.get("genes")):
-        raise incomplete(path, "setup: 'genes' is no list of names")
+        raise incomplete(path, "setup: 'genes' is not a list of names")
     for name, value in setup.items():
         values = value if isinstance(value, list) else [value]
         is_simple = all(type(v) in {NoneType, str, int, float} for v in values)
@@ -153,7 +153,7 @@ def _check_part(path: Path, keyword: str, part: object) -> None:
     if isinstance(part, list) != (keyword == "penalties"):
         raise incomplete(path, f"components: {keyword!r} cannot be a {type(part).__name__}")
     if not all(map(_is_spec, part if isinstance(part, list) else [part])):
-        raise incomplete(path, f"components: {keyword!r} is no class with its arguments")
+        raise incomplete(path, f"components: {keyword!r} is not a class with its arguments")
 
 
 def _is_spec(value: Any) -> bool:
