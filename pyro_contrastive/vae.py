@@ -1,4 +1,4 @@
-"""ContrastiveVAE: model and guide under one roof, with the reference module's methods."""
+"""ContrastiveVAE: model, guide and objective in one module, with the reference's methods."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     wasserstein_penalty
         Weight of the :class:`~pyro_contrastive.Wasserstein` penalty; 0 for none.
     n_cats_per_cov, n_continuous_cov
-        Number of levels of each further categorical covariate, and number of continuous ones;
-        told to encoders and decoder.
+        Number of levels of each further categorical covariate, and number of continuous ones; both
+        are inputs of encoders and decoder.
     likelihood
         Observation model; default :class:`~pyro_contrastive.ZeroInflatedNegativeBinomial`.
     background_prior, salient_prior
@@ -89,7 +89,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         Number of hidden layers of the decoder, if not `n_layers`. 0: the decoder's heads are linear
         in the latents (log-linear expression, with the default likelihood).
     penalties
-        Further penalties.
+        Penalties added to the loss, besides that of `wasserstein_penalty`.
     elbo
         :class:`pyro.infer.Trace_ELBO` (default) or :class:`pyro.infer.TraceMeanField_ELBO`, which
         uses analytic KL divergences as scvi-tools does.
@@ -99,9 +99,9 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     Raises
     ------
     TypeError
-        If what is given for a prior is neither a distribution nor a prior, or lives on an interval.
+        If a prior is neither a distribution nor a `Prior`, or has bounded support.
     ValueError
-        If a size is not positive, or the library size is latent and its prior is not given.
+        If a size is not positive, or the library size is latent and has no prior.
 
     Examples
     --------
@@ -207,7 +207,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
             n_hidden=n_hidden,
             n_layers=n_layers,
         )
-        # Priors that are made of posteriors, such as the VampPrior, look at the encoders.
+        # Priors that are made of posteriors, such as the VampPrior, need the encoders.
         model.background_prior.bind(guide.z_encoder)
         model.salient_prior.bind(guide.s_encoder)
         return guide

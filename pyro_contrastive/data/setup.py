@@ -1,4 +1,4 @@
-"""What the user registers about an AnnData, and reading it back from any AnnData like it."""
+"""What the user registers about an AnnData, and reading the same from other AnnData."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pyro_contrastive.observed.matrix import Matrix
 from pyro_contrastive.observed.source import Observed
 
 UNS_KEY = "_pyro_contrastive"
-"""Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
+"""Key in ``uns`` of the record of ``setup_anndata``: JSON, so that it survives writing to disk."""
 _SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key")
 """Arguments that take one name."""
 
@@ -67,8 +67,8 @@ class Setup:
             If a key is not a column of ``adata.obs``; the error lists the columns.
         ValueError
             If a value of the data is missing or infinite, a column has missing values, gene names
-            repeat, or the background is not one of the conditions. Data that are no counts are
-            warned of: whether they will do depends on the likelihood.
+            repeat, or the background is not one of the conditions. Data that are not
+            counts cause a warning only: whether they are suitable depends on the likelihood.
         """
         check_in_memory(adata)
         for name in _SINGLE:
@@ -88,7 +88,7 @@ class Setup:
         keys["background"] = background_level(adata.obs, condition_key, background)
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
-        data = setup.extract(adata)  # checks everything, before any work is lost
+        data = setup.extract(adata)  # checks everything now, rather than after hours of work
         warn_of_other_data(data.rows(), adata, setup.layer)
         if data.size_factor is not None:
             # Expression sums to 1 over genes, so a library size must be on the scale of counts;
@@ -105,7 +105,7 @@ class Setup:
         if data.continuous is not None:
             warn_of_scale(setup.continuous_covariate_keys, data.continuous)
         with warnings.catch_warnings():
-            # Writing to a view makes it an AnnData of its own. The caller asked for the writing.
+            # Writing to a view turns it into an AnnData of its own, which the caller asked for.
             warnings.simplefilter("ignore", ImplicitModificationWarning)
             adata.uns[UNS_KEY] = setup.to_json()
         return setup
@@ -163,7 +163,8 @@ class Setup:
         adata
             The cells.
         with_condition
-            Read the condition too; else its column is not looked at: see :meth:`condition_codes`.
+            Whether to read the condition too; if not, its column is ignored: see
+            :meth:`condition_codes`.
         on_demand
             Read counts when they are asked for, cell by cell, rather than all of them now.
 
@@ -214,7 +215,7 @@ class Setup:
         Raises
         ------
         ValueError
-            If some are missing, or occur several times, naming them.
+            If some are missing or occur several times; the error names them.
         """
         genes = tuple(map(str, adata.var_names))
         if genes == self.genes:
@@ -228,7 +229,7 @@ class Setup:
                 "filled with zeros: model.prepare_query_anndata(adata, fill_missing=True)."
             )
             raise ValueError(msg)
-        # By position, for names of other genes may repeat.
+        # By position, because the names of other genes may repeat.
         position = {gene: at for at, gene in enumerate(genes)}
         return adata[:, [position[gene] for gene in self.genes]]
 
@@ -238,7 +239,7 @@ class Setup:
         Raises
         ------
         ValueError
-            Then, naming the genes: nothing says which one is the one that was registered.
+            If it has, naming the genes: it is not known which one was registered.
         """
         names = adata.var_names.astype(str)
         repeated = names[names.duplicated() & names.isin(self.genes)].unique().tolist()

@@ -175,9 +175,9 @@ class ModelBase:
     ) -> CellData:
         """Read cells, and refuse data outside the likelihood's support.
 
-        Given `cells`, only their counts are read and checked (and those that are asked for later),
-        so that a question about a few cells costs what these take. They are checked each time:
-        the AnnData may have been changed in place.
+        Given `cells`, only their counts are read and checked, so that the cost of a question about
+        a few cells does not depend on the number of all. They are checked each time, because the
+        AnnData may have been changed in place.
         """
         is_part = cells is not None and len(cells) < adata.n_obs
         data = self.setup.extract(adata, with_condition=with_condition, on_demand=is_part)

@@ -43,12 +43,12 @@ def write_folder(
     *,
     overwrite: bool,
 ) -> None:
-    """Write the folder beside its place and move it there when it is complete.
+    """Write the folder beside its final place, and move it there when it is complete.
 
     Raises
     ------
     FileExistsError
-        If `folder` is there and `overwrite` is not set, or it holds anything but a saved model.
+        If `folder` exists and `overwrite` is not set, or it holds anything but a saved model.
     TypeError
         If the settings cannot be written as JSON.
     """
@@ -72,11 +72,11 @@ def write_folder(
         new = Path(temporary) / "new"
         new.mkdir()
         (new / CONFIG).write_text(text, encoding="utf-8")
-        # safetensors refuses tensors that share memory, as one prior used for z and for s does.
+        # safetensors refuses tensors that share memory, such as those of one prior for z and s.
         weights = {k: v.detach().cpu().clone().contiguous() for k, v in saved.weights.items()}
         if saved.trained_cells is not None:
             weights |= saved.trained_cells.to_tensors()
-        # save_file would make a file that only its owner may read.
+        # safetensors' save_file would make a file that only its owner may read.
         (new / WEIGHTS).write_bytes(save(weights))
         if adata is not None:
             options = {"compression": "gzip"} | dict(anndata_write_kwargs or {})
@@ -101,7 +101,7 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 def _move(new: Path, folder: Path, old: Path) -> None:
-    """Put `new` in the place of `folder`; if that fails, `folder` is what it was."""
+    """Put `new` in the place of `folder`, which stays as it was if that fails."""
     if not folder.exists():
         os.replace(new, folder)
         return
@@ -153,13 +153,13 @@ def _read_adata(folder: Path) -> ad.AnnData | None:
     check_files(folder, ADATA)
     try:
         return read_h5ad(folder / ADATA)
-    except Exception as error:  # whatever is in a damaged file may be raised
+    except Exception as error:  # a damaged file may cause any exception
         msg = f"{folder / ADATA} is damaged, or not written by AnnData: {error}"
         raise ValueError(msg) from error
 
 
 def read_setup(folder: Path) -> Setup:
-    """Read how the data of a saved model were set up, and nothing else.
+    """Read only how the data of a saved model were set up.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def refuse_prefix(prefix: str | None) -> None:
     Raises
     ------
     ValueError
-        If there is one.
+        If one is given.
     """
     if prefix is not None:
         msg = (

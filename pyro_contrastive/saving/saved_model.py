@@ -37,7 +37,7 @@ class SavedModel:
     history: History
     is_trained: bool
     weights: Mapping[str, Tensor]
-    conditions: dict[str, Any] | None = None  # code by cell name, where `train` was told them
+    conditions: dict[str, Any] | None = None  # code by cell name, if they were given to `train`
     trained_cells: TrainedCells | None = None
 
     def elbo_class(self) -> type[Trace_ELBO]:
@@ -45,12 +45,12 @@ class SavedModel:
         return ELBOS[self.elbo]
 
     def make_components(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the components again, or take those `given` under the same keyword.
+        """Make the components again, except those that are `given`, by keyword.
 
         Raises
         ------
         ValueError
-            If parts of the user's own are not given, or the library's cannot be made.
+            If parts of the user's own are not given, or parts of the library cannot be made.
         """
         made = {k: v for k, v in given.items() if v is not None}
         unused = [k for k in made if k not in self.components]
@@ -82,7 +82,7 @@ class SavedModel:
         Raises
         ------
         ValueError
-            If they do not fit it.
+            If their names or shapes differ from those of the module.
         """
         try:
             vae.load_state_dict(dict(self.weights))
@@ -95,12 +95,12 @@ class SavedModel:
 
 
 def elbo_name(vae: ContrastiveVAE) -> str:
-    """Name of the module's objective, to be written down.
+    """Name under which the module's objective is saved.
 
     Raises
     ------
     TypeError
-        If it is an objective of the user's own, which could not be made again.
+        If it is an objective of the user's own, which loading could not make again.
     """
     names = {ContrastiveELBO: "trace", ContrastiveMeanFieldELBO: "mean_field"}
     if type(vae.objective) not in names:
@@ -113,10 +113,10 @@ def elbo_name(vae: ContrastiveVAE) -> str:
 
 
 def components_of(vae: ContrastiveVAE) -> Components:
-    """Write down the swappable parts of a module.
+    """Return the swappable parts of a module as JSON.
 
-    Not among them: the Wasserstein setting, and the log-normal prior of the library size, which is
-    made from its moments.
+    The Wasserstein penalty that is a setting is not among them, nor is the log-normal prior of the
+    library size, which is made from its moments.
     """
     model = vae.model
     components: Components = {
