@@ -32,7 +32,7 @@ ON_LOG_SCALE = {name for name, each in CELL_STATISTICS.items() if each.logs}
 
 
 def draw_against(axes: Axes, chosen: pd.DataFrame, label: str, *, logs: bool, unit: str) -> Axes:
-    """Draw replicates (x) against data (y), told apart by whether they agree."""
+    """Draw replicates (x) against data (y), marked by whether they agree."""
     chosen = chosen[chosen[["observed", "replicate_mean"]].notna().all(axis=1)]
     if chosen.empty:
         raise ValueError(f"{label} is not defined for any {unit}")

@@ -26,7 +26,7 @@ DEMO_SETTINGS = FitSettings(
 DEMO_STUDY = Study(
     name="kang",
     title="What interferon does to blood cells",
-    lead="Blood cells of lupus patients, left alone or treated with interferon-beta for six hours "
+    lead="Blood cells of lupus patients, untreated or treated with interferon-beta for six hours "
     "(Kang et al. 2018): one latent for what the cells are, another for what the treatment did.",
     columns=Columns(condition_key="condition", background="control"),
     label_key="cell_type_coarse",

@@ -52,7 +52,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     ValueError
         If the data or columns do not fit the model.
     """
-    # Slow imports, which writing a page alone does not need.
+    # Slow imports, not needed to write a page.
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415
     from pyro_contrastive.data import Setup  # noqa: PLC0415
     from pyro_contrastive.data.support import check_support  # noqa: PLC0415

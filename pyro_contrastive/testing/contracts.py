@@ -29,7 +29,7 @@ class ContractError(AssertionError):
     """A component breaks what the library relies on; the message says how to put it right."""
 
 
-def fail(component: object, what: str, mend: str) -> NoReturn:
+def fail(component: object, what: str, remedy: str) -> NoReturn:
     """Raise the error of a broken contract.
 
     Parameters
@@ -38,7 +38,7 @@ def fail(component: object, what: str, mend: str) -> NoReturn:
         The object, or its class.
     what
         What is wrong and what it leads to: one or two sentences.
-    mend
+    remedy
         How to put it right: one or two sentences.
 
     Raises
@@ -47,11 +47,11 @@ def fail(component: object, what: str, mend: str) -> NoReturn:
         Always.
     """
     cls = component if isinstance(component, type) else type(component)
-    raise ContractError(f"{cls.__name__}: {what} {mend}")
+    raise ContractError(f"{cls.__name__}: {what} {remedy}")
 
 
 @contextmanager
-def explained(component: object, what: str, mend: str) -> Iterator[None]:
+def explained(component: object, what: str, remedy: str) -> Iterator[None]:
     """Turn any error raised in this context into that of a broken contract.
 
     Parameters
@@ -60,7 +60,7 @@ def explained(component: object, what: str, mend: str) -> Iterator[None]:
         As in :func:`fail`.
     what
         What is done in the context; the message goes on with "raised".
-    mend
+    remedy
         How to put it right.
     """
     try:
@@ -69,7 +69,7 @@ def explained(component: object, what: str, mend: str) -> Iterator[None]:
         raise
     except Exception as error:
         first_line = f"{error}".partition("\n")[0]
-        message = f"{what} raised {type(error).__name__}: {first_line}. {mend}"
+        message = f"{what} raised {type(error).__name__}: {first_line}. {remedy}"
         raise ContractError(f"{type(component).__name__}: {message}") from error
 
 
@@ -211,11 +211,11 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
             where = f"under {elbo.__name__}{' with vectorised particles' if particles else ''}"
             vae = make_vae(elbo=elbo, elbo_kwargs=particles)
             before, values = copy.deepcopy(vae.state_dict()), list[Tensor]()
-            mend = (
+            remedy = (
                 "Shapes are [..., cells, features]: index axes from the right, since there may be "
                 "further axes on the left (particles)."
             )
-            with explained(component, f"running the model {where}", mend):
+            with explained(component, f"running the model {where}", remedy):
                 for method in ("loss", "differentiable_loss"):
                     pyro.set_rng_seed(1)
                     vae.load_state_dict(before)  # a buffer may count the steps of training
@@ -225,8 +225,8 @@ def check_losses(component: Component, make_vae: Any, batch: CellBatch, inside: 
                     values.append(torch.as_tensor(value))
                 torch.autograd.backward(values[1])
             if not all(v.isfinite() for v in values):
-                mend = "Look for log(0), 0/0 or an overflow of exp."
-                fail(component, f"the loss is not finite {where}.", mend)
+                remedy = "Look for log(0), 0/0 or an overflow of exp."
+                fail(component, f"the loss is not finite {where}.", remedy)
             if not torch.allclose(values[0], values[1].detach().to(values[0]), rtol=1e-4):
                 fail(
                     component,
@@ -254,24 +254,24 @@ def check_moves(component: Component, compute: Any, moved: Any) -> None:
         Function of a dtype or device that returns a moved copy of the model, and cells like it.
     """
     check_tensors_are_registered(component)
-    mend = (
+    remedy = (
         "Make new tensors from those you are given (torch.zeros_like(x), x.new_zeros(...)), and "
         "keep constants in buffers."
     )
-    with explained(component, "running it in double precision", mend):
+    with explained(component, "running it in double precision", remedy):
         result = compute(*moved(torch.float64))
     if result.dtype != torch.float64:
-        fail(component, f"in a model in double precision it computes in {result.dtype}.", mend)
+        fail(component, f"in a model in double precision it computes in {result.dtype}.", remedy)
     try:
         with pyro.validation_enabled(False):
             result = compute(*moved("meta"))
     except (RuntimeError, NotImplementedError) as error:
         if "same device" in str(error) or "expected device" in str(error):
             what = f"it mixes devices once the model is moved ({str(error).splitlines()[0]})."
-            raise ContractError(f"{type(component).__name__}: {what} {mend}") from error
+            raise ContractError(f"{type(component).__name__}: {what} {remedy}") from error
         return
     if result.device.type != "meta":
-        fail(component, "its result stays on the CPU when the model is moved.", mend)
+        fail(component, "its result stays on the CPU when the model is moved.", remedy)
 
 
 def move(vae: ContrastiveVAE, batch: CellBatch, to: Any) -> tuple[ContrastiveVAE, CellBatch]:

@@ -108,12 +108,12 @@ def _check_distribution(
     vae: ContrastiveVAE, batch: CellBatch, first: Likelihood, n_genes: int
 ) -> Tensor:
     """Check what `forward` returns; return a draw of the data, ``[cells, genes]``."""
-    mend = (
+    remedy = (
         f"It is given the heads it names, {first.heads}, and the library size. The head "
         f"{SCALE!r} is positive and sums to 1 over genes; others may be any real number: take "
         "their .exp() or softplus where a parameter must be positive."
     )
-    with contracts.explained(first, "forward(heads, library)", mend):
+    with contracts.explained(first, "forward(heads, library)", remedy):
         d = _distribution(vae, batch, _latents(vae, batch))
     check_shapes(first, d, n_genes, [(N_CELLS,)])
     draws = check_draws(first, d)

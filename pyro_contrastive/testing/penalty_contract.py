@@ -132,13 +132,13 @@ def _eval_value(vae: ContrastiveVAE, batch: CellBatch) -> Tensor:
 def _check_value(vae: ContrastiveVAE, batch: CellBatch) -> None:
     penalty = vae.penalties[0]
     traces = _traces(vae, batch)
-    mend = (
+    remedy = (
         "It is given both traces and the cells. Sites of the guide: "
         f"{list(traces[1].stochastic_nodes)}; further sites of the model: "
         f"{[n for n in traces[0].nodes if n in {'library', 'scale', 'rate', 'x'}]}; each has "
         '["value"] and, if drawn, ["fn"], with an axis of cells before that of latents or genes.'
     )
-    with contracts.explained(penalty, "forward(model_trace, guide_trace, batch)", mend):
+    with contracts.explained(penalty, "forward(model_trace, guide_trace, batch)", remedy):
         value: object = penalty(*traces, batch)
     if not isinstance(value, Tensor) or value.shape != ():
         what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -164,8 +164,8 @@ def _check_populations(vae: ContrastiveVAE, batch: CellBatch) -> None:
         penalty.train()
         vae.zero_grad()
         traces = _traces(vae, few)
-        mend = "Return 0 (value.sum() * 0.0, say) where the penalty is not defined."
-        with contracts.explained(penalty, f"a mini-batch of {name}", mend):
+        remedy = "Return 0 (value.sum() * 0.0, say) where the penalty is not defined."
+        with contracts.explained(penalty, f"a mini-batch of {name}", remedy):
             value = penalty(*traces, few)
             own = penalty.own_loss(*traces, few)
         total = value if own is None else value + own

@@ -109,12 +109,12 @@ def _log_prob(vae: ContrastiveVAE, batch: CellBatch, site: Site) -> Tensor:
 
 def _check_distribution(vae: ContrastiveVAE, batch: CellBatch, site: Site, n_latent: int) -> None:
     prior = _prior_of(vae, site)
-    mend = (
+    remedy = (
         "It is given one CellBatch: condition, batch, x (counts, or None), library, each one entry "
         "or row per cell. Return a distribution of pyro.distributions with .to_event(1)."
     )
     with torch.no_grad():
-        with contracts.explained(prior, "forward(batch)", mend):
+        with contracts.explained(prior, "forward(batch)", remedy):
             d: Any = prior(batch)
         check_shapes(prior, d, n_latent, [(), (N_CELLS,)])
         draws = check_draws(prior, d)

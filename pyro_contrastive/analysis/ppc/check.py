@@ -51,7 +51,7 @@ class PosteriorPredictiveCheck:
         Pearson correlation of pairs of genes, of log(1 + counts).
     effects
         log2 fold change of each gene between a treatment (``group``) and the background, of pooled
-        counts per 10,000, plus 1; differences of means for data that are no counts.
+        counts per 10,000, plus 1; differences of means for data that are not counts.
     calibration
         Coverage: the share of entries within the central interval of their replicates, by
         ``level``, counted by randomised ranks, so that it is exact for counts too. It is compared
