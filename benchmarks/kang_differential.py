@@ -3,7 +3,7 @@
     python benchmarks/kang_differential.py kang2018_ifnb_pbmc.h5ad [--seeds 2] [--epochs N]
 
 Fits scvi-tools' model (`--seeds` times, at least 2) and ours, compares treated with untreated
-cells, and prints two tables: where known interferon genes rank among all genes, sorted as a user
+cells, and prints tables: where known interferon genes rank among all genes, sorted as a user
 would (by ``proba_de``, then by the size of the log fold change), and how well the log fold changes
 of two fits agree (Spearman, over the genes expressed in at least 5 % of cells). Two fits of
 scvi-tools that differ only in the seed show how well two fits can agree. Needs the ``parity``

@@ -1,8 +1,8 @@
 """Run the notebooks and save them with their outputs.
 
     python notebooks/execute.py                          # all of them, in place
-    python notebooks/execute.py 02_priors.ipynb          # one of them
-    python notebooks/execute.py 02_priors.ipynb --to /tmp    # leave the committed file alone
+    python notebooks/execute.py 02_modify_priors.ipynb          # one of them
+    python notebooks/execute.py 02_modify_priors.ipynb --to /tmp    # leave the committed file alone
 
 A notebook that raises is reported and not saved; one that warns, or prints a path of this machine,
 is reported too, and the exit status is 1. Needs the ``notebook`` extra.

@@ -151,7 +151,7 @@ class CellBatch:
         return self.library
 
     def _own_tensors(self) -> dict[str, Tensor | None]:
-        """Return what is known about each cell beside its observations."""
+        """Return what is known about each cell besides its observations."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "observed"}
 
     def tensors(self) -> dict[str, Tensor]:

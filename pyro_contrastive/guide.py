@@ -32,7 +32,7 @@ class ContrastiveGuide(NamedPyroModule):
             l_n ~ LogNormal(mean_l(x_n), variance_l(x_n))  # if the library size is latent
         inverse dispersion ~ its posterior                 # if it has a prior
 
-    q(s | x) is computed for background cells too (penalties and diagnostics look at it); the
+    q(s | x) is computed for background cells too, because penalties and diagnostics use it; the
     objective leaves it out of the ELBO.
 
     Parameters
@@ -43,21 +43,21 @@ class ContrastiveGuide(NamedPyroModule):
         Dimensions of z and s.
     library_log_mean
         Typical log library size, at which q(l | x) starts; ``None``: the library size is observed.
-        Started at 0, as in scvi-tools, the encoder needs hundreds of epochs to get there. Its
-        encoder always has one hidden layer.
+        An encoder that starts at 0, as in scvi-tools, needs hundreds of epochs to get there. It
+        always has one hidden layer.
     covariates
-        What the encoders are told of a cell beside its counts.
+        What the encoders see of a cell besides its counts.
     n_hidden, n_layers, dropout_rate
         Width and number of hidden layers of each encoder, and their dropout.
     positive
-        Which of ``"z"`` and ``"s"`` are positive: their posterior is log-normal, and its mean and
-        variance are those of the log.
+        Which of ``"z"`` and ``"s"`` are positive: their posterior is log-normal, and the encoded
+        mean and variance are those of the logarithm.
     used_salient
-        Which dimensions of s a cell has: :meth:`Prior.used` of the salient prior.
+        Returns the dimensions of s that a cell has: :meth:`Prior.used` of the salient prior.
     dispersion_posterior
         Posterior of the inverse dispersions, if they have a prior.
     encoder_input
-        What the encoders see of the data: default ``log(1 + x)``.
+        Transforms the data for the encoders; default ``log(1 + x)``.
     """
 
     def __init__(
@@ -106,10 +106,11 @@ class ContrastiveGuide(NamedPyroModule):
         """Encode the counts of `batch` and draw the latents."""
         self.draw(self.encode(batch), batch)
 
-    def alone(self, site: str) -> Callable[[CellBatch], None]:
-        """Return the guide without its other latents, none of which depends on another.
+    def restricted_to(self, site: str) -> Callable[[CellBatch], None]:
+        """Return the guide of one latent only: given x, no latent depends on another.
 
-        Of a subclass with a program of its own, which may not be so, the whole guide.
+        A subclass may have a program of its own, of which this need not be true: then it is the
+        whole guide.
         """
         if self._is_own_program:
             return self
@@ -123,12 +124,12 @@ class ContrastiveGuide(NamedPyroModule):
         batch
             The cells.
         only
-            The one latent whose encoder to evaluate, if not all.
+            The only latent to encode; default all.
 
         Raises
         ------
         ValueError
-            If the batch carries no counts: there is nothing to condition on.
+            If the batch carries no counts to condition on.
         """
         encoders = {"z": self.z_encoder, "s": self.s_encoder}
         if self.library_encoder is not None:
@@ -137,7 +138,7 @@ class ContrastiveGuide(NamedPyroModule):
             encoders = {name: encoder for name, encoder in encoders.items() if name == only}
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
         if batch.rows is not None and self.takes_logs:
-            logs = batch.rows.log1p()  # the same for all encoders
+            logs = batch.rows.log1p()  # made once for all encoders
             moments = {
                 name: encoder.of_product(logs.linear(encoder.input_weight), covariates)
                 for name, encoder in encoders.items()
@@ -154,7 +155,7 @@ class ContrastiveGuide(NamedPyroModule):
 
     @property
     def needs_dense(self) -> bool:
-        """Whether counts as sparse rows, without ``x``, may not do: a subclass may look at it."""
+        """Whether it needs ``x`` itself, besides sparse rows: a subclass may look at it."""
         return not self.takes_logs or self._is_own_program
 
     @property
@@ -171,7 +172,7 @@ class ContrastiveGuide(NamedPyroModule):
         return torch.where(used, mean, 0.0), torch.where(used, variance, 1.0)
 
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
-        """Draw every latent that `moments` has from the factor with its moments."""
+        """Draw every latent in `moments` from the factor with these moments."""
         self.shared()
         factors = {"z": self.z_dist, "s": self.s_dist, "library": self.library_dist}
         with pyro.plate(CELLS, len(batch), dim=-1):

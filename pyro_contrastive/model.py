@@ -12,8 +12,9 @@ from pyro.distributions import Distribution
 from torch import Tensor
 
 from pyro_contrastive._tools.pyro_names import NamedPyroModule
-from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.cells import CellBatch, X
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
+from pyro_contrastive.likelihoods.modality import Modality
 from pyro_contrastive.networks import Body, Covariates
 from pyro_contrastive.priors import Prior
 
@@ -59,8 +60,8 @@ class ContrastiveModel(NamedPyroModule):
 
     Sites: ``z``, ``s``, ``library`` (deterministic when observed), ``x``; deterministic ``scale``
     (normalised expression; rho, on the simplex over genes, for likelihoods with a scale head) and
-    ``rate`` (l * rho), for likelihoods that have them; ``library`` is 1 where the likelihood has no
-    use for it. One plate, ``cells``. Each factor is a method to be overridden: `z_dist`,
+    ``rate`` (l * rho), for likelihoods that have them; ``library`` is 1 where the likelihood does
+    not use it. One plate, ``cells``. Each factor is a method that can be overridden: `z_dist`,
     `s_dist`, `library_dist`, `x_dist`.
 
     Parameters
@@ -70,7 +71,7 @@ class ContrastiveModel(NamedPyroModule):
     n_latent
         Dimension of z plus dimension of s.
     likelihood
-        Observation model; its heads are made here, so it cannot belong to another model.
+        Observation model; it cannot belong to another model, because its heads are made here.
     background_prior, salient_prior
         Priors of z and s.
     library_prior
@@ -80,7 +81,7 @@ class ContrastiveModel(NamedPyroModule):
         Prior of the likelihood's table of inverse dispersions, event shape that of the table;
         ``None``: a parameter like any other.
     covariates
-        What the decoder is told of a cell beside its latents.
+        What the decoder sees of a cell besides its latents.
     n_hidden, n_layers
         Width and number of the decoder's hidden layers; with none, the heads are linear in the
         latents.
@@ -88,7 +89,7 @@ class ContrastiveModel(NamedPyroModule):
     Raises
     ------
     ValueError
-        If the library size is to be latent and the likelihood has no use for one.
+        If the library size is latent and the likelihood does not use one.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class ContrastiveModel(NamedPyroModule):
         n_layers: int,
     ) -> None:
         super().__init__()
+        self.n_input = n_input
         if library_prior is not None and not likelihood.uses_library:
             msg = (
                 f"{type(likelihood).__name__} has no library size that could be latent: use "
@@ -130,14 +132,31 @@ class ContrastiveModel(NamedPyroModule):
             if _expression.get():
                 for name, value in self.expression(heads, library):
                     pyro.deterministic(name, value, event_dim=1)
-            x: Tensor = pyro.sample("x", self.x_dist(heads, library, batch), obs=batch.x)
-        return x
+            drawn = [self.observe(m, heads, library, batch) for m in self.modalities]
+        return drawn[0]
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What is observed of each cell: the counts of genes."""
+        return (Modality(X, self.likelihood, self.n_input),)
+
+    def observe(
+        self, modality: Modality, heads: Mapping[str, Tensor], library: Tensor, batch: CellBatch
+    ) -> Tensor:
+        """Observe a modality, or draw it where the batch has none: ``[cells, features]``.
+
+        Its distribution is what the method named after its site returns: `x_dist`.
+        """
+        site = modality.site
+        distribution = getattr(self, f"{site}_dist")(heads, library, batch)
+        value: Tensor = pyro.sample(site, distribution, obs=batch.observed[site].values)
+        return value
 
     def shared(self, batch: CellBatch) -> dict[str, Tensor]:
         """Draw the parameters that have a prior, once for all cells, by the names of their sites.
 
-        Override it, and :meth:`ContrastiveGuide.shared`, to give others one: the objective weights
-        sites outside the plate of cells once per data set.
+        Override it together with :meth:`ContrastiveGuide.shared` to give other parameters a prior;
+        the objective counts sites outside the plate of cells once per data set.
         """
         if self.dispersion_prior is None:
             return {}
@@ -159,23 +178,24 @@ class ContrastiveModel(NamedPyroModule):
         return z, s, library
 
     def used_salient(self, s: Tensor, batch: CellBatch) -> Tensor:
-        """Return the salient latent as the decoder sees it: 0 where a cell has none.
+        """Return the salient latent as the decoder sees it: exactly 0 where a cell has none.
 
-        That is in background cells, and in dimensions that the salient prior says a cell lacks.
+        That is in background cells, and in the dimensions that the salient prior does not use in a
+        cell.
         """
         s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)
         used = self.salient_prior.used(batch)
         return s if used is None else torch.where(used, s, 0.0)
 
     def observed_library(self, batch: CellBatch, like: Tensor) -> Tensor:
-        """Return the observed library size, ``[cells, 1]``; 1 if the likelihood has no use for it.
+        """Return the observed library size, ``[cells, 1]``; 1 if the likelihood does not use it.
 
         Parameters
         ----------
         batch
             The cells.
         like
-            Whose dtype and device to use.
+            A tensor with the dtype and device to use.
         """
         if not self.likelihood.uses_library:
             return like.new_ones((len(batch), 1))
@@ -208,7 +228,7 @@ class ContrastiveModel(NamedPyroModule):
         batch
             The cells, for their covariates.
         shared
-            What :meth:`shared` drew; without it, the likelihood's own parameters.
+            What :meth:`shared` returned; default the likelihood's own parameters.
         """
         latent = torch.cat([z, s], dim=-1)  # [..., cells, n_background + n_salient]
         hidden = self.decoder(latent, self.covariates(batch, like=latent))
@@ -219,7 +239,7 @@ class ContrastiveModel(NamedPyroModule):
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the deterministic sites `scale` and `rate`, if the likelihood has them.
 
-        One by one: who stops the program at the first does not pay for the second.
+        They are made lazily, so stopping at `scale` skips `rate`.
         """
         scale = self.likelihood.expression(heads)
         if scale is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -28,61 +28,12 @@ from pyro_contrastive.sites import (
     RECONSTRUCTION,
     SalientOfTargets,
     WeightedSites,
+    Weighting,
+    cell_weights,
     is_local,
     part_names,
     site_losses,
 )
-
-Weighting = Literal["population", "proportional"]
-
-
-def kl_weight_at(step: int, warmup_steps: int, start: float = 0.0, end: float = 1.0) -> float:
-    """KL weight of a training step: linear from `start` to `end` over `warmup_steps` steps.
-
-    Parameters
-    ----------
-    step
-        Number of steps taken so far.
-    warmup_steps
-        Length of the warm-up; 0 for none.
-    start, end
-        Weight before the first step, and from the end of the warm-up on.
-    """
-    if step >= warmup_steps:
-        return end
-    return start + (end - start) * step / warmup_steps
-
-
-def cell_weights(
-    batch: CellBatch, weighting: Weighting, sizes: tuple[int, int] | None = None
-) -> Tensor:
-    """Weight of each cell's ELBO in the loss, shape ``[cells]``.
-
-    Parameters
-    ----------
-    batch
-        The cells.
-    weighting
-        ``"population"``: the mean over background cells plus the mean over target cells, as in
-        scvi-tools, whatever their numbers. ``"proportional"``: every cell counts the same. Both sum
-        to 2 when both populations are present: losses are per background/target pair.
-    sizes
-        Numbers of background and of target cells over which the means are taken, if the batch is
-        only a part of them; default: those of the batch.
-    """
-    is_target = batch.is_target
-    if weighting == "proportional":
-        n_cells = len(batch) if sizes is None else sum(sizes)
-        return torch.full(is_target.shape, 2.0 / n_cells, device=is_target.device)
-    n_background: Tensor | int
-    n_target: Tensor | int
-    if sizes is None:  # kept as tensors, so that a GPU is not waited for
-        n_target = is_target.sum()
-        n_background = len(batch) - n_target
-    else:
-        n_background, n_target = sizes
-    per_target, per_background = 1.0 / n_target, 1.0 / n_background
-    return torch.where(is_target, per_target, per_background)  # inf only where not selected
 
 
 def _register(penalty: Penalty) -> None:
@@ -178,9 +129,8 @@ class _ContrastiveTerms:
         names = part_names(model_trace)
         found = {}
         for site, loss in site_losses(model_trace, guide_trace, analytic=analytic).items():
-            if is_local(
-                model_trace.nodes[site]
-            ):  # [..., cells], averaged over vectorised particles
+            if is_local(model_trace.nodes[site]):
+                # [..., cells], averaged over vectorised particles
                 total = (loss * weights).sum(-1).mean()
             else:  # counts once in the data set, of which these cells have a share
                 total = loss.mean() * weights.sum() / n_cells
@@ -194,9 +144,8 @@ class _ContrastiveTerms:
         """
         loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
         loss, surrogate = loss / self.num_particles, surrogate / self.num_particles  # type: ignore[attr-defined]
-        return loss + (
-            surrogate - surrogate.detach()
-        )  # the value of one, the gradient of the other
+        # The value of the one with the gradient of the other.
+        return loss + (surrogate - surrogate.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         needed = any(penalty.uses_expression for penalty in self.penalties)
@@ -290,7 +239,7 @@ class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
     penalties
         Terms added to the loss.
     weighting
-        See :func:`cell_weights`.
+        See :func:`~pyro_contrastive.sites.cell_weights`.
     annealed
         Sites whose KL is multiplied by `kl_weight`.
     data_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -11,12 +11,46 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.model import CELLS, SALIENT
 
+Weighting = Literal["population", "proportional"]
 RECONSTRUCTION = "reconstruction_loss"
 """Name of the negative log-likelihood among the parts of the negative ELBO, as in scvi-tools."""
 KL = "kl_"
 """Before the name of a latent site: its KL divergence among the parts of the negative ELBO."""
+
+
+def cell_weights(
+    batch: CellBatch, weighting: Weighting, sizes: tuple[int, int] | None = None
+) -> Tensor:
+    """Weight of each cell's ELBO in the loss, shape ``[cells]``.
+
+    Parameters
+    ----------
+    batch
+        The cells.
+    weighting
+        ``"population"``: the mean over background cells plus the mean over target cells, as in
+        scvi-tools, whatever their numbers. ``"proportional"``: every cell counts the same. Both sum
+        to 2 when both populations are present: losses are per background/target pair.
+    sizes
+        Numbers of background and of target cells over which the means are taken, if the batch is
+        only a part of them; default: those of the batch.
+    """
+    is_target = batch.is_target
+    if weighting == "proportional":
+        n_cells = len(batch) if sizes is None else sum(sizes)
+        return torch.full(is_target.shape, 2.0 / n_cells, device=is_target.device)
+    n_background: Tensor | int
+    n_target: Tensor | int
+    if sizes is None:  # kept as tensors, so that a GPU is not waited for
+        n_target = is_target.sum()
+        n_background = len(batch) - n_target
+    else:
+        n_background, n_target = sizes
+    per_target, per_background = 1.0 / n_target, 1.0 / n_background
+    return torch.where(is_target, per_target, per_background)  # inf only where not selected
 
 
 def is_local(site: dict[str, Any]) -> bool:
@@ -111,6 +145,22 @@ def site_losses(model_trace: Trace, guide_trace: Trace, *, analytic: bool) -> di
 def observed_sites(model_trace: Trace) -> list[str]:
     """Return the names of the sites at which a model has observed data, in its order."""
     return [name for name, site in _random_sites(model_trace).items() if site["is_observed"]]
+
+
+def log_likelihood(model_trace: Trace, sites: Iterable[str] | None = None) -> Tensor:
+    """Return the log-density of a trace's values at some sites, ``[..., cells]``.
+
+    Parameters
+    ----------
+    model_trace
+        Trace of a model.
+    sites
+        Names of sites in the plate of cells. Default: those at which the model has observed data.
+    """
+    names = observed_sites(model_trace) if sites is None else sites
+    nodes = [model_trace.nodes[name] for name in names]
+    terms: list[Tensor] = [node["fn"].log_prob(node["value"]) for node in nodes]
+    return sum(terms[1:], terms[0])
 
 
 def part_names(model_trace: Trace) -> dict[str, str]:

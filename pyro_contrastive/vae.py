@@ -1,4 +1,4 @@
-"""ContrastiveVAE: model and guide under one roof, with the reference module's methods."""
+"""ContrastiveVAE: model, guide and objective in one module, with the reference's methods."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_contrastive.components.parts import (
-    claim,
     library_prior_given,
     likelihood_given,
     parts_of,
     penalties_given,
     positive_sites,
+    register_owned,
     typical_log_library,
 )
 from pyro_contrastive.components.seen_cells import SeenCells
@@ -23,7 +23,11 @@ from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.module.methods import ReferenceMethods
 from pyro_contrastive.interop.module.sampling import Sampling
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.likelihoods.dispersion import Posterior, dispersion_factors
+from pyro_contrastive.likelihoods.dispersion import (
+    DispersionPosterior,
+    Posterior,
+    dispersion_factors,
+)
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.networks import Covariates
 from pyro_contrastive.objective import contrastive_elbo
@@ -66,8 +70,8 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     wasserstein_penalty
         Weight of the :class:`~pyro_contrastive.Wasserstein` penalty; 0 for none.
     n_cats_per_cov, n_continuous_cov
-        Number of levels of each further categorical covariate, and number of continuous ones;
-        told to encoders and decoder.
+        Number of levels of each further categorical covariate, and number of continuous ones; both
+        are inputs of encoders and decoder.
     likelihood
         Observation model; default :class:`~pyro_contrastive.ZeroInflatedNegativeBinomial`.
     background_prior, salient_prior
@@ -85,7 +89,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         Number of hidden layers of the decoder, if not `n_layers`. 0: the decoder's heads are linear
         in the latents (log-linear expression, with the default likelihood).
     penalties
-        Further penalties.
+        Penalties added to the loss, besides that of `wasserstein_penalty`.
     elbo
         :class:`pyro.infer.Trace_ELBO` (default) or :class:`pyro.infer.TraceMeanField_ELBO`, which
         uses analytic KL divergences as scvi-tools does.
@@ -95,9 +99,9 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     Raises
     ------
     TypeError
-        If what is given for a prior is neither a distribution nor a prior, or lives on an interval.
+        If a prior is neither a distribution nor a `Prior`, or has bounded support.
     ValueError
-        If a size is not positive, or the library size is latent and its prior is not given.
+        If a size is not positive, or the library size is latent and has no prior.
 
     Examples
     --------
@@ -173,27 +177,40 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         self.model.dispersion_prior, dispersion = dispersion_factors(
             dispersion_prior, likelihood, dispersion_posterior
         )
-        self.guide = ContrastiveGuide(
-            n_input=n_input,
-            n_background_latent=n_background_latent,
-            n_salient_latent=n_salient_latent,
-            library_log_mean=typical_log_library(self.model.library_prior),
-            positive=positive_sites(z=self.model.background_prior, s=self.model.salient_prior),
-            used_salient=self.model.salient_prior.used,
-            dispersion_posterior=dispersion,
-            encoder_input=likelihood.encoder_input,
-            dropout_rate=dropout_rate,
-            covariates=covariates,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-        )
-        self.model.background_prior.bind(self.guide.z_encoder)
-        self.model.salient_prior.bind(self.guide.s_encoder)
+        self.guide = self._make_guide(dispersion, dropout_rate, n_hidden, n_layers)
         wasserstein = [Wasserstein(wasserstein_penalty)] if wasserstein_penalty else []
         self.penalties = nn.ModuleList([*wasserstein, *self.given_penalties])  # type: ignore[assignment]  # a sequence of penalties, registered with the module
         self.seen_cells = SeenCells()
         self.objective = contrastive_elbo(elbo, self.penalties, **(elbo_kwargs or {}))
-        claim(parts_of(self.model, self.penalties))
+        register_owned(parts_of(self.model, self.penalties))
+
+    def _make_guide(
+        self,
+        dispersion: DispersionPosterior | None,
+        dropout_rate: float,
+        n_hidden: int,
+        n_layers: int,
+    ) -> ContrastiveGuide:
+        """Make the guide that goes with the model: its latents live where their priors do."""
+        model = self.model
+        guide = ContrastiveGuide(
+            n_input=self.n_input,
+            n_background_latent=self.n_background_latent,
+            n_salient_latent=self.n_salient_latent,
+            library_log_mean=typical_log_library(model.library_prior),
+            positive=positive_sites(z=model.background_prior, s=model.salient_prior),
+            used_salient=model.salient_prior.used,
+            dispersion_posterior=dispersion,
+            encoder_input=model.likelihood.encoder_input,
+            dropout_rate=dropout_rate,
+            covariates=model.covariates,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+        )
+        # Priors that are made of posteriors, such as the VampPrior, need the encoders.
+        model.background_prior.bind(guide.z_encoder)
+        model.salient_prior.bind(guide.s_encoder)
+        return guide
 
 
 def _check_sizes(**sizes: int) -> None:

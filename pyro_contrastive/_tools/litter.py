@@ -1,10 +1,10 @@
-"""Files that turn up in folders without anybody having put them there."""
+"""Files that systems and programs leave in folders without being asked."""
 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-# What file systems, file browsers and Jupyter leave in folders without being asked.
+# Left by file systems, file browsers and Jupyter.
 _LITTER = (
     ".ds_store",
     "._*",

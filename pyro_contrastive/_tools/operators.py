@@ -1,7 +1,7 @@
-"""Functions that torch cannot look into, given to it as operators of its own.
+"""Registering functions as operators of torch.
 
-A recorded step is made of torch's operators: see `training.recorder`. It knows nothing of what
-NumPy does, and cannot repeat what depends on how many counts are zero.
+A recorded training step consists of torch's operators: see `training.recorder`. Computations in
+NumPy, or whose sizes depend on how many counts are zero, can only be recorded as one operator.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _make_library: Any = torch.library.Library  # untyped
-# What a library defines goes when it goes; reloaded, this module keeps the one it has.
+# Operators vanish with the object that defined them, so a reloaded module keeps it.
 _library: Any = globals().get("_library") or _make_library("pyro_contrastive", "DEF")
 _functions: dict[str, Callable[..., Any]] = globals().get("_functions", {})
 
@@ -21,14 +21,14 @@ _functions: dict[str, Callable[..., Any]] = globals().get("_functions", {})
 def define(schema: str, function: Callable[..., Any]) -> None:
     """Make ``torch.ops.pyro_contrastive.<name>`` of a function of tensors.
 
-    Done again, as when a notebook reloads a module, it replaces the function.
+    Defining it again, as when a notebook reloads a module, replaces the function.
 
     Parameters
     ----------
     schema
-        Name, arguments and results, as torch writes them; ``(a!)`` marks what is written to.
+        Name, arguments and results in torch's notation; ``(a!)`` marks an argument written to.
     function
-        What it does, on every device. It has no gradient: call it inside an autograd function.
+        Its implementation on every device. It has no gradient: call it in an autograd function.
     """
     name = schema.partition("(")[0]
     is_new = name not in _functions

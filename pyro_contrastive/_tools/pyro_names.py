@@ -1,4 +1,4 @@
-"""Names for Pyro that no two modules in the process share."""
+"""Names for Pyro that are unique in the process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _unregistered: ContextVar[bool] = ContextVar("unregistered", default=False)
 def unregistered() -> Iterator[None]:
     """Use submodules inside without registering their parameters with Pyro.
 
-    Registering walks through all parameters each time a submodule is used, and only ``SVI`` needs
-    it. Not for modules that are Pyro's own, whose parameters may be sample sites.
+    Registering visits all parameters each time a submodule is used, and only ``SVI`` needs it.
+    Modules of Pyro are registered as usual, because their parameters may be sample sites.
     """
     token = _unregistered.set(True)
     try:
@@ -47,7 +47,7 @@ class NamedPyroModule(PyroModule):
         return f"{cls.__name__}_{next(_instances)}"
 
     def __getattr__(self, name: str) -> Any:
-        """Look up a submodule; inside :func:`unregistered` without telling Pyro of it."""
+        """Look up a submodule; inside :func:`unregistered` without registering it with Pyro."""
         if _unregistered.get():
             module = self.__dict__.get("_modules", {}).get(name)
             if module is not None and not isinstance(module, PyroModule):
@@ -64,9 +64,9 @@ _names: WeakKeyDictionary[Module, str] = WeakKeyDictionary()
 
 
 def unique_name(module: Module) -> str:
-    """Return a name for a module of plain torch that no other in the process shares.
+    """Return a name for a plain torch module that is unique in the process.
 
-    Always the same for one module; a copy gets a name of its own.
+    It stays the same for one module; a copy gets another.
     """
     if module not in _names:
         _names[module] = f"{type(module).__name__}_{next(_instances)}"

@@ -8,7 +8,7 @@ import pyro
 
 
 class Settings:
-    """What holds for every model of this session; nothing of it is changed by importing.
+    """Settings of every model in this session; importing the library changes none of them.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Settings:
 
     @property
     def verbosity(self) -> int:
-        """Level of the library's log messages, as ``logging.INFO``."""
+        """Level of the library's log messages, such as ``logging.INFO``."""
         return logging.getLogger("pyro_contrastive").getEffectiveLevel()
 
     @verbosity.setter

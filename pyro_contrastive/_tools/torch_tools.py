@@ -1,4 +1,4 @@
-"""Small contexts around torch: seeded randomness, evaluation mode."""
+"""Small contexts for torch: seeded random numbers, evaluation mode, reuse of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_contrastive._tools.pyro_names import unregistered
 
-# From glibc's malloc.h; the largest threshold it adapts to by itself is 32 MiB.
+# From glibc's malloc.h; by itself it raises the threshold to 32 MiB at most.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST, _ADAPTED = 2**31 - 1, 32 * 2**20
 _reusing: ContextVar[bool] = ContextVar("reusing", default=False)
@@ -41,14 +41,14 @@ def seeded(seed: int | None) -> Iterator[None]:
 def tensor_of(array: NDArray[Any]) -> Tensor:
     """Return a tensor on the memory of a NumPy array, or on a copy of it if it is read-only.
 
-    Arrays out of pandas 3 and memory-mapped files are; torch would warn of what a user who writes
-    to the tensor could do, which nobody does here.
+    Arrays from pandas 3 and memory-mapped files are read-only. torch would warn that writing to the
+    tensor is undefined, although nothing here writes to it.
     """
     return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def numpy_rng() -> np.random.Generator:
-    """Make a NumPy generator that follows from torch's global random state (and advances it)."""
+    """Make a NumPy generator, seeded by torch's global random state (which it advances)."""
     return np.random.default_rng(int(torch.randint(2**62, ()).item()))
 
 
@@ -56,7 +56,7 @@ def numpy_rng() -> np.random.Generator:
 def own_params() -> Iterator[None]:
     """Keep what runs inside out of Pyro's global parameter store.
 
-    Whatever is registered there is kept alive, a model and its GPU memory too, until the process
+    Everything registered there, a model and its GPU memory included, stays alive until the process
     ends.
     """
     with pyro.get_param_store().scope(), unregistered():
@@ -66,8 +66,8 @@ def own_params() -> Iterator[None]:
 class tensors_for_items(TorchFunctionMode):  # noqa: N801  # a context manager, like the others
     """Let ``tensor.item()`` return a tensor inside, without gradient.
 
-    Pyro's ELBOs add up such numbers. For each of them a GPU would be waited for, and what they say
-    would not be a function of tensors, which a recorded step has to be.
+    Pyro's ELBOs add up such numbers. Each of them would wait for a GPU, and the loss would not be a
+    function of tensors, which a recorded step must be.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,11 +81,11 @@ class tensors_for_items(TorchFunctionMode):  # noqa: N801  # a context manager, 
 def reused_memory() -> Iterator[None]:
     """Keep freed memory in the process inside, to be used again by the next step.
 
-    A step allocates some hundred megabytes in pieces of a few. The C library hands such pieces
-    back to the system when they are freed, and the system fills them with zeros, page by page, when
-    they are asked for again: a quarter of the time of a step. Only glibc is told (on Linux). Inside
-    it keeps all it frees; after, its limits are the largest that it would set by itself. Within
-    another such context this one does nothing.
+    A step allocates about a hundred megabytes in pieces of a few. The C library returns such pieces
+    to the system when they are freed, and the system fills them with zeros, page by page, when they
+    are allocated again, which takes a quarter of the time of a step. With glibc (Linux) all freed
+    memory is kept inside; afterwards the limits are the largest that glibc would set by itself.
+    Within another such context this one does nothing.
     """
     mallopt, trim = _glibc()
     if mallopt is None or trim is None or _reusing.get():
@@ -104,7 +104,7 @@ def reused_memory() -> Iterator[None]:
 
 
 def _glibc() -> tuple[Any, Any]:
-    """Return glibc's functions for its limits and for giving memory back, or None."""
+    """Return glibc's functions that set limits and return memory; ``None`` elsewhere."""
     if not sys.platform.startswith("linux"):
         return None, None
     library = ctypes.CDLL(None)

@@ -19,10 +19,11 @@ from pyro_contrastive.analysis.local_posterior import fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts, shared_values
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import draw_posterior, run_model
-from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.cells import CellBatch, X
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.module.populations import trace_of
 from pyro_contrastive.model import SALIENT
+from pyro_contrastive.sites import log_likelihood, observed_sites
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["Calibration", "Method", "calibrate", "rank_histogram"]
@@ -157,7 +158,7 @@ def calibrate(
         for batch in query.minibatches(n_draws):
             empty = batch.observing(None)
             truth = poutine.trace(poutine.condition(vae.model, fixed)).get_trace(empty)
-            cells = empty.observing(truth.nodes["x"]["value"])
+            cells = empty.observing(truth.nodes[X]["value"])
             if method == "nuts":
                 draws = _nuts_draws(vae, cells, n_draws, nuts)
             else:
@@ -207,9 +208,9 @@ def _ranks(
             rank[~(there if used is None else there & used)] = torch.nan
         names = [site] if site == "library" else [f"{site}{k + 1}" for k in range(rank.shape[1])]
         columns |= dict(zip(names, rank.unbind(-1), strict=True))
-    model = run_model(vae, batch, posterior, n_draws).nodes["x"]
-    at_truth = truth.nodes["x"]["fn"].log_prob(batch.x)
-    columns["log_likelihood"] = (model["fn"].log_prob(batch.x) < at_truth).sum(0).double()
+    drawn = run_model(vae, batch, posterior, n_draws)
+    at_truth = log_likelihood(truth, observed_sites(drawn))
+    columns["log_likelihood"] = (log_likelihood(drawn) < at_truth).sum(0).double()
     return pd.DataFrame({name: rank.cpu().numpy() for name, rank in columns.items()})
 
 

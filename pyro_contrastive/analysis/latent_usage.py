@@ -15,6 +15,7 @@ from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import draw_posterior, run_model, without_salient
 from pyro_contrastive.model import SALIENT
+from pyro_contrastive.sites import log_likelihood
 
 __all__ = ["SIGNAL", "latent_usage", "salient_log_likelihood"]
 
@@ -140,7 +141,7 @@ def salient_log_likelihood(query: Query, n_samples: int = 10) -> NDArray[np.floa
         for batch in query.minibatches(n_samples):
             posterior = draw_posterior(vae, batch, n_samples)
             values = [
-                run_model(vae, batch, posterior, n_samples, do).nodes["x"]["fn"].log_prob(batch.x)
+                log_likelihood(run_model(vae, batch, posterior, n_samples, do))
                 for do in (None, without_salient(posterior))
             ]
             parts.append((values[0] - values[1]).double().mean(0).cpu().numpy())

@@ -16,7 +16,7 @@ from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.sites import SalientOfTargets, is_local, site_losses
+from pyro_contrastive.sites import SalientOfTargets, is_local, log_likelihood, site_losses
 from pyro_contrastive.vae import ContrastiveVAE
 
 Array = NDArray[np.float64]
@@ -109,7 +109,8 @@ def log_likelihood_of_reconstruction(query: Query) -> Array:
     """Return log p(x | z, s, l) of each cell at one posterior draw (higher is better)."""
 
     def value(batch: CellBatch) -> Tensor:
-        return -losses_of(query.vae, batch, 1, analytic=True)["x"][0]
+        posterior = draw_posterior(query.vae, batch)
+        return log_likelihood(run_model(query.vae, batch, posterior))[0]
 
     return _per_cell(query, value)
 

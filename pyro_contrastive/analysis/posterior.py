@@ -86,8 +86,8 @@ def _per_cell(
 ) -> NDArray[np.float32]:
     """Join values of mini-batches, each with a posterior draw of `site`: ``[cells, width]``."""
     vae = query.vae
-    guide = vae.guide.alone(site)
-    # The guide draws noise even where only the mean is used, which must not advance the global
+    guide = vae.guide.restricted_to(site)
+    # A mean needs no noise. The guide draws some all the same, which must not advance the global
     # random state: hence the seed.
     with evaluating(vae), seeded(0 if give_mean else None):
         batches = query.minibatches(dense=vae.guide.needs_dense)

@@ -17,7 +17,7 @@ from pyro_contrastive.analysis.counterfactuals import Intervention, counterfactu
 from pyro_contrastive.analysis.decoding import decoded_under
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import draw_posterior, run_model, shared_sites
-from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.cells import CellBatch, X
 
 Array = NDArray[np.float32]
 
@@ -81,7 +81,7 @@ def replicates(query: Query, predicting: Predicting) -> Iterator[Replicates]:
             with evaluating(vae), seeded(minibatch_seed(predicting.seed, number)):
                 trace = _replicate(query, batch, predicting, shared)
                 shared = shared_sites(trace)
-                drawn = trace.nodes["x"]["value"][..., decoding.genes].float().cpu().numpy()
+                drawn = trace.nodes[X]["value"][..., decoding.genes].float().cpu().numpy()
                 del trace
             yield Replicates(query.cells[start : start + len(batch)], drawn)
             start += len(batch)

@@ -1,1 +1,1 @@
-"""Parts of a model: what makes them saveable, and what users give for them."""
+"""Parts of a model: what makes them saveable, and checks of those that users give."""

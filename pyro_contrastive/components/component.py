@@ -1,4 +1,4 @@
-"""What priors, likelihoods and penalties share: modules that can be written down."""
+"""What priors, likelihoods and penalties share: modules whose arguments can be saved."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PACKAGE = "pyro_contrastive"
 Spec = dict[str, Any]
 """A component as JSON: ``{"class": "module:Name", "arguments": {...}}``.
 
-``arguments`` is ``None``, and ``reason`` says why, when they cannot be written down.
+``arguments`` is ``None`` when they cannot be saved, and ``reason`` says why.
 """
 LONGEST_CALL = 300
-"""Characters up to which a message shows the arguments of a part."""
+"""Longest call, in characters, that a message shows with its arguments."""
 
 
 def as_json_value(value: object) -> Any:
@@ -44,17 +44,17 @@ def as_json_value(value: object) -> Any:
 class Component(nn.Module, ABC):
     """A swappable part of the model.
 
-    A constructor argument kept as an attribute of the same name is written down when a model is
-    saved; so write ``self.alpha = alpha`` in ``__init__`` and nothing else is needed. For an
-    argument that is not kept, or is not JSON (a tensor, a function), override :meth:`arguments` and
-    :meth:`from_arguments`. The library's own parts are made again from this when the model is
-    loaded. A part of your own is not, since no file may make code run: pass the object to
-    ``load``, whose error message says with which arguments it was made.
+    Constructor arguments that are kept as attributes of the same name are saved with the model:
+    ``self.alpha = alpha`` in ``__init__`` is enough. For an argument that is not kept, or is not
+    JSON (a tensor, a function), override :meth:`arguments` and :meth:`from_arguments`. Loading a
+    model makes the library's own parts again from their arguments. It does not make parts of your
+    own, because no file may run code: pass the object to ``load``, whose error message says which
+    arguments it was made with.
     """
 
     @property
     def is_changed_by_training(self) -> bool:
-        """Whether training changes it, so that it belongs to one model: if it has parameters."""
+        """Whether training changes it, so that it belongs to one model: true with parameters."""
         return next(self.parameters(), None) is not None
 
     def arguments(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Component(nn.Module, ABC):
             If one of them is not an attribute of the component.
         """
         constructor = type(self).__init__
-        if constructor is nn.Module.__init__:  # takes anything, wants nothing
+        if constructor is nn.Module.__init__:  # which accepts any arguments and needs none
             return {}
         _, *names = inspect.signature(constructor).parameters  # the first is the object itself
         for name in names:
@@ -87,7 +87,7 @@ class Component(nn.Module, ABC):
     def spec(self) -> Spec:
         """Return class and arguments of the component, to be written as JSON."""
         cls = type(self)
-        # Those of the library by the name users know, whatever file they are in.
+        # The library's parts have their public name, so that files survive a move of the module.
         is_public = getattr(import_module(PACKAGE), cls.__qualname__, None) is cls
         name = f"{PACKAGE if is_public else cls.__module__}:{cls.__qualname__}"
         try:
@@ -98,7 +98,7 @@ class Component(nn.Module, ABC):
 
 
 def check_component(given: object, cls: type[Component], keyword: str) -> None:
-    """Refuse what is not a component of the wanted kind, before it is made part of a model.
+    """Refuse anything but a component of the right kind, before it becomes part of a model.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def check_component(given: object, cls: type[Component], keyword: str) -> None:
     Raises
     ------
     TypeError
-        If it is a class and no object of it, or something else, or was not initialised.
+        If it is a class rather than an object of it, or something else, or was not initialised.
     """
     kind = cls.__name__
     if isinstance(given, type) and issubclass(given, Component):
@@ -167,11 +167,11 @@ def argument_of(keyword: str, found: Spec | list[Spec]) -> str:
     return f"{keyword}={call_of(found)}"
 
 
-def tell_of_own_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
-    """Say which parts have to be passed in again when the model is loaded.
+def report_own_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
+    """Report the parts that must be passed in again when the model is loaded.
 
-    A log message (INFO) for parts of the user's own; a warning where, beyond that, it is not
-    written down what they were made with.
+    Parts of the user's own are logged (INFO); those whose arguments cannot be saved cause a
+    warning.
     """
     own = []
     for keyword, found in components.items():
@@ -196,7 +196,7 @@ def tell_of_own_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
 
 
 def refuse_missing_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
-    """Refuse parts that are not the library's own, or not written down: they must be passed in.
+    """Refuse parts that are not the library's own, or were saved without arguments.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def refuse_missing_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
     Raises
     ------
     ValueError
-        With the call that loads the model.
+        If there are any; the error shows the call that loads the model.
     """
     wanted: list[str] = []
     reasons: list[str] = []
@@ -234,20 +234,20 @@ def refuse_missing_parts(components: Mapping[str, Spec | list[Spec]]) -> None:
 def component_from_spec(spec: Spec, keyword: str) -> Component:
     """Make the library's own part that a saved model names.
 
-    A name from the file is looked up in :func:`library_parts`, and nowhere else.
+    The name in the file is looked up in :func:`library_parts` and nowhere else.
 
     Parameters
     ----------
     spec
         What :meth:`Component.spec` returned.
     keyword
-        Under which keyword the user may pass the object instead.
+        The argument by which the user can pass the object instead.
 
     Raises
     ------
     ValueError
-        If it is a part of the user's own, or of another kind than the keyword takes, or cannot be
-        made with these arguments: it must then be passed in.
+        If it is a part of the user's own, of another kind than the keyword takes, or cannot be made
+        with these arguments; it must then be passed in.
     """
     refuse_missing_parts({keyword: spec})
     name = class_name(spec)
@@ -261,7 +261,7 @@ def component_from_spec(spec: Spec, keyword: str) -> Component:
         raise ValueError(msg)
     try:
         return parts[name].from_arguments(spec["arguments"])
-    except Exception as error:  # what a constructor makes of arguments that were changed
+    except Exception as error:  # a constructor may raise anything if a file was changed
         msg = (
             f"The saved model's {name} could not be made again from its saved arguments ({error}). "
             f"Pass the object itself when loading: ContrastiveVI.load(..., {keyword}=...)."

@@ -15,7 +15,7 @@ PART_KINDS = {
     "dispersion_prior": "Prior",
     "penalties": "Penalty",
 }
-"""What kind of part a model takes under each keyword."""
+"""Kind of part that a model takes under each keyword."""
 
 
 def library_parts() -> dict[str, Mapping[str, type[Any]]]:

@@ -1,4 +1,4 @@
-"""What a user gives for the parts of a model, checked before they are put together."""
+"""Checks of the parts that a user gives, before a model is made of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_contrastive.priors import LogNormalLibrary, Prior, PriorLike, as_prior
 PRIORS = ("background_prior", "salient_prior", "library_prior")
 
 Part = tuple[str, Component]
-"""A part, after the argument it was given by."""
+"""The name of an argument, and the part that was given by it."""
 
 
 def likelihood_given(likelihood: object) -> Likelihood:
@@ -28,7 +28,7 @@ def likelihood_given(likelihood: object) -> Likelihood:
     Raises
     ------
     TypeError
-        If it is no `Likelihood`, or does not name its heads.
+        If it is not a `Likelihood`, or does not name its heads.
     """
     if likelihood is None:
         return ZeroInflatedNegativeBinomial()
@@ -78,7 +78,7 @@ def library_prior_given(
     Raises
     ------
     ValueError
-        If what was given does not go together, or is not one number per batch.
+        If the arguments contradict each other, or there is not one number per batch.
     """
     if is_observed:
         if given is not None:
@@ -106,12 +106,12 @@ def library_prior_given(
 
 
 def positive_sites(**priors: Prior) -> list[str]:
-    """Names of the sites whose prior lives on the positive half of the line.
+    """Names of the sites whose prior has positive support.
 
     Raises
     ------
     ValueError
-        If a prior says it lives on anything but the line or its positive half.
+        If the support of a prior is neither the real line nor its positive half.
     """
     for name, prior in priors.items():
         if prior.support not in {constraints.real, constraints.positive}:
@@ -124,7 +124,7 @@ def positive_sites(**priors: Prior) -> list[str]:
 
 
 def typical_log_library(prior: Prior | None) -> float | None:
-    """Where the library size's posterior starts: the centre of its prior, on the log scale."""
+    """Centre of the library size's prior on the log scale, at which its posterior starts."""
     if prior is None:
         return None
     if isinstance(prior, LogNormalLibrary):
@@ -133,7 +133,7 @@ def typical_log_library(prior: Prior | None) -> float | None:
 
 
 def parts_of(model: ContrastiveModel, penalties: Iterable[Penalty]) -> Iterator[Part]:
-    """Yield likelihood, priors and penalties, each with the argument it was given by."""
+    """Yield likelihood, priors and penalties, each after the name of its argument."""
     yield "likelihood", model.likelihood
     for keyword in PRIORS:
         prior = getattr(model, keyword)
@@ -146,15 +146,17 @@ def parts_of(model: ContrastiveModel, penalties: Iterable[Penalty]) -> Iterator[
 _owned: WeakSet[Component] = WeakSet()
 
 
-def claim(parts: Iterable[Part]) -> None:
-    """Note of parts that training changes that a model has them now; refuse them to a second.
+def register_owned(parts: Iterable[Part]) -> None:
+    """Record that a model now owns the parts that training changes; a second model may not.
 
     Raises
     ------
     ValueError
-        If one belongs to another model already.
+        If one already belongs to another model.
     """
-    unique = {id(part): (keyword, part) for keyword, part in parts}  # one prior may do for z and s
+    unique = {
+        id(part): (keyword, part) for keyword, part in parts
+    }  # one prior may be given for both z and s
     for keyword, part in unique.values():
         if not part.is_changed_by_training:
             continue

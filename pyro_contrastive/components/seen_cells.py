@@ -1,4 +1,4 @@
-"""What training saw of cells beside their counts, so that a model can draw cells like them."""
+"""Conditions, batches and covariates seen in training, so that a model can draw similar cells."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 
-MOST_CELLS = 1000
-"""Cells that are remembered: enough to draw from, and few enough to be saved with every model."""
+N_REMEMBERED = 1000
+"""Number of cells remembered: enough to draw from, and few enough to save with every model."""
 FIELDS = ("condition", "batch", "library", "categorical", "continuous")
 
 
 def evenly(cells: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose at most :data:`MOST_CELLS` of some cells, at even distances: no random numbers."""
-    places = np.linspace(0, len(cells) - 1, min(len(cells), MOST_CELLS))
+    """Choose at most :data:`N_REMEMBERED` of these cells, evenly spaced, without random numbers."""
+    places = np.linspace(0, len(cells) - 1, min(len(cells), N_REMEMBERED))
     return cells[places.astype(np.int64)]
 
 
 class SeenCells(nn.Module):
     """Condition, batch, library size and covariates of some of the cells that trained.
 
-    They are buffers, which are saved with the weights. Before training there are none, and none in
-    models that were saved by earlier versions.
+    They are buffers, so that they are saved with the weights. Before training there are none, nor
+    are there in models saved by earlier versions.
     """
 
     condition: Tensor | None
@@ -38,28 +38,29 @@ class SeenCells(nn.Module):
             self.register_buffer(name, None)
 
     def note(self, cells: CellBatch) -> None:
-        """Remember these cells, in place of others."""
+        """Remember these cells instead of earlier ones."""
         for name in FIELDS:
             value = getattr(cells, name)
             setattr(self, name, None if value is None else value.detach().clone())
 
     def fill_in(self, asked: Mapping[str, Tensor | None], n_cells: int) -> dict[str, Tensor | None]:
-        """Take what was not asked for from cells that trained.
+        """Fill in what was not given from cells that trained.
 
-        A new cell takes all of that from one cell, drawn at random: among those of the batch, and
-        of the condition, that were asked for, as far as there are such cells.
+        Each new cell takes all missing values from one cell drawn at random, of the batch and the
+        condition that were given, as far as there are such cells.
 
         Parameters
         ----------
         asked
             Any of :data:`FIELDS`, ``[n_cells]`` or ``[n_cells, .]`` as in a
-            :class:`~pyro_contrastive.CellBatch`; ``None`` for what is to be filled in.
+            :class:`~pyro_contrastive.CellBatch`; ``None`` for what should be filled in.
         n_cells
-            How many cells are to be drawn.
+            Number of new cells.
 
         Returns
         -------
-        The same fields; still ``None`` where no cells are remembered, or their field is not known.
+        The same fields; still ``None`` where no cells are remembered, or that field of theirs is
+        unknown.
         """
         known = dict(self.named_buffers())
         wanted = [name for name in asked if asked[name] is None and name in known]
@@ -81,8 +82,8 @@ class SeenCells(nn.Module):
         for i, kind in enumerate(kinds):
             found, cells = alike, kind_of == i
             for name, code in zip(given, kind, strict=True):
-                nearer = found[known[name][found] == code]
-                found = nearer if len(nearer) else found
+                matching = found[known[name][found] == code]
+                found = matching if len(matching) else found
             rows[cells] = found[torch.randint(len(found), (int(cells.sum()),), device=alike.device)]
         return rows
 
@@ -94,7 +95,7 @@ class SeenCells(nn.Module):
         strict: bool,
         *report: list[str],
     ) -> None:
-        """Make room for as many cells as were saved, or for none."""
+        """Allocate buffers for as many cells as were saved, or remove them if none were."""
         sizes = {len(state_dict[prefix + n]) for n in FIELDS if prefix + n in state_dict}
         if len(sizes) > 1 or (sizes and f"{prefix}condition" not in state_dict):
             report[-1].append(f"{prefix.rstrip('.')} is incomplete, or of {sorted(sizes)} cells")

@@ -13,9 +13,9 @@ __all__ = ["load_kang"]
 def load_kang() -> ad.AnnData:
     """Blood cells with and without interferon-beta: 3,474 cells, 2,000 genes, 1 MB.
 
-    Peripheral blood mononuclear cells of eight lupus patients, half of them left alone and half
+    Peripheral blood mononuclear cells of eight lupus patients, half of them untreated and half
     treated with interferon-beta for six hours. Every cell type occurs in both conditions and nearly
-    all of them answer to interferon, so there is something to find for either latent: cell type
+    all of them respond to interferon, so that both latents have something to find: cell type
     belongs in the background latent, the interferon response in the salient one.
 
     Returns
@@ -43,6 +43,6 @@ def load_kang() -> ad.AnnData:
     """
     with as_file(files("pyro_contrastive") / "data" / "kang_ifnb.h5ad") as path:
         cells = ad.read_h5ad(path)
-    # 16-bit integers are how the file stays small; the models compute in float32.
+    # The file holds 16-bit integers to be small; the models compute in float32.
     cells.X = cells.X.astype(np.float32)
     return cells

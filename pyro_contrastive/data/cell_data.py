@@ -18,19 +18,19 @@ from pyro_contrastive.observed.matrix import Matrix, row_sums
 from pyro_contrastive.observed.source import Observed, as_observed
 
 AT_A_TIME = 10_000
-"""Cells whose counts are copied at a time."""
+"""Number of cells whose counts are copied or checked at a time."""
 
 
 @dataclass(frozen=True)
 class CellData:
-    """What the model needs of a data set.
+    """What a model needs to know of a data set.
 
     Parameters
     ----------
     counts
         ``[cells, genes]``: a matrix in memory, CSR or dense; or any other :class:`Observed`.
     condition
-        Code per cell, 0 = background; ``None`` when not known.
+        Code per cell, 0 = background; ``None`` when it is not known.
     conditions
         Names of the conditions by code; empty when there are none.
     batch
@@ -118,7 +118,7 @@ class CellData:
         condition = known.copy()
         condition[background] = BACKGROUND
         condition[target] = np.maximum(known[target], BACKGROUND + 1)
-        # Cells in neither group keep what they are; no mini-batch of training holds them.
+        # Cells in neither group keep their condition; they are in no mini-batch of training.
         return self.with_codes(condition)
 
     def gene_summary(self, cells: NDArray[np.int64]) -> GeneSummary:
@@ -136,8 +136,8 @@ class CellData:
     def library_moments(self, n_batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and population variance of the log total counts of each batch, ``[batches]``.
 
-        Cells without counts are left out: the logarithm of 0 says nothing. A batch with fewer than
-        two different totals has no variance of its own and takes that of all cells.
+        Cells without counts are left out, because their logarithm is infinite. A batch with fewer
+        than two different totals has no variance of its own and takes that of all cells.
 
         Raises
         ------
@@ -150,8 +150,8 @@ class CellData:
         logs, codes = np.log(totals[full]), codes[full]
         if logs.size == 0 or _variance(logs) == 0:
             msg = (
-                "All cells have the same total count: the library size has no distribution to be "
-                "learned. Use use_observed_lib_size=True."
+                "All cells have the same total count, so there is no distribution of library sizes "
+                "to be learned. Use use_observed_lib_size=True."
             )
             raise ValueError(msg)
         groups = [logs[codes == b] for b in range(n_batch)]
@@ -167,5 +167,5 @@ def in_parts(cells: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _variance(values: NDArray[np.float64]) -> float:
-    """Return the population variance: exactly 0 for equal values, not the 1e-31 of rounding."""
+    """Return the population variance: exactly 0 for equal values, without rounding error."""
     return float(values.var()) if values.size and np.ptp(values) > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Columns of ``obs`` by name: the name itself, the values, their levels."""
+"""Columns of ``obs``: checking their names, reading their values and levels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _AS_STRINGS = (
 
 
 def check_key(argument: str, given: object, obs: pd.DataFrame) -> None:
-    """Refuse what is no name of a column (or, for the argument ``layer``, of a layer).
+    """Refuse anything but the name of a column (or, for the argument ``layer``, of a layer).
 
     Parameters
     ----------
     argument
-        What the user calls it, such as ``"batch_key"``.
+        Name of the argument, such as ``"batch_key"``.
     given
         The name, or something else.
     obs
-        The columns that there are.
+        The existing columns.
 
     Raises
     ------
     TypeError
-        If it is no string: says what was given, and what to do.
+        If it is not a string; the error says what was given and what to do.
     """
     if isinstance(given, str):
         return
@@ -45,12 +45,12 @@ def check_key(argument: str, given: object, obs: pd.DataFrame) -> None:
 
 
 def check_keys(argument: str, given: object, obs: pd.DataFrame) -> list[str]:
-    """Return names of columns as a list, refusing what is no list of them, as :func:`check_key`.
+    """Return names of columns as a list, refusing anything else, as :func:`check_key` does.
 
     Raises
     ------
     TypeError
-        Also if it is a string: a single name goes into a list of one.
+        Also for a string: a single name must be in a list.
     """
     if isinstance(given, str):
         msg = f"{argument} must be a list of columns, not the string {given!r}: [{given!r}]."
@@ -78,7 +78,7 @@ def check_keys(argument: str, given: object, obs: pd.DataFrame) -> list[str]:
 
 
 def _described(given: object) -> str:
-    """Say on one line what something is."""
+    """Describe an object on one line."""
     kind = type(given).__name__
     if isinstance(given, pd.Series):
         return f"a Series, the column itself{'' if given.name is None else f' ({given.name!r})'}"
@@ -92,7 +92,7 @@ def _described(given: object) -> str:
 
 
 def _advice(argument: str, given: object, obs: pd.DataFrame) -> str:
-    """Say what to write instead."""
+    """Return advice on what to write instead."""
     new = argument.removesuffix("_key") if argument.endswith("_key") else "groups"
     names = _names(given, obs)
     if len(names) == 1:
@@ -120,7 +120,7 @@ def _advice(argument: str, given: object, obs: pd.DataFrame) -> str:
 
 
 def _names(given: object, obs: pd.DataFrame) -> list[str]:
-    """Return the names that something holds instead of being one; none if it holds values."""
+    """Return the names of columns that an object holds; none if it holds values."""
     if isinstance(given, pd.Series):
         return [given.name] if isinstance(given.name, str) else []
     if isinstance(given, pd.DataFrame):
@@ -140,7 +140,7 @@ def column(obs: pd.DataFrame, key: str) -> pd.Series:
     Raises
     ------
     KeyError
-        If there is none of this name; the error lists those there are.
+        If there is none of this name; the error lists the existing ones.
     ValueError
         If there are several.
     """
@@ -175,7 +175,7 @@ def texts(obs: pd.DataFrame, key: str) -> NDArray[np.str_]:
 
 
 def numbers(obs: pd.DataFrame, key: str) -> NDArray[np.float32]:
-    """Return a column as finite numbers, refusing any other."""
+    """Return a column as finite numbers, refusing other values."""
     texts(obs, key)
     try:
         values = obs[key].to_numpy(dtype=np.float32)
@@ -190,7 +190,7 @@ def numbers(obs: pd.DataFrame, key: str) -> NDArray[np.float32]:
 
 
 def levels(obs: pd.DataFrame, key: str) -> list[str]:
-    """Distinct values of a column as strings: by category where it has them, else sorted."""
+    """Distinct values of a column as strings, in the order of its categories, else sorted."""
     values = texts(obs, key)
     order = obs[key].astype("category").cat.codes.to_numpy()
     first = np.unique(order, return_index=True)[1]  # unused categories do not occur
@@ -205,7 +205,7 @@ def background_level(
     Raises
     ------
     ValueError
-        If it is none of the values, or only one of the two is given.
+        If it is not one of the values, or only one of the two is given.
     """
     if condition_key is None:
         if background is not None:
@@ -230,5 +230,5 @@ def background_level(
 
 
 def one_or_several(argument: str, given: object, obs: pd.DataFrame) -> list[str]:
-    """Return one name or several as a list, refusing what is no name, as :func:`check_keys`."""
+    """Return one name or several as a list, refusing anything else, as :func:`check_keys` does."""
     return [given] if isinstance(given, str) else check_keys(argument, given, obs)

@@ -1,4 +1,4 @@
-"""Reading a matrix of counts (or other data) out of an AnnData, and checks of what it holds."""
+"""Reading counts (or other data) from an AnnData, and checking what they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_contrastive.observed.source import Indices, Observed
 
 
 def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None) -> Matrix:
-    """Return the data as CSR (if sparse) or dense float32; all of them are finite.
+    """Return the data as float32, in CSR form if they are sparse; all values are finite.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
     KeyError
         If the layer does not exist; the error lists the layers there are.
     ValueError
-        If there are no cells or genes, the data are on disk only, or a value is missing or
-        infinite: the error names the first such cell and gene.
+        If there are no cells or genes, the data are only on disk, or a value is missing or
+        infinite; the error names the first such cell and gene.
     """
     check_in_memory(adata)
     where = place(layer)
@@ -43,7 +43,7 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
         _check_sparse(matrix, where)
         counts = sp.csr_matrix(matrix, dtype=np.float32)
         if (counts.data == 0).any() or not counts.has_canonical_format:
-            counts = counts.copy()  # the values may be the AnnData's own
+            counts = counts.copy()  # it may share memory with the AnnData, which is left as it is
             counts.sum_duplicates()
             counts.eliminate_zeros()
     else:
@@ -79,7 +79,7 @@ def _matrix(adata: AnnData, layer: str | None, cells: Indices | None) -> Any:
 
 
 def _check_sparse(matrix: Any, where: str) -> None:
-    """Refuse a sparse matrix whose indices lead outside it: compiled code would follow them.
+    """Refuse a sparse matrix whose indices point outside it, since compiled code follows them.
 
     Raises
     ------
@@ -116,24 +116,24 @@ def _check_ends(matrix: Any, where: str, cells: Indices) -> None:
 def _damaged(matrix: Any, where: str) -> ValueError:
     return ValueError(
         f"{where} is a damaged sparse matrix: its indices do not fit its shape "
-        f"{tuple(matrix.shape)}. Read the data again from where they come from."
+        f"{tuple(matrix.shape)}. Read the data again from their source."
     )
 
 
 def place(layer: str | None) -> str:
-    """Say where the data are, for messages."""
+    """Name the place of the data, for messages."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def check_in_memory(adata: AnnData) -> None:
-    """Refuse an AnnData without cells or genes, or one that is only on disk.
+    """Refuse an AnnData without cells or genes, or backed by a file.
 
     Raises
     ------
     ValueError
-        In both cases.
+        In either case.
     TypeError
-        If it is no AnnData.
+        If it is not an AnnData.
     """
     check_anndata(adata)
     if adata.isbacked:
@@ -148,12 +148,12 @@ def check_in_memory(adata: AnnData) -> None:
 
 
 def check_anndata(adata: object) -> None:
-    """Refuse what is no AnnData, such as a table of counts.
+    """Refuse anything but an AnnData, such as a table of counts.
 
     Raises
     ------
     TypeError
-        Then; it says how to make one.
+        With the call that makes an AnnData.
     """
     if not isinstance(adata, AnnData):
         msg = (
@@ -192,16 +192,16 @@ def first_of(chosen: NDArray[np.bool_], counts: Matrix, cells: pd.Index, genes: 
 
 
 def not_counts(counts: Matrix) -> NDArray[np.bool_]:
-    """Say which values are no counts (integers from 0 up), shape of :func:`stored_values`."""
+    """Find the values that are not counts (integers from 0 up), shape of :func:`stored_values`."""
     values = stored_values(counts)
     return (values < 0) | (values != np.floor(values))
 
 
 class AnnDataCounts(Observed):
-    """Counts in an AnnData, of which each row is read and checked when it is asked for.
+    """Counts in an AnnData, read and checked row by row when they are needed.
 
-    A question about a few cells costs what these few take, however many others there are; and what
-    is checked is what is used, also where the AnnData has been changed in place since the last one.
+    The cost of a question about a few cells does not depend on how many others there are. What is
+    checked is what is used, even if the AnnData was changed in place since the last question.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ class AnnDataCounts(Observed):
         """Return the rows of some cells; errors as in :func:`read_counts`."""
         if cells is None:
             return read_counts(self._adata, self._layer)
-        # The rows that were checked are mostly those that are looked at next.
+        # The rows that were just checked are usually the ones needed next.
         if self._last is None or not np.array_equal(self._last[0], cells):
             self._last = cells, read_counts(self._adata, self._layer, cells)
         return self._last[1]

@@ -1,4 +1,4 @@
-"""Whether background and target can be compared at all: said when the data are set up."""
+"""Whether background and target can be compared at all, checked when the data are set up."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 
 FEWEST = 10
-"""Cells of a population below which it is warned of: by default a tenth of each is held out."""
+"""Smaller populations cause a warning: by default a tenth of each is held out."""
 
 
 def warn_of_confounding(
     data: CellData, condition_key: str | None, batch_key: str | None, covariates: tuple[str, ...]
 ) -> None:
-    """Warn if a batch or covariate says which cells are background: no value of it is in both.
+    """Warn if a batch or covariate separates background from target: no value occurs in both.
 
-    Called by what `setup_anndata` calls.
+    Two calls below `setup_anndata`.
 
     Parameters
     ----------
     data
         The cells.
     condition_key, batch_key, covariates
-        The columns of ``obs`` that they are from; `covariates` are the categorical ones.
+        The columns of ``obs`` they come from; `covariates` are the categorical ones.
     """
     if data.condition is None:
         return
@@ -39,12 +39,12 @@ def warn_of_confounding(
         return
     columns = " and ".join(f"adata.obs[{key!r}]" for key in confounded)
     warnings.warn(
-        f"No value of {columns} occurs in both background and target cells: it says by itself "
-        f"what adata.obs[{condition_key!r}] says, and no model can tell what it does from what the "
-        "treatment does. Encoders and decoder are told of it, so the response may be put down to "
-        "it and be missing from the salient latent, or differences between batches may be in the "
-        "salient latent as a response; the background latent may look mixed for either reason. "
-        "Leave the column out, and take what the salient latent shows as treatment and batch "
+        f"No value of {columns} occurs in both background and target cells: it determines "
+        f"adata.obs[{condition_key!r}], so that no model can separate its effect from that of the "
+        "treatment. It is an input of encoders and decoder, so the response may be attributed to "
+        "it and be missing from the salient latent, or differences between batches may appear in "
+        "the salient latent as a response; the background latent may look mixed for either "
+        "reason. Leave the column out, and read the salient latent as treatment and batch "
         "together; or name one whose values occur in both, such as the donor where each donor has "
         "treated and untreated cells.",
         UserWarning,
@@ -53,7 +53,7 @@ def warn_of_confounding(
 
 
 def warn_of_few_cells(data: CellData) -> None:
-    """Warn of fewer than 10 background or target cells; called by what `setup_anndata` calls."""
+    """Warn of fewer than 10 background or target cells; two calls below `setup_anndata`."""
     if data.condition is None:
         return
     n_background = int((data.condition == BACKGROUND).sum())
@@ -63,10 +63,10 @@ def warn_of_few_cells(data: CellData) -> None:
         return
     warnings.warn(
         f"There {'is' if few[0].startswith('1 ') else 'are'} only {' and '.join(few)}, which is "
-        f"fewer than {FEWEST}. What the conditions share, and in what they differ, is learned from "
-        "these cells alone, seen again and again; and of fewer than 10 none is held out by "
-        "default, so there is no held-out ELBO and early stopping has nothing to look at. Do not "
-        "rely on the result; is background= the value you mean?",
+        f"fewer than {FEWEST}. What the conditions share and how they differ is learned from "
+        "these few cells, seen in every epoch; and of fewer than 10 no cell is held out by "
+        "default, so there is no held-out ELBO for early stopping to look at. Do not rely on the "
+        "result; is background= the value you mean?",
         UserWarning,
         stacklevel=4,
     )

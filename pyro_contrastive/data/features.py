@@ -1,4 +1,4 @@
-"""Features that are no genes, such as counts of guides or antibodies beside those of genes."""
+"""Features that are not genes, such as guides or antibodies counted beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from pyro_contrastive.data.spelling import spelling
 
 _COLUMNS = ("featuretype", "modality", "modalities", "assaytype", "librarytype")
-"""Names of columns of ``var``, or parts of them, that say what kind of feature each is."""
+"""Names of columns of ``var``, or parts of them, that hold the types of features."""
 _GENES = {"geneexpression", "gene", "genes", "expression", "gex", "transcript", "transcriptome"}
 _BIOTYPES = {
     *(
@@ -33,28 +33,28 @@ _NO_GENES = {
     "multiplexingcapture",
     "proteinexpression",
 }
-"""Cell Ranger's words for other features: they tell in a column of any name."""
-_MOST_TYPES = 50
+"""Cell Ranger's words for other features, which are recognised in any column."""
+_LARGEST_N_TYPES = 50
 _LISTED = 3
 
 
 def warn_of_other_features(var: pd.DataFrame) -> None:
-    """Warn of features that are no genes beside genes.
+    """Warn of features that are not genes, beside genes.
 
-    Called by what `setup_anndata` calls. Data of one kind of feature only are what they are meant
-    to be, such as peaks for a likelihood of binary data.
+    Two calls below `setup_anndata`. Data with a single type of feature are left alone: they may be
+    peaks, meant for a likelihood of binary data.
 
     Parameters
     ----------
     var
-        The features, a row each; columns whose name or values tell are looked at.
+        The features, a row each. Columns are recognised by their name or values.
     """
     for key in var.columns:
         types = _types(var, key)
         others = [kind for kind in types if not _is_gene(kind)]
-        if len(types) < 2 or not others:  # noqa: PLR2004  # genes and something else
+        if len(types) < 2 or not others:  # noqa: PLR2004  # it needs genes and something else
             continue
-        if len(others) == len(types):  # no genes at all: whatever there is most of is meant
+        if len(others) == len(types):  # no genes at all: the most frequent type is meant
             others.remove(max(types, key=lambda kind: types[kind]))
         column = var[key].astype(str)
         shown = ", ".join(
@@ -67,11 +67,11 @@ def warn_of_other_features(var: pd.DataFrame) -> None:
         chosen = f"== {kept[0]!r}" if len(kept) == 1 else f".isin({others})"
         tilde = "" if len(kept) == 1 else "~"
         warnings.warn(
-            f"Not all features are genes: by adata.var[{key!r}] there are {shown}. The model takes "
-            "them for genes. Counts of guides or hashtags say by themselves which treatment or "
-            "sample a cell is of, so that the salient latent may hold nothing else; counts of "
-            "antibodies have another scale and another background than those of genes. To keep the "
-            f"genes alone: adata = adata[:, {tilde}adata.var[{key!r}]"
+            f"Not all features are genes: by adata.var[{key!r}] there are {shown}. The model "
+            "treats them like genes. Counts of guides or hashtags reveal the treatment or sample "
+            "of a cell, so that the salient latent may hold nothing else; counts of antibodies differ "
+            "from those of genes in scale and background. To keep only the genes: "
+            f"adata = adata[:, {tilde}adata.var[{key!r}]"
             f"{' ' if len(kept) == 1 else ''}{chosen}].copy()",
             UserWarning,
             stacklevel=4,
@@ -80,13 +80,13 @@ def warn_of_other_features(var: pd.DataFrame) -> None:
 
 
 def _types(var: pd.DataFrame, key: object) -> dict[str, int]:
-    """Return how many features there are of each type; empty if a column does not tell types."""
+    """Return the number of features of each type; empty if the column does not hold types."""
     column = var[key]
     if isinstance(column, pd.DataFrame) or not _is_text(column):
         return {}
     counts = column.dropna().astype(str).value_counts()
     types = {str(kind): int(n) for kind, n in counts.items() if n}
-    if len(types) > _MOST_TYPES:
+    if len(types) > _LARGEST_N_TYPES:
         return {}
     by_name = any(name in spelling(str(key)) for name in _COLUMNS)
     return types if by_name or any(spelling(kind) in _NO_GENES for kind in types) else {}
@@ -100,7 +100,7 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _is_gene(kind: str) -> bool:
-    """Tell whether it is a word for genes, or a biotype of one, such as lncRNA."""
+    """Tell whether this is a word for genes, or a biotype such as lncRNA."""
     word = spelling(kind)
     if any(guide in word for guide in _GUIDES) or word == "crrna":
         return False

@@ -1,10 +1,10 @@
-"""Files of cells, read without anything that is outside them.
+"""Reading files of cells safely: nothing outside them is read, and no code in them runs.
 
-A file may come from anyone. HDF5 files can refer to others, by external links, datasets whose
-numbers lie in other files, and virtual datasets put together from other files; so whoever makes a
-file could have the files of its reader read. A Zarr store is a folder, in which symbolic links can
-do the same, and whose metadata can ask for its values to be unpickled, which runs code. None of
-these is written by AnnData. They are refused here, before the data are read.
+A file may come from anyone. HDF5 files can refer to others by external links, by datasets whose
+numbers are in other files, and by virtual datasets made of other files; the author of a file could
+thus have other files of the reader read. A Zarr store is a folder, in which symbolic links can do
+the same, and whose metadata can ask for values to be unpickled, which runs code. AnnData writes
+none of these. They are refused here, before the data are read.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _CODECS = {
     *("astype", "bytes", "categorize", "json2", "msgpack2", "sharding_indexed", "string"),
     *("vlen-array", "vlen-bytes", "vlen-utf8", "variable_length_utf8"),
 }
-"""Ways of storing numbers and strings that run no code of the file: not ``pickle``."""
+"""Ways of storing numbers and strings that run no code from the file; not ``pickle``."""
 
 
 def read_h5ad(path: str | os.PathLike[str]) -> ad.AnnData:
-    """Read an ``.h5ad`` file that holds all its data itself.
+    """Read an ``.h5ad`` file, which must hold all its data itself.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def write_h5ad(adata: ad.AnnData, path: str | os.PathLike[str], **options: Any) 
 
 
 def read_zarr(path: str | os.PathLike[str]) -> ad.AnnData:
-    """Read an AnnData stored as a Zarr folder that holds all its data itself.
+    """Read an AnnData from a Zarr folder, which must hold all its data itself.
 
     Parameters
     ----------
@@ -95,14 +95,14 @@ def read_zarr(path: str | os.PathLike[str]) -> ad.AnnData:
 
 
 def check_hdf5(path: str | os.PathLike[str]) -> None:
-    """Refuse an HDF5 file in which anything refers to another file. No such reference is followed.
+    """Refuse an HDF5 file in which anything refers to another file, without following it.
 
     Links within the file, and virtual datasets made of its own datasets, are fine.
 
     Raises
     ------
     ValueError
-        Naming the first element that does.
+        If anything does; the error names the first element.
     FileNotFoundError, OSError
         If there is no such file, or it is not an HDF5 file.
     """
@@ -118,7 +118,7 @@ def check_hdf5(path: str | os.PathLike[str]) -> None:
 
 
 def _outside_hdf5(file: h5py.File) -> str | None:
-    """Say what in a file refers to another one; ``None`` if nothing does."""
+    """Describe the first element of a file that refers to another; ``None`` without any."""
     found: list[str] = []
 
     def look(name: bytes, info: Any) -> bool | None:
@@ -150,7 +150,7 @@ def _value(file: h5py.File, name: bytes) -> tuple[bytes, bytes]:
 
 
 def _outside_dataset(dataset: h5d.DatasetID) -> str | None:
-    if dataset.get_offset() is not None:  # the values are in one piece, here: the quick answer
+    if dataset.get_offset() is not None:  # the values are in this file, in one piece, as is usual
         return None
     made = dataset.get_create_plist()
     if made.get_external_count():
@@ -170,7 +170,7 @@ def check_zarr(path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        Naming the first file that does, or that is no metadata though it has their name.
+        If one does, or has the name of metadata without being any; the error names the file.
     FileNotFoundError
         If there is no such folder.
     """

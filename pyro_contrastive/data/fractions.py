@@ -1,4 +1,4 @@
-"""Counts that were corrected or are expected values: numbers with fractions that can be rounded."""
+"""Corrected or expected counts: numbers with fractions, which can be rounded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 _LOOKED_AT = 1000
-"""Cells that are looked at: it is advice, and data may be large."""
+"""Number of cells examined: this only serves advice, and data may be large."""
 _LARGEST_LOG = 20.0
-"""More than the logarithm, to base 2, of a whole library of a million counts."""
-_LEAST_KEPT = 0.3
-"""Share of a count that no correction takes away from all counts of a cell."""
-_MOST = 0.5
-_NEAR = 0.1
+"""More than the logarithm, to base 2, of a library of a million counts."""
+_SMALLEST_SHARE_KEPT = 0.3
+"""No correction reduces all counts of a cell to a smaller share than this."""
+_HALF = 0.5
+_CLOSE = 0.1
+"""Distance from an integer within which a corrected count is close to it."""
 _ROUNDING = 2e-6
 """Relative error of numbers that were float32 before a transformation was undone."""
 _INVERSES: tuple[tuple[Callable[[NDArray[Any]], NDArray[Any]], float], ...] = (
@@ -26,19 +27,19 @@ _INVERSES: tuple[tuple[Callable[[NDArray[Any]], NDArray[Any]], float], ...] = (
     (lambda x: 10.0**x - 1, 15.0),
     (np.square, 1e4),
 )
-"""What undoes common transformations, each with the largest value that it is tried on."""
+"""Inverses of common transformations, each with the largest value it is tried on."""
 
 
 def look_like_corrected_counts(matrix: Any) -> bool:
     """Tell whether a matrix holds counts with fractions, rather than transformed or scaled ones.
 
-    Such come from what takes away ambient RNA (SoupX, CellBender) and from what shares reads
-    between genes (alevin, RSEM). Scaled to one total per cell, or logarithms of that, are not.
+    They come from tools that remove ambient RNA (SoupX, CellBender) or share reads between genes
+    (alevin, RSEM). Counts scaled to one total per cell, or their logarithms, are not meant.
 
     Parameters
     ----------
     matrix
-        ``[cells, genes]``, sparse or dense; the first 1,000 cells are looked at.
+        ``[cells, genes]``, sparse or dense; the first 1,000 cells are examined.
     """
     rows = sp.csr_matrix(matrix[:_LOOKED_AT], dtype=np.float64)
     rows.eliminate_zeros()
@@ -51,10 +52,10 @@ def look_like_corrected_counts(matrix: Any) -> bool:
         return False  # scaled to one total
     units = _units(rows)
     if units is not None:
-        # Each cell is whole counts times a number. One that is not above 1 is a share that was
-        # kept; one that is, in some cells, brings them to a common depth. A whole number is a
-        # count: most are, and a few have fractions.
-        kept = (units >= _LEAST_KEPT) & (units <= 1 + 1e-6)
+        # The counts of each cell are integers times a unit. A unit of at most 1 is the share that
+        # a correction kept; larger ones, in some cells, scale them to a common depth. An integer
+        # is an ordinary count: in such a cell most are, and a few have fractions.
+        kept = (units >= _SMALLEST_SHARE_KEPT) & (units <= 1 + 1e-6)
         return bool(np.mean(kept | (np.rint(units) == units)) > 0.9)  # noqa: PLR2004
     for inverse, largest in _INVERSES:
         if values.max() <= largest:
@@ -62,12 +63,12 @@ def look_like_corrected_counts(matrix: Any) -> bool:
             undone.data = inverse(values)
             if _units(undone) is not None:
                 return False
-    near = np.abs(values - np.rint(values)) <= _NEAR
-    return bool(values.max() > _LARGEST_LOG or (near & (values > _MOST)).mean() > _MOST)
+    is_close = np.abs(values - np.rint(values)) <= _CLOSE
+    return bool(values.max() > _LARGEST_LOG or (is_close & (values > _HALF)).mean() > _HALF)
 
 
 def _units(rows: sp.csr_matrix) -> NDArray[np.float64] | None:
-    """Return the smallest values of rows that are whole multiples of it, if most are; else none."""
+    """Return the smallest value of each row of multiples of it; ``None`` unless most rows are."""
     units, whole = [], []
     for start, stop in zip(rows.indptr[:-1], rows.indptr[1:], strict=True):
         values = rows.data[start:stop]
@@ -76,16 +77,16 @@ def _units(rows: sp.csr_matrix) -> NDArray[np.float64] | None:
         ratios = values / values.min()
         whole.append((np.abs(ratios - np.rint(ratios)) <= 0.01 + _ROUNDING * ratios).all())
         units += [values.min()] if whole[-1] else []
-    return np.array(units) if units and np.mean(whole) > _MOST else None
+    return np.array(units) if units and np.mean(whole) > _HALF else None
 
 
 def rounded_layer(adata: AnnData) -> str:
-    """Name a layer for rounded counts that is not there yet."""
+    """Return a name for a new layer of rounded counts."""
     return "rounded_counts" if "rounded" in adata.layers else "rounded"
 
 
 def rounding(adata: AnnData, layer: str | None) -> str:
-    """Write the Python that makes a layer of rounded counts."""
+    """Return the Python code that makes a layer of rounded counts."""
     source = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     matrix = adata.X if layer is None else adata.layers[layer]
     new = rounded_layer(adata)
@@ -99,8 +100,8 @@ def rounding(adata: AnnData, layer: str | None) -> str:
 
 WHAT_ROUNDING_DOES = (
     "Rounding moves a value by one half at most; values below one half become 0, which matters "
-    "for genes with hardly any counts. The counts before the correction will do as well; "
-    "normalised values (CPM, TPM) must not be rounded, for they are no counts."
+    "for genes with hardly any counts. The counts before the correction are as suitable; "
+    "normalised values (CPM, TPM) must not be rounded, because they are not counts."
 )
 WHAT_THEY_ARE = (
     "These look like corrected or expected counts, as SoupX, CellBender, alevin or RSEM give them: "

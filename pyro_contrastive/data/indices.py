@@ -1,4 +1,4 @@
-"""Which cells: indices and masks as users give them."""
+"""Selections of cells, indices or masks, as users give them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ Indices = NDArray[np.int64]
 
 
 _LABELLED = {"xarray", "awkward"}
-"""Libraries whose arrays have labels or a nesting that a plain array would lose silently."""
+"""Libraries whose arrays have labels or nesting that would be lost silently in a plain array."""
 
 
 def as_indices(indices: Any, cells: pd.Index | int, name: str = "indices") -> Indices:
     """Turn indices, a boolean mask or ``None`` (all cells) into an array of indices.
 
-    A mask that is a pandas Series is brought into the order of the cells by its index; integers
-    are positions, whatever their index.
+    A mask that is a pandas Series is reordered by its index to match the cells; integers are
+    positions, whatever their index.
 
     Parameters
     ----------
     indices
         As the user gave them.
     cells
-        Names of the cells, or, where they have none, their number.
+        Names of the cells, or their number if they have no names.
     name
-        What the user calls the argument.
+        Name of the argument, for error messages.
 
     Raises
     ------
     ValueError
-        If a mask has the wrong length or its index is that of other cells, an index is out of
-        range, or they are neither integers nor truth values.
+        If a mask has the wrong length or the index of other cells, an index is out of range, or the
+        values are neither integers nor truth values.
     """
     names = pd.RangeIndex(cells) if isinstance(cells, int) else cells
     n_cells = len(names)
@@ -71,21 +71,21 @@ def as_indices(indices: Any, cells: pd.Index | int, name: str = "indices") -> In
 
 
 def order_of(index: pd.Index, names: pd.Index, what: str) -> Indices | slice:
-    """Return what brings values with this index into the order of the cells.
+    """Return the positions that bring values with this index into the order of the cells.
 
     Parameters
     ----------
     index
-        Of one value per cell.
+        Index of the values, one per cell.
     names
-        Of the cells.
+        Names of the cells.
     what
-        What the values are called.
+        Name of the values, for error messages.
 
     Raises
     ------
     ValueError
-        If the index does not say of which cell each value is: it holds other names, or repeats.
+        If the index does not identify the cell of each value: it holds other names, or repeats.
     """
     if index.equals(names):
         return slice(None)
@@ -97,8 +97,8 @@ def order_of(index: pd.Index, names: pd.Index, what: str) -> Indices | slice:
         if not same:
             return slice(None)
         msg = (
-            f"{what} is a Series with the index 0, 1, 2 ..., and these numbers are the names of "
-            "the cells too, in another order: it is not clear what is meant. For positions give "
+            f"{what} is a Series with the index 0, 1, 2 ..., and these numbers are also the "
+            "names of the cells, in another order, so that it is ambiguous. For positions give "
             f"{what}.to_numpy(); for names give it an index of strings that are the cell names."
         )
         raise ValueError(msg)
@@ -113,22 +113,22 @@ def order_of(index: pd.Index, names: pd.Index, what: str) -> Indices | slice:
 
 
 def in_order(values: Any, names: pd.Index | None, what: str) -> Any:
-    """Return values, one per cell, in the order of the cells; only a Series says which that is.
+    """Return values, one per cell, in the order of the cells, which only a Series defines.
 
     Parameters
     ----------
     values
-        A Series is brought into order by its index. Anything else is returned as it is.
+        A Series is reordered by its index; anything else is returned as it is.
     names
-        Of the cells; ``None``: they have none, and the order is that of the values.
+        Names of the cells; ``None`` if they have none, which leaves the order as it is.
     what
-        What the values are called.
+        Name of the values, for error messages.
 
     Raises
     ------
     ValueError
-        As :func:`order_of`; or if the values come in a data frame, or in an array with labels that
-        are not looked at.
+        As :func:`order_of`; also if the values are in a data frame, or in an array whose labels
+        would be ignored.
     """
     _refuse_labelled(values, what)
     if names is None or not isinstance(values, pd.Series) or len(values) != len(names):
@@ -137,7 +137,7 @@ def in_order(values: Any, names: pd.Index | None, what: str) -> Any:
 
 
 def names_of(*values: object) -> pd.Index | None:
-    """Return the names of the cells that values are of: the index of the first that has names."""
+    """Return the names of the cells: the index of the first of the values that has names."""
     for each in values:
         if isinstance(each, pd.Series | pd.DataFrame) and not _are_positions(each.index):
             return each.index
@@ -145,14 +145,14 @@ def names_of(*values: object) -> pd.Index | None:
 
 
 def _are_positions(index: pd.Index) -> bool:
-    """Tell whether an index is the one that pandas gives where none was given."""
+    """Tell whether an index is the default one of pandas."""
     return bool(pd.api.types.is_integer_dtype(index.dtype)) and index.equals(
         pd.RangeIndex(len(index))
     )
 
 
 def _difference(own: pd.Index, theirs: pd.Index) -> str:
-    """Say in what an index differs from the names of the cells."""
+    """Describe how an index differs from the names of the cells."""
     for names, whose in ((own, "its names"), (theirs, "the names of the cells")):
         if not names.is_unique:
             return f"{whose} repeat, e.g. {names[names.duplicated()][0]!r}"
@@ -165,7 +165,7 @@ def _first(names: pd.Index, others: pd.Index) -> str:
 
 
 def _as_array(indices: Any, name: str) -> NDArray[Any]:
-    """Return an array of bool or integers, if that is what they are; missing values are refused."""
+    """Return an array, of bool or integers where possible; missing values are refused."""
     _refuse_labelled(indices, name)
     if type(indices).__module__.startswith("scipy.sparse"):
         msg = (
@@ -195,14 +195,14 @@ def _as_array(indices: Any, name: str) -> NDArray[Any]:
 
 
 def _refuse_labelled(values: Any, name: str) -> None:
-    """Refuse values with labels that are not looked at."""
+    """Refuse values whose labels would be ignored."""
     if isinstance(values, pd.DataFrame):
         columns = list(values.columns)[:3]
         msg = f"{name} is a DataFrame; give one column of it, such as {name}[{columns[0]!r}]."
         raise ValueError(msg if columns else f"{name} is an empty DataFrame.")
     if type(values).__module__.split(".")[0] in _LABELLED:
         msg = (
-            f"{name} is a {type(values).__name__}, the labels of which are not looked at; give a "
+            f"{name} is a {type(values).__name__}, whose labels would be ignored; give a "
             f"NumPy array in the order of the cells, or a pandas Series with the cell names as "
             "index."
         )
@@ -228,7 +228,7 @@ def populations(
     Raises
     ------
     ValueError
-        If only one of the two is given, neither can be told, one is empty, or they overlap.
+        If only one of the two is given, neither is known, one is empty, or they overlap.
     """
     if (background_indices is None) != (target_indices is None):
         msg = "Give both background_indices and target_indices, or neither."

@@ -1,4 +1,4 @@
-"""Which level of a column a user means, however it is written."""
+"""Finding the level of a column that a user means, however it is written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pyro_contrastive.data.spelling import spelling
 
@@ -18,7 +19,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def several(value: object) -> bool:
-    """Tell whether it is several values (a list, an array, a Series) rather than a single one."""
+    """Tell whether this holds several values (a list, an array, a Series) rather than one."""
     return (
         isinstance(value, Iterable)
         and not isinstance(value, str | bytes)
@@ -34,9 +35,9 @@ def listed(values: Any) -> list[Any]:
 def position_of(value: object, levels: Sequence[object]) -> int | None:
     """Find the level that a value means.
 
-    Levels are kept as text, and users give the value as it stands in the column: a number, a truth
-    value, a date. So after the value itself come its text, and then the number that it is: 0 means
-    the level ``"0.0"`` of a column of floats, and ``"False"`` of one of truth values.
+    Levels are kept as text, while users give a value as it is in the column: a number, a truth
+    value, a date. So the value itself is tried first, then its text, then its number: 0 means the
+    level ``"0.0"`` of a column of floats, and ``"False"`` of one of truth values.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ def position_of(value: object, levels: Sequence[object]) -> int | None:
 
     Returns
     -------
-    The position of the level; ``None`` if it is none of them, or could be several.
+    The position of the level; ``None`` if there is no such level, or it could be several.
     """
     if several(value):
         return None
@@ -74,24 +75,56 @@ def position_of(value: object, levels: Sequence[object]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
+def codes_of(values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
+    """Return the position of each value among the known levels; -1 where it is not a level.
+
+    Values are compared by their text first. Those that are not found, and are not text themselves,
+    are compared by meaning: the same numbers may be integers in one file and floats in another, and
+    the text of a date depends on the other dates in its column.
+
+    Parameters
+    ----------
+    values
+        Of each cell.
+    known
+        Levels as text.
+    """
+    if isinstance(values.dtype, pd.CategoricalDtype):  # a few categories, not all cells
+        categories = values.cat.categories
+        codes = _codes_of_texts(categories.astype(str), categories.to_series(), known)
+        return np.append(codes, -1)[values.cat.codes.to_numpy()]  # a missing value has the code -1
+    return _codes_of_texts(values.astype(str).to_numpy(dtype=object), values, known)
+
+
+def _codes_of_texts(
+    texts: NDArray[Any] | pd.Index, values: pd.Series, known: Sequence[str]
+) -> NDArray[np.int64]:
+    codes = pd.Index(known).get_indexer(texts).astype(np.int64)
+    others = (codes < 0) & values.notna().to_numpy()
+    if others.any():
+        meant = {v: None if isinstance(v, str) else position_of(v, known) for v in values[others]}
+        codes[others] = [-1 if meant[v] is None else meant[v] for v in values[others]]
+    return codes
+
+
 def suggestion(value: object, levels: Iterable[object]) -> str:
-    """Ask whether one of the levels is meant, if one is spelled nearly so; else say nothing."""
+    """Return a question whether a similar level is meant; empty if there is none."""
     names = [str(level) for level in levels]
     key = spelling(str(value))
-    near = [name for name in names if spelling(name) == key]
-    near = near or get_close_matches(str(value), names, n=1, cutoff=0.75)
-    return f" Do you mean {near[0]!r}?" if near else ""
+    similar = [name for name in names if spelling(name) == key]
+    similar = similar or get_close_matches(str(value), names, n=1, cutoff=0.75)
+    return f" Do you mean {similar[0]!r}?" if similar else ""
 
 
 def _texts(value: object) -> set[str]:
-    """Return the texts of a value: its own, and the one it has in a column read as text."""
+    """Return the texts of a value: its own, and its text as an entry of a column."""
     if isinstance(value, str | Number | np.bool_):
         return {str(value)}
-    return {str(value), str(pd.Series([value]).astype(str).iloc[0])}  # dates have another there
+    return {str(value), str(pd.Series([value]).astype(str).iloc[0])}  # these differ for dates
 
 
 def _number(value: object, *, truth: bool) -> int | float | None:
-    """Return the number that a value is, or that its text is; also of truth values if `truth`."""
+    """Return a value, or the value of its text, as a number; truth values only if `truth`."""
     if isinstance(value, bool | np.bool_) or value in ("False", "True"):
         return int(str(value) == "True") if truth else None
     if isinstance(value, Real):

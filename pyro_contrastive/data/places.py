@@ -1,4 +1,4 @@
-"""Where in an AnnData raw counts may be, for advice to whoever named another place."""
+"""Finding raw counts in an AnnData, to advise users who named another place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 _LOOKED_AT = 1000
-"""Cells that are looked at: it is advice, and data may be large."""
+"""Number of cells examined: this only serves advice, and data may be large."""
 
 
 def layer_names(adata: AnnData) -> list[str]:
@@ -18,7 +18,7 @@ def layer_names(adata: AnnData) -> list[str]:
 
 
 def layers_of_counts(adata: AnnData, besides: str | None = None) -> list[str]:
-    """Names of the layers that hold integers from 0 up, but for one that is known not to."""
+    """Names of the layers that hold integers from 0 up, except one known not to."""
     return [
         name
         for name in layer_names(adata)
@@ -42,17 +42,17 @@ def look_like_counts(matrix: Any) -> bool:
 
 
 def new_layer(adata: AnnData) -> str:
-    """Name a layer for counts that is not there yet."""
+    """Return a name for a new layer of counts."""
     return "raw_counts" if "counts" in adata.layers else "counts"
 
 
 def copy_of_raw(adata: AnnData) -> str:
-    """Write the line of Python that makes a layer of ``adata.raw``."""
+    """Return the line of Python that makes a layer from ``adata.raw``."""
     return f'adata.layers["{new_layer(adata)}"] = adata.raw[:, adata.var_names].X'
 
 
 def where_counts_are(adata: AnnData, besides: str | None = None) -> str:
-    """Say in Python where raw counts may be: in a layer, in ``adata.raw``, or nowhere.
+    """Return advice, as Python code, on where raw counts are: a layer, ``adata.raw``, or nowhere.
 
     Parameters
     ----------
@@ -75,8 +75,12 @@ def where_counts_are(adata: AnnData, besides: str | None = None) -> str:
         )
     names = sorted(layer_names(adata))
     layers = f"none of the layers {names}" if names else "no layer"
-    raw = "there is no adata.raw" if adata.raw is None else "nor has adata.raw those of its genes"
+    raw = (
+        "there is no adata.raw"
+        if adata.raw is None
+        else "adata.raw does not hold those of its genes"
+    )
     return (
-        f"In this AnnData {layers} holds raw counts, and {raw}: they have to be read from where "
-        "the data come from."
+        f"In this AnnData {layers} holds raw counts, and {raw}: they have to be read from the "
+        "source of the data."
     )

@@ -16,7 +16,7 @@ from pyro_contrastive.observed.resident import OnDevice
 
 logger = logging.getLogger(__name__)
 SHARE = 0.5
-"""Share of a device's free memory that counts may take."""
+"""Share of a device's free memory that counts may take up."""
 
 
 class ResidentCells:
@@ -44,7 +44,7 @@ class ResidentCells:
             raise TypeError(msg)
         self.conditions = data.conditions
         self.counts = OnDevice(counts, device, dtype)
-        # All that is not counts, as one batch of all cells.
+        # Everything but the counts, as one batch of all cells: a mini-batch is cut out of it there.
         empty = csr_matrix((len(data), 0), dtype=np.float32)
         bare = replace(data, counts=empty).cells(np.arange(len(data)), device, dtype)
         library = None if data.size_factor is None else bare.library
@@ -75,7 +75,7 @@ class ResidentCells:
 def on_device_if_it_fits(
     data: CellData, device: torch.device, dtype: torch.dtype
 ) -> CellData | ResidentCells:
-    """Return the cells on the device itself if that is a GPU and they fit, else as they are."""
+    """Copy the cells to the device if it is a GPU and they fit; else return them as they are."""
     if device.type != "cuda":
         return data
     counts = data.rows()

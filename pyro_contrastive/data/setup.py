@@ -1,15 +1,13 @@
-"""What the user registers about an AnnData, and reading it back from any AnnData like it."""
+"""What the user registers about an AnnData, and reading the same from other AnnData."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
@@ -27,14 +25,14 @@ from pyro_contrastive.data.columns import (
 from pyro_contrastive.data.counts import AnnDataCounts, check_anndata, check_in_memory, read_counts
 from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
 from pyro_contrastive.data.features import warn_of_other_features
-from pyro_contrastive.data.levels import position_of, suggestion
+from pyro_contrastive.data.levels import codes_of, suggestion
 from pyro_contrastive.data.spelling import warn_of_spellings
 from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
 from pyro_contrastive.observed.matrix import Matrix
 from pyro_contrastive.observed.source import Observed
 
 UNS_KEY = "_pyro_contrastive"
-"""Where ``setup_anndata`` leaves its record, as JSON, so that it survives writing to disk."""
+"""Key in ``uns`` of the record of ``setup_anndata``: JSON, so that it survives writing to disk."""
 _SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key")
 """Arguments that take one name."""
 
@@ -69,8 +67,8 @@ class Setup:
             If a key is not a column of ``adata.obs``; the error lists the columns.
         ValueError
             If a value of the data is missing or infinite, a column has missing values, gene names
-            repeat, or the background is not one of the conditions. Data that are no counts are
-            warned of: whether they will do depends on the likelihood.
+            repeat, or the background is not one of the conditions. Data that are not
+            counts cause a warning only: whether they are suitable depends on the likelihood.
         """
         check_in_memory(adata)
         for name in _SINGLE:
@@ -90,7 +88,7 @@ class Setup:
         keys["background"] = background_level(adata.obs, condition_key, background)
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
-        data = setup.extract(adata)  # checks everything, before any work is lost
+        data = setup.extract(adata)  # checks everything now, rather than after hours of work
         warn_of_other_data(data.rows(), adata, setup.layer)
         if data.size_factor is not None:
             # Expression sums to 1 over genes, so a library size must be on the scale of counts;
@@ -107,7 +105,7 @@ class Setup:
         if data.continuous is not None:
             warn_of_scale(setup.continuous_covariate_keys, data.continuous)
         with warnings.catch_warnings():
-            # Writing to a view makes it an AnnData of its own. The caller asked for the writing.
+            # Writing to a view turns it into an AnnData of its own, which the caller asked for.
             warnings.simplefilter("ignore", ImplicitModificationWarning)
             adata.uns[UNS_KEY] = setup.to_json()
         return setup
@@ -165,7 +163,8 @@ class Setup:
         adata
             The cells.
         with_condition
-            Read the condition too; else its column is not looked at: see :meth:`condition_codes`.
+            Whether to read the condition too; if not, its column is ignored: see
+            :meth:`condition_codes`.
         on_demand
             Read counts when they are asked for, cell by cell, rather than all of them now.
 
@@ -208,7 +207,7 @@ class Setup:
         if self.condition_key not in adata.obs:
             return np.full(adata.n_obs, -1)
         values = column(adata.obs, self.condition_key)
-        return np.where(values.isna(), -1, _codes_of(values, self.conditions))
+        return np.where(values.isna(), -1, codes_of(values, self.conditions))
 
     def with_genes(self, adata: AnnData) -> AnnData:
         """Return the registered genes of `adata`, in their order (a view if that takes a change).
@@ -216,7 +215,7 @@ class Setup:
         Raises
         ------
         ValueError
-            If some are missing, or occur several times, naming them.
+            If some are missing or occur several times; the error names them.
         """
         genes = tuple(map(str, adata.var_names))
         if genes == self.genes:
@@ -230,7 +229,7 @@ class Setup:
                 "filled with zeros: model.prepare_query_anndata(adata, fill_missing=True)."
             )
             raise ValueError(msg)
-        # By position, for names of other genes may repeat.
+        # By position, because the names of other genes may repeat.
         position = {gene: at for at, gene in enumerate(genes)}
         return adata[:, [position[gene] for gene in self.genes]]
 
@@ -240,7 +239,7 @@ class Setup:
         Raises
         ------
         ValueError
-            Then, naming the genes: nothing says which one is the one that was registered.
+            If it has, naming the genes: it is not known which one was registered.
         """
         names = adata.var_names.astype(str)
         repeated = names[names.duplicated() & names.isin(self.genes)].unique().tolist()
@@ -275,7 +274,7 @@ class Setup:
 
     def _codes(self, adata: AnnData, key: str) -> NDArray[np.int64]:
         known = self.categories[key]
-        codes = _codes_of(complete_column(adata.obs, key), known)
+        codes = codes_of(complete_column(adata.obs, key), known)
         if (codes < 0).any():
             unknown = sorted(set(texts(adata.obs, key)[codes < 0].tolist()))
             msg = (
@@ -284,34 +283,3 @@ class Setup:
             )
             raise ValueError(msg)
         return codes
-
-
-def _codes_of(values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
-    """Return the position of each value among the known levels; -1 where it is none of them.
-
-    By its text; else, unless it is text itself, by what it means: the same numbers may be integers
-    in one file and not in another, and the text of a date depends on the others in its column.
-
-    Parameters
-    ----------
-    values
-        Of each cell.
-    known
-        Levels as text.
-    """
-    if isinstance(values.dtype, pd.CategoricalDtype):  # a few categories, not all cells
-        categories = values.cat.categories
-        codes = _codes_of_texts(categories.astype(str), categories.to_series(), known)
-        return np.append(codes, -1)[values.cat.codes.to_numpy()]  # a missing value has the code -1
-    return _codes_of_texts(values.astype(str).to_numpy(dtype=object), values, known)
-
-
-def _codes_of_texts(
-    texts: NDArray[Any] | pd.Index, values: pd.Series, known: Sequence[str]
-) -> NDArray[np.int64]:
-    codes = pd.Index(known).get_indexer(texts).astype(np.int64)
-    others = (codes < 0) & values.notna().to_numpy()
-    if others.any():
-        meant = {v: None if isinstance(v, str) else position_of(v, known) for v in values[others]}
-        codes[others] = [-1 if meant[v] is None else meant[v] for v in values[others]]
-    return codes

@@ -1,4 +1,4 @@
-"""Levels of a column that are most likely one level, spelled in two ways."""
+"""Levels of a column that are probably one level, spelled in two ways."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _MINUS = "-\N{MINUS SIGN}"
 _OTHER_MARKS = _MINUS + "."
 _MARKS = {"Zs", "Zl", "Zp", "Cc", "Cf", "Pc", "Pd"}
-"""Unicode categories of what does not count: white space, dashes, underscores, the invisible."""
+"""Unicode categories that are ignored: white space, dashes, underscores, invisible ones."""
 _LISTED = 10
 
 
 def spelling(text: str) -> str:
-    """Return what stays of a text without case, white space, dashes, underscores and dots.
+    """Return a text without case, white space, dashes, underscores and dots.
 
-    Two levels of the same spelling most likely mean the same. A separator between two digits
-    counts (1_11 is not 11_1), and so does a sign or decimal point before a number, and a minus at
-    the end (CD4-).
+    Two levels for which it is the same probably mean the same. A separator between two digits is
+    kept (1_11 is not 11_1), and so is a sign or decimal point before a number, and a minus at the
+    end (CD4-).
     """
-    for _ in range(2):  # the one may make work for the other
+    for _ in range(2):  # casefold may leave something to normalise, and the other way round
         text = unicodedata.normalize("NFKC", text).casefold()
     if _NUMBER.fullmatch(text.strip()):
         # 1, 1.0 and 01 are the same; but not two long integers that a float cannot tell apart.
@@ -41,7 +41,7 @@ def spelling(text: str) -> str:
 
 
 def _kept_of_marks(run: str, before: str, after: str) -> str:
-    """Return what counts of the marks between two parts of a text."""
+    """Return the marks between two parts of a text that change its meaning."""
     if not after:
         return "-" if run in _MINUS else ""
     if run[0] in _MINUS and run[1:].isspace():
@@ -63,7 +63,7 @@ def _is_mark(character: str) -> bool:
 
 
 def spelled_alike(levels: Iterable[str]) -> list[list[str]]:
-    """Return the levels that differ in spelling only, in groups of two and more."""
+    """Return the levels that differ in spelling only, in groups of two or more."""
     groups: dict[str, list[str]] = {}
     for level in levels:
         groups.setdefault(spelling(level), []).append(level)
@@ -73,16 +73,16 @@ def spelled_alike(levels: Iterable[str]) -> list[list[str]]:
 def warn_of_spellings(
     columns: Mapping[str, NDArray[np.str_]], condition_key: str | None, background: str | None
 ) -> None:
-    """Warn of levels that are most likely one level spelled in two ways, column by column.
+    """Warn of levels that are probably one level spelled in two ways, column by column.
 
-    Called by what `setup_anndata` calls.
+    Two calls below `setup_anndata`.
 
     Parameters
     ----------
     columns
         By key, the level of each cell as text, ``[cells]``.
     condition_key, background
-        Which of them is the condition, and its level that is background.
+        The column that is the condition, and its background level.
     """
     for key, values in columns.items():
         names, counts = np.unique(values, return_counts=True)
@@ -97,9 +97,10 @@ def warn_of_spellings(
         )
         warnings.warn(
             f"adata.obs[{key!r}] has levels that differ only in case, white space or marks such as "
-            f"_ and -: {shown}{' ...' if len(groups) > _LISTED else ''}. Each is taken for a level "
-            f"of its own.{_taken_for_target(groups, sizes, control)} If they mean the same, give "
-            f"them one name and set the data up again: {_renaming(key, groups, sizes, control)}",
+            f"_ and -: {shown}{' ...' if len(groups) > _LISTED else ''}. Each is treated as a "
+            f"level of its own.{_taken_for_target(groups, sizes, control)} If they mean the same, "
+            "give them one name and set the data up again: "
+            f"{_renaming(key, groups, sizes, control)}",
             UserWarning,
             stacklevel=4,
         )
@@ -112,14 +113,14 @@ def _cells(n: int) -> str:
 def _taken_for_target(
     groups: list[list[str]], sizes: Mapping[str, int], background: str | None
 ) -> str:
-    """Say which cells are target cells although they look like background cells."""
+    """Describe the cells that are target cells although they look like background cells."""
     alike = [name for group in groups if background in group for name in group]
     others = [name for name in alike if name != background]
     if not others:
         return ""
     n_cells = sum(sizes[name] for name in others)
     return (
-        f" The background is {background!r} alone: the {_cells(n_cells)} of "
+        f" Only {background!r} is the background: the {_cells(n_cells)} of "
         f"{' and '.join(map(repr, others))} are target cells, as if they had been treated."
     )
 
@@ -127,7 +128,7 @@ def _taken_for_target(
 def _renaming(
     key: str, groups: list[list[str]], sizes: Mapping[str, int], background: str | None
 ) -> str:
-    """Write the line of Python that gives the levels of each group one name."""
+    """Return the line of Python that gives the levels of each group one name."""
     names: dict[str, str] = {}
     for group in groups:
         kept = background if background in group else max(group, key=lambda level: sizes[level])

@@ -1,4 +1,4 @@
-"""Whether a likelihood can have the data: said before anything is fitted to them."""
+"""Whether data lie in the support of a likelihood, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pyro_contrastive.observed.matrix import Matrix, row_sums, stored_values
 from pyro_contrastive.observed.source import Indices
 
 Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
-"""Says what to do about data outside a support, given the AnnData and the layer they are in."""
+"""Advice about data outside a support, given that, the AnnData and the layer they are in."""
 
 COUNTS, BINARY, NONNEGATIVE = (
     constraints.nonnegative_integer,
@@ -35,7 +35,7 @@ COUNTS, BINARY, NONNEGATIVE = (
     constraints.nonnegative,
 )
 LARGE = 100.0
-"""Size of a continuous covariate from which on it is warned of: percentages are not."""
+"""Continuous covariates above this cause a warning; percentages do not."""
 NEEDS = {
     COUNTS: "raw counts (integers from 0 up)",
     BINARY: "binary data (0 or 1)",
@@ -54,7 +54,7 @@ ADVICE = {
 
 
 def python_advice(support: constraints.Constraint, adata: AnnData, layer: str | None) -> str:
-    """Say in Python what to do about data outside a support."""
+    """Return advice, as Python code, about data outside a support."""
     if support is not COUNTS:
         return ADVICE.get(support, "")
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -66,7 +66,7 @@ def python_advice(support: constraints.Constraint, adata: AnnData, layer: str | 
 
 
 def rounding_advice(adata: AnnData, layer: str | None) -> str:
-    """Say in Python how to round counts with fractions."""
+    """Return advice, as Python code, on rounding counts with fractions."""
     return (
         f"{WHAT_THEY_ARE} Round them into a layer, {rounding(adata, layer)}, and name it: "
         f'setup_anndata(adata, layer="{rounded_layer(adata)}"). {WHAT_ROUNDING_DOES}'
@@ -89,20 +89,20 @@ def check_support(
     counts
         The data, ``[cells, genes]``.
     adata, layer
-        Where they are from.
+        Where they come from.
     likelihood
-        Its `support` says what a value may be. In a sparse matrix the values that are not stored
-        are zeros, which count too.
+        Its `support` is the set of possible values. In a sparse matrix the values that are not
+        stored are zeros, which must be in it too.
     advise
-        Says what to do. Default: in Python.
+        Makes the last sentence of the error. Default: Python code.
     cells
         Which cells of `adata` the data are of; default all.
 
     Raises
     ------
     ValueError
-        If some values may not be: says how many and what is wrong with them, with the first
-        such cell and gene, what the likelihood needs, and what to do.
+        If some values are outside: the error says how many and why, names the first such cell and
+        gene, and says what the likelihood needs and what to do.
     """
     support = likelihood.support
     values = stored_values(counts)
@@ -127,7 +127,7 @@ def check_support(
 
 
 def _are_counts(values: NDArray[np.float32]) -> bool:
-    """Tell quickly that there is nothing to complain of, as there mostly is not."""
+    """Tell quickly whether all values are counts, as they usually are."""
     return not values.size or (values.min() >= 0 and np.array_equal(np.rint(values), values))
 
 
@@ -161,7 +161,7 @@ def warn_of_counts(counts: Matrix, layer: str | None, likelihood: Likelihood) ->
 
 
 def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> None:
-    """Warn that the data are no counts, which most likelihoods take."""
+    """Warn that the data are not counts, which most likelihoods need."""
     bad = not_counts(counts)
     if not bad.any():
         return
@@ -178,21 +178,21 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
 
 
 def warn_of_empty_cells(counts: Matrix) -> None:
-    """Warn of cells without counts; called by what `setup_anndata` calls."""
+    """Warn of cells without counts; two calls below `setup_anndata`."""
     n_empty = int((row_sums(counts) == 0).sum())
     if n_empty:
         warnings.warn(
-            f"{n_empty} of {counts.shape[0]} cells have no counts at all. They are kept, but tell "
-            "nothing; remove them with scanpy.pp.filter_cells(adata, min_counts=1).",
+            f"{n_empty} of {counts.shape[0]} cells have no counts at all. They are kept, but "
+            "carry no information; remove them with scanpy.pp.filter_cells(adata, min_counts=1).",
             UserWarning,
             stacklevel=4,
         )
 
 
 def warn_of_scale(keys: tuple[str, ...], values: NDArray[np.float32]) -> None:
-    """Warn of continuous covariates, ``[cells, covariates]``, of a size that networks do not take.
+    """Warn of continuous covariates, ``[cells, covariates]``, too large for a network.
 
-    Called by what `setup_anndata` calls.
+    Two calls below `setup_anndata`, which the stack level of the warning counts on.
     """
     sizes = np.abs(values).max(axis=0, initial=0.0)
     large = {key: float(size) for key, size in zip(keys, sizes, strict=True) if size > LARGE}

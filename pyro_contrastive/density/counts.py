@@ -104,10 +104,12 @@ def _take(tensor: Tensor, shape: Size, flat: Tensor, last: Tensor) -> Tensor:
 
     ``last`` are the positions along the last axis.
     """
+    # The two common cases first: one number per entry, or one per gene.
     if tensor.shape == shape:
         return tensor.reshape(-1).index_select(0, flat)
     if tensor.numel() == tensor.shape[-1:].numel() > 1:
         return tensor.reshape(-1).index_select(0, last)
+    # Otherwise turn positions in the full shape into positions in the smaller one, axis by axis.
     index, stride, block = torch.zeros_like(flat), 1, 1
     for size, full in zip(reversed(tensor.shape), reversed(shape), strict=False):
         if size > 1:
@@ -223,6 +225,7 @@ class _LogDensity(Function):
             inputs, log_prob = [parameters[i] for i in wanted], _textbook(value, *parameters)
             found = torch.autograd.grad(log_prob, inputs, grad.double(), create_graph=True)
         else:
+            # Parameters may be smaller than the counts: broadcasting turns into a sum.
             found = tuple((grad * partials[i]).sum_to_size(parameters[i].shape) for i in wanted)
         for i, gradient in zip(wanted, found, strict=True):
             gradients[i + 1] = gradient

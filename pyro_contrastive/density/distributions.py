@@ -20,6 +20,7 @@ _MAX_POISSON_RATE = 1e18
 
 def _sample(m: Tensor, t: Tensor, shape: Size) -> Tensor:
     """Draw negative binomial counts as Poisson counts with Gamma distributed rates."""
+    # Scaled after drawing, so that a mean of 0 needs no Gamma with an infinite rate.
     gamma = torch._standard_gamma(t.expand(shape))
     return torch.poisson((gamma / t * m).clamp(max=_MAX_POISSON_RATE))
 

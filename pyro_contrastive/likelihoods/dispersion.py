@@ -132,6 +132,7 @@ def check_positive(prior: Prior, keyword: str) -> None:
 def draws_of(prior: Prior) -> Tensor:
     """Draw from a prior for one background cell of the first batch, a thousand times."""
     cell = CellBatch(condition=torch.zeros(1, dtype=torch.long))
+    # Random numbers of its own: a check must not change the draws of the user's seed.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         draws: Tensor = prior(cell).sample(torch.Size([1000]))

@@ -64,6 +64,7 @@ class Gaussian(Likelihood):
     def start_from(self, moments: GeneSummary) -> None:
         """Start mean and standard deviation at those of the gene."""
         self.start_head(MEAN, moments.mean)
+        # Bounded, since the logarithm of 0 for a constant gene would leave the parameter at -inf.
         deviation = torch.as_tensor(moments.variance).sqrt()
         self.log_scale.copy_((deviation - SMALLEST_SCALE).clamp(min=SMALLEST_SCALE).log())
 

@@ -102,6 +102,7 @@ class NegativeBinomial(Likelihood):
         """Return the negative binomial with mean library x scale."""
         theta = heads[INVERSE_DISPERSION]
 
+        # A function, so that the heads are evaluated only if the fused density cannot be used.
         def make() -> Distribution:
             return NegativeBinomialDistribution(library * heads[SCALE], theta).to_event(1)
 

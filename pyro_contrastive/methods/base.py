@@ -175,17 +175,19 @@ class ModelBase:
     ) -> CellData:
         """Read cells, and refuse data outside the likelihood's support.
 
-        Given `cells`, only their counts are read and checked (and those that are asked for later),
-        so that a question about a few cells costs what these take. They are checked each time:
-        the AnnData may have been changed in place.
+        Given `cells`, only their counts are read and checked, so that the cost of a question about
+        a few cells does not depend on the number of all. They are checked each time, because the
+        AnnData may have been changed in place.
         """
         is_part = cells is not None and len(cells) < adata.n_obs
         data = self.setup.extract(adata, with_condition=with_condition, on_demand=is_part)
         adata = self.setup.with_genes(adata)
-        for some in in_parts(cells) if cells is not None and is_part else [None]:
-            check_support(
-                data.rows(some), adata, self.setup.layer, self.module.model.likelihood, cells=some
-            )
+        for modality in self.module.model.modalities:
+            observed = data.observed[modality.site]
+            for some in in_parts(cells) if cells is not None and is_part else [None]:
+                check_support(
+                    observed.rows(some), adata, self.setup.layer, modality.likelihood, cells=some
+                )
         return data
 
     def _data(

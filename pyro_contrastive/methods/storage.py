@@ -24,15 +24,8 @@ from pyro_contrastive.methods.description import (
 )
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.priors import PriorLike
-from pyro_contrastive.saving.saved_model import (
-    SavedModel,
-    components_of,
-    elbo_name,
-    read_folder,
-    read_setup,
-    refuse_prefix,
-    write_folder,
-)
+from pyro_contrastive.saving.folder import read_folder, read_setup, refuse_prefix, write_folder
+from pyro_contrastive.saving.saved_model import SavedModel, components_of, elbo_name
 from pyro_contrastive.saving.size_limit import as_large_as
 from pyro_contrastive.training.devices import torch_device
 from pyro_contrastive.training.history import History

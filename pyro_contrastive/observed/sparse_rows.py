@@ -1,4 +1,4 @@
-"""Counts as sparse rows, and a linear layer that multiplies by the non-zero ones only."""
+"""Counts as sparse rows, and a linear layer that multiplies only the non-zero ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_contrastive._tools.operators import define
 from pyro_contrastive._tools.torch_tools import tensor_of
 
 PAYS_BELOW = 0.25
-"""Share of non-zero counts up to which the sparse product is the faster one."""
+"""Share of non-zero counts up to which a sparse product is faster than a dense one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Compressed:
     def of(
         cls, matrix: csr_matrix | csc_matrix, device: torch.device | str, dtype: torch.dtype
     ) -> Self:
-        """Copy a SciPy matrix; indices keep the type they have there, 32 bits mostly."""
+        """Copy a SciPy matrix; indices keep their type there, mostly 32-bit integers."""
         return cls(
             tensor_of(matrix.indices).to(device),
             tensor_of(matrix.indptr).to(device),
@@ -53,7 +53,7 @@ class Compressed:
         return self.rows_of(len(self.indices))
 
     def rows_of(self, n_entries: int) -> Tensor:
-        """Row of every entry, whose number is known: a GPU need not be waited for."""
+        """Row of every entry; their number is given, so that a GPU need not be waited for."""
         rows = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return rows.repeat_interleave(self.offsets.diff(), output_size=n_entries)
 
@@ -67,7 +67,7 @@ class Compressed:
         return type(self)(*torch.ops.pyro_contrastive.transpose_rows(*arrays, n_columns))
 
     def transposed_by_counting(self, n_columns: int) -> Self:
-        """Return the same, of a matrix in the host's memory: the faster way."""
+        """Return the same for a matrix in the host's memory, where SciPy is faster."""
         arrays = (self.values.numpy(), self.indices.numpy(), self.offsets.numpy())
         matrix = csr_matrix(arrays, shape=(len(self.offsets) - 1, n_columns)).tocsc()
         return type(self).of(matrix, "cpu", self.values.dtype)
@@ -104,7 +104,7 @@ def _transpose_rows(
     return columns.indices, columns.offsets, columns.values
 
 
-# An operator of torch's, since a recorded step is made of those.
+# An operator of torch, because a recorded step consists of those only.
 define(
     "transpose_rows(Tensor indices, Tensor offsets, Tensor values, int n_columns)"
     " -> (Tensor, Tensor, Tensor)",
@@ -114,7 +114,7 @@ define(
 
 @dataclass(frozen=True)
 class SparseRows:
-    """The counts of some cells; their transpose, which a gradient needs, is made when it does.
+    """The counts of some cells, and their transpose, made when a gradient first needs it.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class SparseRows:
 
     @classmethod
     def of(cls, counts: csr_matrix, device: torch.device | str, dtype: torch.dtype) -> Self | None:
-        """Copy SciPy's CSR counts; ``None`` if they are not sparse enough for it to pay."""
+        """Copy SciPy's CSR counts; ``None`` if too few are zero for this to be faster."""
         if counts.nnz > PAYS_BELOW * counts.shape[0] * counts.shape[1]:
             return None
         return cls(Compressed.of(counts, device, dtype), counts.shape[1])
@@ -159,7 +159,7 @@ class _SparseLinear(Function):
     @staticmethod
     def forward(ctx: Any, rows: SparseRows, weight: Tensor) -> Tensor:
         ctx.rows = rows
-        # Detached, or torch would prepare for a gradient of its own, which takes a third more.
+        # Detached: torch would otherwise prepare a gradient of its own, at a third more time.
         return rows.cells_by_genes.times(weight.detach().t().contiguous())
 
     @staticmethod

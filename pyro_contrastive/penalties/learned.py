@@ -107,6 +107,7 @@ class TotalCorrelation(Penalty):
 
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
         """Return the mean logit of the discriminator over target cells."""
+        # The gradient passes through the discriminator to the encoders, and leaves it unchanged.
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         pairs = torch.cat(self._latents(guide_trace), dim=-1)  # [..., cells, latents]
         logits: Tensor = functional_call(self.discriminator, fixed, (pairs,))
@@ -119,6 +120,7 @@ class TotalCorrelation(Penalty):
         joint = self.discriminator(torch.cat([z, s], dim=-1)).squeeze(-1)
         product = self.discriminator(torch.cat([z, other], dim=-1)).squeeze(-1)
         entropy = mean_over(softplus(-joint) + softplus(product), batch.is_target) / 2
+        # A factor and not an `if`, which would make the program wait for a GPU.
         return self.gain * entropy * (batch.is_target.sum() >= MIN_CELLS)
 
     def _latents(self, guide_trace: Trace) -> tuple[Tensor, Tensor]:

@@ -182,6 +182,7 @@ class VampPrior(Prior):
             )
             raise RuntimeError(msg)
         (encoder,) = self._bound
+        # `evaluating` switches gradients off; pseudo-inputs are learned through the encoder.
         with_gradient = torch.is_grad_enabled()
         with evaluating(encoder), torch.set_grad_enabled(with_gradient):
             mean, variance = encoder(self.pseudo_inputs, self.covariates)

@@ -50,6 +50,7 @@ class PrivateSalient(Prior):
 
     def forward(self, batch: CellBatch) -> dist.Distribution:
         """Return the standard normal of all blocks: event ``[n_latent]``."""
+        # The buffer holds integers: it knows the device, but not the floating point dtype.
         like = self.get_buffer("owner")
         dtype = torch.get_default_dtype() if batch.x is None else batch.x.dtype
         zeros = torch.zeros(self.n_latent, dtype=dtype, device=like.device)

@@ -1,7 +1,7 @@
-"""The files of a saved model, checked before anything is made of what they say.
+"""Checking the files of a saved model before anything is made from them.
 
-They may come from anyone. All they can do is name the library's own parts and give them numbers:
-no name in them is looked up, and nothing outside the folder is read.
+They may come from anyone. All they can do is name the library's own parts and give them numbers: no
+name in them is imported, and nothing outside the folder is read.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "n_layers_decoder": (int, NoneType),
     "elbo_kwargs": (dict,),
 }
-"""Arguments of ``ContrastiveVI`` that are written down, with their types in JSON."""
+"""Arguments of ``ContrastiveVI`` that are saved, with their types in JSON."""
 CONDITIONS = ["code", "total"]
-"""What is noted of a cell where ``train`` was told the populations."""
+"""Columns of the table of cells whose population was given to ``train``."""
 ELBOS = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
 """Pyro's ELBO classes by their saved names."""
 ENTRIES: dict[str, tuple[type, ...]] = {
@@ -46,13 +46,13 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "trained_on": (str, NoneType),
     "history": (dict,),
 }
-"""What the configuration holds, with its types."""
+"""Entries of the configuration, with their types."""
 
 
 def check_files(folder: Path, *names: str) -> None:
-    """Refuse a folder without these files, or in which one of them is a link that leads outside.
+    """Refuse a folder that lacks one of these files, or in which one is a link to the outside.
 
-    The folder itself may be such a link: whoever names it means what it leads to.
+    The folder itself may be a link, because the user named it.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is damaged, or was written by a later version with another format.
+        If it is damaged, or was written in another format by a later version.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def incomplete(path: Path, error: Exception | str) -> ValueError:
-    """Make the error about a file that is not as it was written."""
+    """Return the error about a file that has been changed or cut since it was written."""
     what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return ValueError(f"{path} is damaged or incomplete ({what}).")
 
@@ -115,7 +115,7 @@ def _check_entries(
     *,
     required: bool,
 ) -> None:
-    """Refuse entries that are missing, of another type or, if none is required, unknown."""
+    """Refuse entries that are missing or of another type; unknown ones if none is required."""
     missing = [name for name in wanted if name not in found] if required else []
     unknown = [] if required else [name for name in found if name not in wanted]
     if missing:
@@ -129,12 +129,12 @@ def _check_entries(
 
 
 def _check_setup(path: Path, setup: Mapping[str, Any]) -> None:
-    """Refuse what is no name, number or list of these, nor the table of categories."""
+    """Refuse values other than names, numbers, lists of them, and the table of categories."""
     categories = setup.get("categories")
     if not isinstance(categories, dict) or not all(map(_are_names, categories.values())):
-        raise incomplete(path, "setup: 'categories' is no table of lists of names")
+        raise incomplete(path, "setup: 'categories' is not a table of lists of names")
     if not _are_names(setup.get("genes")):
-        raise incomplete(path, "setup: 'genes' is no list of names")
+        raise incomplete(path, "setup: 'genes' is not a list of names")
     for name, value in setup.items():
         values = value if isinstance(value, list) else [value]
         is_simple = all(type(v) in {NoneType, str, int, float} for v in values)
@@ -147,17 +147,17 @@ def _are_names(value: object) -> bool:
 
 
 def _check_part(path: Path, keyword: str, part: object) -> None:
-    """Refuse what is no written part, or a list of parts where there can be only one."""
+    """Refuse anything but a saved part, or a list of parts where only one is possible."""
     if keyword not in PART_KINDS:
         raise incomplete(path, f"components: a model has no {keyword!a}")
     if isinstance(part, list) != (keyword == "penalties"):
         raise incomplete(path, f"components: {keyword!r} cannot be a {type(part).__name__}")
     if not all(map(_is_spec, part if isinstance(part, list) else [part])):
-        raise incomplete(path, f"components: {keyword!r} is no class with its arguments")
+        raise incomplete(path, f"components: {keyword!r} is not a class with its arguments")
 
 
 def _is_spec(value: Any) -> bool:
-    """Tell whether this has the form that :meth:`Component.spec` writes."""
+    """Tell whether this has the form of what :meth:`Component.spec` returns."""
     if not isinstance(value, dict) or not isinstance(value.get("class"), str):
         return False
     if value.get("arguments", 0) is None:

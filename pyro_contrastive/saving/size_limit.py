@@ -1,4 +1,4 @@
-"""A bound on what is made from a file: a few bytes can ask for more memory than there is."""
+"""A bound on the memory a file can claim: a few bytes could ask for more than there is."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 FREE_NUMBERS = 2**29
-"""Numbers that are always allowed: two gigabytes of single precision."""
+"""Numbers that are always allowed: two gigabytes in single precision."""
 FREE_CALLS = 10_000
 PER_TENSOR = 100
-"""Calls of torch that are allowed for each tensor that was saved; a layer takes some ten."""
+"""Calls of torch that are allowed for each saved tensor; a layer takes about ten."""
 
 
 class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
-    """Refuse to make much more inside than was saved.
+    """Refuse to allocate much more inside than was saved.
 
-    Every tensor of a model that training changes is among its weights, so a model that was not
-    tampered with takes a small multiple of them. It is checked before the memory is asked for.
+    Every tensor that training changes is among the weights, so an unmodified model takes a small
+    multiple of them. The check comes before the memory is allocated.
 
     Parameters
     ----------
     weights
-        What was saved.
+        The saved tensors.
 
     Raises
     ------
     ValueError
-        Inside, before the tensor that is too much is made.
+        Inside, before a tensor that is too large is made.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -42,7 +42,7 @@ class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
         self._calls_left = FREE_CALLS + PER_TENSOR * len(weights)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call torch's function, if what it makes is not too much."""
+        """Call torch's function unless its result is too large."""
         kwargs = kwargs or {}
         self._numbers_left -= _size_asked_for(args, kwargs)
         self._calls_left -= 1
@@ -56,7 +56,7 @@ class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
 
 
 def _size_asked_for(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Count the numbers of the tensor that a call such as ``torch.zeros(3, 4)`` makes."""
+    """Count the elements of what a call such as ``torch.zeros(3, 4)`` makes."""
     if "steps" in kwargs:  # torch.linspace
         return int(kwargs["steps"])
     size = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
@@ -65,9 +65,9 @@ def _size_asked_for(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 
 
 def _size_together(args: tuple[Any, ...]) -> int:
-    """Count the numbers of what a call makes of two tensors, a row and a column, say."""
+    """Count the elements of what a call makes of two tensors, such as a row and a column."""
     shapes = [a.shape for a in args[:2] if isinstance(a, Tensor)]
     try:
         return math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
-    except RuntimeError:  # a product of matrices, say
+    except RuntimeError:  # they do not broadcast, as in a product of matrices
         return 0

@@ -123,6 +123,7 @@ def _check_sums_to_one(component: Any, d: Any) -> None:
     base = d.base_dist
     upper = 1.0
     if not isinstance(base.support, type(constraints.boolean)):
+        # Far into the tail: also that of a strongly overdispersed gene.
         top = (base.mean + 60 * base.variance.sqrt()).max()
         upper = float(torch.nan_to_num(top, nan=MAX_GRID).clamp(max=MAX_GRID))
     grid = torch.arange(int(upper) + 1, dtype=draws_dtype(base))

@@ -10,13 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from pyro_contrastive.objective import kl_weight_at
-
 MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
 FAST_STEPS = 500
 MIN_FAST_EPOCHS, MAX_FAST_EPOCHS = 10, 80
+
+
+def kl_weight_at(step: int, warmup_steps: int, start: float = 0.0, end: float = 1.0) -> float:
+    """KL weight of a training step: linear from `start` to `end` over `warmup_steps` steps.
+
+    Parameters
+    ----------
+    step
+        Number of steps taken so far.
+    warmup_steps
+        Length of the warm-up; 0 for none.
+    start, end
+        Weight before the first step, and from the end of the warm-up on.
+    """
+    if step >= warmup_steps:
+        return end
+    return start + (end - start) * step / warmup_steps
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Counts with fractions, and features that are no genes: what is said at setup, and to whom."""
+"""Counts with fractions, and features that are not genes: what is said at setup, and to whom."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_log_normalised_data_get_the_advice_of_a_gaussian() -> None:
         assert "ound them" not in said
 
 
-# Features that are no genes
+# Features that are not genes
 
 
 def with_types(types: list[Any], key: str = "feature_types") -> ad.AnnData:
@@ -152,9 +152,9 @@ def test_guides_among_genes_are_named() -> None:
     (said,) = [str(warning.message) for warning in caught]
     assert "5 of type 'CRISPR Guide Capture' (g14, g15, g16, ...)" in said
     assert "1 of type 'Antibody Capture' (g19)" in said
-    assert "by themselves which treatment" in said
+    assert "reveal the treatment" in said
     scope: dict[str, Any] = {"adata": adata}
-    exec(said.rpartition("the genes alone: ")[2], scope)
+    exec(said.rpartition("keep only the genes: ")[2], scope)
     assert scope["adata"].n_vars == 14
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -180,7 +180,7 @@ def test_types_of_features_by_other_names(key: str, types: Any) -> None:
     with pytest.warns(UserWarning, match=r"2 of type .* \(g18, g19\)") as caught:
         ContrastiveVI.setup_anndata(adata, **KEYS)
     scope: dict[str, Any] = {"adata": adata}
-    exec(str(caught[0].message).rpartition("the genes alone: ")[2], scope)
+    exec(str(caught[0].message).rpartition("keep only the genes: ")[2], scope)
     assert not {"g18", "g19"} & set(scope["adata"].var_names)
 
 

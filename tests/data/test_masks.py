@@ -53,7 +53,7 @@ def test_names_that_are_numbers() -> None:
     in_order = pd.Index(["0", "1", "2", "3"])
     assert as_indices(pd.Series(VALUES), in_order).tolist() == [0, 3]
     # By name or by position? Either is possible, and they are different cells.
-    with pytest.raises(ValueError, match="not clear what is meant"):
+    with pytest.raises(ValueError, match="so that it is ambiguous"):
         as_indices(pd.Series(VALUES), NUMBERS)
 
 
@@ -90,7 +90,7 @@ def test_arrays_with_labels_of_their_own_are_refused() -> None:
             return np.array(VALUES)
 
     DataArray.__module__ = "xarray.core.dataarray"
-    with pytest.raises(ValueError, match="DataArray, the labels of which are not looked at"):
+    with pytest.raises(ValueError, match="DataArray, whose labels would be ignored"):
         as_indices(DataArray(), NAMES)
 
 

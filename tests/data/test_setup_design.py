@@ -39,7 +39,12 @@ def test_a_patient_who_was_treated_once_is_confounded_with_the_treatment() -> No
     adata.obs["patient"] = np.where(is_target(adata), n % 3 + 3, n % 3).astype(str)
     (said,) = warned_of(adata, batch_key="patient")
     assert said.startswith("No value of adata.obs['patient'] occurs in both background and target")
-    for part in ("adata.obs['condition'] says", "salient latent", "background latent", "Leave the"):
+    for part in (
+        "determines adata.obs['condition']",
+        "salient latent",
+        "background latent",
+        "Leave the",
+    ):
         assert part in said
 
 

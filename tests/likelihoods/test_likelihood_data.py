@@ -145,7 +145,7 @@ def test_no_matrix_says_where_counts_are(adata):
 
 def test_raw_without_some_of_the_genes_is_not_advised(adata):
     adata.raw = ad.AnnData(adata.X[:, :4], obs=adata.obs, var=adata.var.iloc[:4])
-    assert "nor has adata.raw those of its genes" in where_counts_are(adata)
+    assert "adata.raw does not hold those of its genes" in where_counts_are(adata)
 
 
 @pytest.mark.parametrize("made", [lambda a: a.to_df(), lambda a: a.X.toarray(), lambda a: None])

@@ -14,7 +14,9 @@ from pyro.nn import PyroModule
 
 from pyro_contrastive import MMD, CellBatch, Penalty, Wasserstein
 from pyro_contrastive.model import CELLS
-from pyro_contrastive.objective import cell_weights, contrastive_elbo, kl_weight_at
+from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.sites import cell_weights
+from pyro_contrastive.training.plan import kl_weight_at
 
 ELBOS = [Trace_ELBO, TraceMeanField_ELBO]
 PARTICLES = [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}]
@@ -161,6 +163,19 @@ def test_a_global_prior_is_weighted_once_per_data_set() -> None:
         objective.loss(model, guide, batch)
         # A pair is two cells: the loss per pair has 2 / data_size of the KL of a shared parameter.
         assert float(objective.terms["kl_mu"]) == pytest.approx(2 * kl_mu / data_size, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["population", "proportional"])
+def test_mini_batches_share_the_kl_of_a_global_parameter(weighting) -> None:
+    model, guide = Conjugate("share_model"), MeanField("share_guide")
+    objective = contrastive_elbo(TraceMeanField_ELBO, weighting=weighting)
+    kl_mu = -np.log(0.5) + 0.5 * (0.5**2 + 0.4**2) - 0.5
+    total = 0.0
+    for condition in ([0, 1], [0, 0, 1]):  # of 3 background and 2 target cells
+        batch = CellBatch(condition=torch.tensor(condition), x=torch.zeros(len(condition), 1))
+        (pair,) = objective.traces(model, guide, batch)
+        total += float(objective.parts(*pair, sizes=(3, 2))["kl_mu"].detach())
+    assert total == pytest.approx(2 * kl_mu / 5, rel=1e-5)
 
 
 def shifted(parameter, step, function) -> float:

@@ -12,7 +12,7 @@ from helpers import make_batch, make_vae
 from safetensors.torch import load_file, save_file
 
 from pyro_contrastive import ContrastiveVI, Gaussian
-from pyro_contrastive.components.seen_cells import MOST_CELLS, SeenCells, evenly
+from pyro_contrastive.components.seen_cells import N_REMEMBERED, SeenCells, evenly
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 N_CELLS = 120
@@ -193,7 +193,7 @@ def test_a_part_of_many_cells_is_remembered():
     assert evenly(np.arange(7)).tolist() == list(range(7))
     assert evenly(np.arange(0)).tolist() == []
     some = evenly(np.arange(100_000))
-    assert len(some) == len(set(some.tolist())) == MOST_CELLS
+    assert len(some) == len(set(some.tolist())) == N_REMEMBERED
     assert (some[0], some[-1]) == (0, 99_999)
     assert (some < 30_000).mean() == pytest.approx(0.3, abs=0.002)
 

@@ -28,7 +28,7 @@ from pyro_contrastive import (
     Penalty,
     Prior,
 )
-from pyro_contrastive.saving import saved_model
+from pyro_contrastive.saving import folder as saved_folder
 from pyro_contrastive.testing import SimulationSettings, simulate
 
 SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
@@ -331,7 +331,7 @@ def test_a_failure_while_writing_loses_nothing(tmp_path, monkeypatch, step, ther
         make_model().save(tmp_path / "model")
     before = files(tmp_path)
     if step == "weights":
-        monkeypatch.setattr(saved_model, "save", fail)
+        monkeypatch.setattr(saved_folder, "save", fail)
     elif step == "adata":
         monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
     else:
@@ -342,7 +342,7 @@ def test_a_failure_while_writing_loses_nothing(tmp_path, monkeypatch, step, ther
                 raise DiskFullError
             move(source, place)
 
-        monkeypatch.setattr(saved_model.os, "replace", replace)
+        monkeypatch.setattr(saved_folder.os, "replace", replace)
     with pytest.raises(DiskFullError):
         make_model(n_hidden=4).save(tmp_path / "model", overwrite=True, save_anndata=True)
     assert files(tmp_path) == before

@@ -1,0 +1,26 @@
+"""What a model observes of each cell, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyro_contrastive.likelihoods.base import Likelihood
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of data observed of each cell, such as its counts of genes.
+
+    Parameters
+    ----------
+    site
+        Name of the site where it is observed, and of its entry in ``CellBatch.observed``.
+    likelihood
+        Its observation model.
+    n_features
+        How many numbers there are for each cell.
+    """
+
+    site: str
+    likelihood: Likelihood
+    n_features: int
