@@ -143,7 +143,7 @@ def _pair_by_index(obs: pd.DataFrame, idx1: Selection, idx2: Selection | None) -
         cells2 = select_cells(idx2, obs, "idx2")
     for name, cells in (("idx1", cells1), ("idx2", cells2)):
         if not cells.size:
-            remedy = " (idx1 holds all there are)" if idx2 is None and name == "idx2" else ""
+            remedy = " (idx1 holds all cells)" if idx2 is None and name == "idx2" else ""
             msg = f"{name} selects no cells{remedy}."
             raise ValueError(msg)
     both = np.intersect1d(cells1, cells2)

@@ -145,7 +145,7 @@ def batches_to_decode(
     batch_correction
         Decode under given batches.
     batchid1, batchid2
-        A batch or several, for each group; default all.
+        A batch or several, for each group. Default: all.
 
     Raises
     ------

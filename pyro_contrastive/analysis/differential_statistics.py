@@ -48,7 +48,7 @@ def estimate_pseudocount(
     Parameters
     ----------
     draws, raw_means
-        Of each group.
+        Draws of expression and mean counts, of each group.
     threshold
         Mean count below which a gene counts as not expressed in a group.
     """

@@ -201,10 +201,10 @@ class ModelBase:
         Parameters
         ----------
         adata
-            The cells; default the model's own.
+            The cells. Default: the model's own.
         needed
-            Those whose condition must be a registered one; default all. Others of unknown condition
-            are treated as target cells, so that both latents are available for them.
+            Those whose condition must be a registered one. Default: all. Others of unknown
+            condition are treated as target cells, so that both latents are available for them.
         cells
             Those whose counts are read. Default: all.
 

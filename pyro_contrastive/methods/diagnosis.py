@@ -260,7 +260,7 @@ class DiagnosisMethods(ModelBase):
             raise ValueError(msg)
         if nuts and (n_draws < 4 or n_warmup < 1 or n_chains < 1):  # noqa: PLR2004
             msg = (
-                "NUTS needs n_draws of 4 at least, n_warmup and n_chains of 1, not "
+                "NUTS needs n_draws of at least 4, and n_warmup and n_chains of at least 1, not "
                 f"{n_draws}, {n_warmup} and {n_chains}."
             )
             raise ValueError(msg)
@@ -328,7 +328,7 @@ class DiagnosisMethods(ModelBase):
             raise ValueError(msg)
         if n_simulations < 10 or n_draws < 1:  # noqa: PLR2004  # two bins of five
             msg = (
-                "Calibration needs 10 simulations and 1 draw at least, not "
+                "Calibration needs at least 10 simulations and 1 draw, not "
                 f"{n_simulations} and {n_draws}."
             )
             raise ValueError(msg)

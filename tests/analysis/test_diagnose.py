@@ -319,7 +319,7 @@ def test_what_needs_conditions_says_so() -> None:
         model.diagnose()
     with pytest.raises(ValueError, match="give the indices of a few"):
         model.posterior_accuracy()
-    with pytest.raises(ValueError, match="n_draws of 4"):
+    with pytest.raises(ValueError, match="n_draws of at least 4"):
         model.posterior_accuracy(indices=[0], n_draws=1)
     with pytest.raises(ValueError, match="'guide' or 'nuts'"):
         model.simulation_based_calibration(method="hmc")  # type: ignore[arg-type]

@@ -133,9 +133,20 @@ def test_a_loss_without_s_is_not_given_with_a_minus_sign(nats: float, words: str
     assert words in table_of(salient_nats=nats).loc["use of the salient latent", "reading"]
 
 
+@pytest.mark.parametrize(("n_used", "verdict"), [(2, "look"), (3, "good")])
+def test_fewer_than_half_of_the_dimensions_in_use_are_few(n_used: int, verdict: str) -> None:
+    five = pd.DataFrame({"latent": "background", "dimension": range(5), "used": range(5)})
+    five["used"] = five["used"] < n_used
+    both = pd.concat([five, usage().query("latent == 'salient'")])
+    found = table_of(usage=both).loc["unused background dimensions"]
+    assert (found["value"], found["verdict"]) == (5 - n_used, verdict)
+
+
 def test_all_dimensions_used_and_some_to_spare_read_differently() -> None:
     row = "unused background dimensions"
-    assert "All 4 dimensions" in table_of(usage=usage(n_z=4)).loc[row, "reading"]
+    every = table_of(usage=usage(n_z=4)).loc[row]
+    assert every["value"] == 0
+    assert "All 4 dimensions" in every["reading"]
     assert "do no harm" in table_of(usage=usage(n_z=3)).loc[row, "reading"]
 
 

@@ -118,7 +118,7 @@ def test_conditions_given_to_train_are_known_of_a_few_cells() -> None:
         target_indices=np.flatnonzero(is_target),
         enable_progress_bar=False,
     )
-    _, data, _ = model._cells(None, FEW)
+    data = model._query(None, FEW).data
     assert (data.condition[FEW] > 0).tolist() == is_target[FEW].tolist()
     adata.X[FEW[0]] = adata.X[FEW[0]] * 2  # another cell, by its total
     with pytest.warns(UserWarning, match="1 of these cells were neither"):

@@ -58,7 +58,7 @@ def test_no_cells(model, call) -> None:
         (
             lambda m: m.posterior_predictive_check(functions={1: lambda x: x.sum(1)}),
             TypeError,
-            "must be a text",
+            "must be a string",
         ),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pyro_contrastive.analysis.diagnosis.measurements import (
     NATS_USED,
-    PREDICTABLE,
     SEPARATED,
     SEPARATED_WELL,
     STRUCTURED,
@@ -138,7 +137,7 @@ def _collapsed(measured: Measurements, n_used: int) -> Finding:
             f"cells ({seen['balanced_accuracy']:.0%} right, chance is {seen['chance']:.0%}).",
             NOTHING_TO_FIND,
         )
-    if predicts(leaked) and float(leaked["excess"]) > PREDICTABLE:
+    if predicts(leaked):
         return Finding(
             NAME,
             value,

@@ -99,7 +99,7 @@ def as_statistics(
         raise TypeError(msg)
     for name in given:
         if not isinstance(name, str):
-            msg = f"functions: a name must be a text, not {name!r}."
+            msg = f"functions: a name must be a string, not {name!r}."
             raise TypeError(msg)
         if name in ALL_STATISTICS:
             msg = f"functions: {name!r} is the name of a built-in statistic; choose another."

@@ -257,7 +257,8 @@ def trend(means: Floats, values: Floats, edges: Floats, *, geometric: bool) -> F
     Parameters
     ----------
     means, values
-        Of each gene, ``[..., genes]``; genes without counts are left out if `geometric`.
+        Mean and value of each gene, ``[..., genes]``; genes without counts are left out if
+        `geometric`.
     edges
         Inner edges of the bins, ascending; the outer bins are open.
     geometric
