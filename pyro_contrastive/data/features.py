@@ -68,9 +68,9 @@ def warn_of_other_features(var: pd.DataFrame) -> None:
         tilde = "" if len(kept) == 1 else "~"
         warnings.warn(
             f"Not all features are genes: by adata.var[{key!r}] there are {shown}. The model "
-            "treats them like genes. Counts of guides or hashtags reveal the treatment or sample of "
-            "a cell, so that the salient latent may hold nothing else; counts of antibodies differ "
-            "from those of genes in scale and background. To keep only the genes: "
+            "treats them like genes. Counts of guides or hashtags reveal the treatment or sample "
+            "of a cell, so that the salient latent may hold nothing else; counts of antibodies "
+            "differ from those of genes in scale and background. To keep only the genes: "
             f"adata = adata[:, {tilde}adata.var[{key!r}]"
             f"{' ' if len(kept) == 1 else ''}{chosen}].copy()",
             UserWarning,
