@@ -1,6 +1,6 @@
 """Contrastive analysis of single-cell RNA-seq counts, as a Pyro program."""
 
-# Each folder of parts says in its `__all__` what is public, so that a new part is named once.
+# Each folder of parts lists its public names in `__all__`, so that a new part is named only there.
 from pyro_contrastive import likelihoods, penalties, priors
 from pyro_contrastive._tools.settings import settings
 from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck

@@ -17,12 +17,12 @@ BACKGROUND = 0
 X = "x"
 """Name of the first modality, and of the site where it is observed: the counts of genes."""
 NOTHING = Observation()
-_FROM_OBSERVED: Any = ...  # so that `None` can be given, to dataclasses.replace for one
+_FROM_OBSERVED: Any = ...  # so that `None` can be passed explicitly, as dataclasses.replace does
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class CellBatch:
-    """What is observed of some cells, and what is known about each of them.
+    """Some cells: their observed data, conditions, batches and covariates.
 
     Parameters
     ----------
@@ -40,10 +40,10 @@ class CellBatch:
         Observed library size (total counts, or a size factor on that scale), shape ``[cells, 1]``,
         natural scale. Default: the row sums of `x`. Only used when the library size is observed.
     rows
-        The counts once more, as sparse rows, which make the encoders faster. Optional; the caller
-        must see to it that they agree with `x`.
+        The same counts as sparse rows, which make the encoders faster. Optional; the caller must
+        make sure that they agree with `x`.
     observed
-        What is observed of each modality, by the name of its site. `x` and `rows` are those of the
+        Observations of each modality, by the name of its site. `x` and `rows` are those of the
         site ``"x"``, and need not be given with it.
 
     Raises
@@ -121,12 +121,12 @@ class CellBatch:
         return self.observed[X].rows
 
     def observing(self, x: Tensor | None) -> Self:
-        """Return the same cells, of the same library size, with other counts; ``None``: none."""
+        """Return the same cells, of the same library size, with other counts (``None``: none)."""
         return replace(self, observed=dict(self.observed) | {X: Observation(x)})
 
     @property
     def is_target(self) -> Tensor:
-        """Boolean per cell, shape ``[cells]``: does the cell belong to any treatment."""
+        """Boolean per cell, shape ``[cells]``: whether the cell belongs to a treatment."""
         return self.condition != BACKGROUND
 
     @property

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pyro_contrastive._tools.shell import mistakes_on_one_line, plain_warnings, say_error
+from pyro_contrastive._tools.shell import errors_on_one_line, plain_warnings, print_error
 from pyro_contrastive.likelihoods import SHORT_NAMES
 
 # Commands import what they need themselves, so that --help answers at once.
@@ -110,12 +110,12 @@ def _what_failed() -> Iterator[None]:
             yield
     except ResultsError as error:
         for failure in error.failures:
-            say_error(failure)
+            print_error(failure)
         with suppress(OSError, ValueError):  # standard output has been closed
             typer.echo(error.kept)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        say_error(str(error) or "Interrupted.")
+        print_error(str(error) or "Interrupted.")
         raise typer.Exit(130) from error  # the exit code that shells expect after Ctrl-C
 
 
@@ -149,7 +149,7 @@ def _demo(
 ) -> None:
     """Fit the bundled interferon data and explain the result on a web page."""
     with ExitStack() as stack:
-        with mistakes_on_one_line(OSError, ValueError):
+        with errors_on_one_line(OSError, ValueError):
             _check_embedding(embedding)
             from pyro_contrastive.report.folder import reserve_folder  # noqa: PLC0415
 
@@ -208,8 +208,8 @@ def fit(
     ContrastiveVI(adata) and train() in Python.
     """
     with ExitStack() as stack:
-        # Everything that can be refused is refused here, before any work is lost.
-        with mistakes_on_one_line(OSError, ValueError):
+        # Refuse here everything that can be refused, before any work is lost.
+        with errors_on_one_line(OSError, ValueError):
             _check_embedding(embedding)
             from pyro_contrastive.report import file_kinds, inputs  # noqa: PLC0415
             from pyro_contrastive.report import folder as folders  # noqa: PLC0415

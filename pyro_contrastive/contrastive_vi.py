@@ -1,4 +1,4 @@
-"""ContrastiveVI: the AnnData-level class users meet first."""
+"""ContrastiveVI: the class for users, which works on an AnnData."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         * if no batch (or value of a categorical covariate) has both background and target cells, so
           that no model can separate the effect of the batch from that of the treatment;
         * if two levels of a column are probably one with two spellings, such as ``"Control"`` and
-          ``"control"``, of which one would be a treatment;
+          ``"control"``, where one of them would count as a treatment;
         * if ``adata.var`` says that some features are not genes.
 
         Parameters
@@ -221,7 +221,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             a column has missing values, gene names repeat, or `background` is not one of the
             conditions.
         TypeError
-            If the name of a column or layer is not a string, but the column itself, say.
+            If the name of a column or layer is not a string, for example the column itself.
         """
         Setup.register(
             adata,

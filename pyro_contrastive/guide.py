@@ -46,14 +46,15 @@ class ContrastiveGuide(NamedPyroModule):
         An encoder that starts at 0, as in scvi-tools, needs hundreds of epochs to get there. It
         always has one hidden layer.
     covariates
-        What the encoders see of a cell besides its counts.
+        Covariates that the encoders see besides the counts.
     n_hidden, n_layers, dropout_rate
         Width and number of hidden layers of each encoder, and their dropout.
     positive
         Which of ``"z"`` and ``"s"`` are positive: their posterior is log-normal, and the encoded
         mean and variance are those of the logarithm.
     used_salient
-        Returns the dimensions of s that a cell has: :meth:`Prior.used` of the salient prior.
+        Function that returns the dimensions of s that a cell has: :meth:`Prior.used` of the salient
+        prior.
     dispersion_posterior
         Posterior of the inverse dispersions, if they have a prior.
     encoder_input
@@ -109,8 +110,8 @@ class ContrastiveGuide(NamedPyroModule):
     def restricted_to(self, site: str) -> Callable[[CellBatch], None]:
         """Return the guide of one latent only: given x, no latent depends on another.
 
-        A subclass may have a program of its own, of which this need not be true: then it is the
-        whole guide.
+        For a subclass with a program of its own, where latents may depend on each other, this is
+        the whole guide.
         """
         if self._is_own_program:
             return self

@@ -34,9 +34,9 @@ def without_expression() -> Iterator[None]:
     These sites are arrays of all cells and genes, which an ELBO does not need; and once the head
     behind them has been evaluated, the log-density takes its slowest way (`density`).
 
-    A context variable, as Pyro's own handlers are ambient: whether anybody wants the sites is known
-    to the objective, which runs the model through Pyro and cannot pass it another argument. It has
-    to be known before the sites are computed, so that a handler that hides them comes too late.
+    This is a context variable, because the objective, which knows whether the sites are needed,
+    runs the model through Pyro and cannot pass it another argument. An effect handler that hides
+    the sites would come too late, when they have been computed.
     """
     token = _expression.set(False)
     try:
@@ -46,7 +46,7 @@ def without_expression() -> Iterator[None]:
 
 
 class ContrastiveModel(NamedPyroModule):
-    """The generative story of contrastiveVI (Weinberger, Lin & Lee, Nature Methods 2023).
+    """The generative model of contrastiveVI (Weinberger, Lin & Lee, Nature Methods 2023).
 
     ::
 
@@ -81,7 +81,7 @@ class ContrastiveModel(NamedPyroModule):
         Prior of the likelihood's table of inverse dispersions, event shape that of the table;
         ``None``: a parameter like any other.
     covariates
-        What the decoder sees of a cell besides its latents.
+        Covariates that the decoder sees besides the latents.
     n_hidden, n_layers
         Width and number of the decoder's hidden layers; with none, the heads are linear in the
         latents.
@@ -124,7 +124,7 @@ class ContrastiveModel(NamedPyroModule):
         self.dispersion_prior = dispersion_prior
 
     def forward(self, batch: CellBatch) -> Tensor:
-        """Run the generative story for the cells of `batch`; return counts ``[cells, genes]``."""
+        """Run the generative model for the cells of `batch`; return counts ``[cells, genes]``."""
         shared = self.shared(batch)
         with pyro.plate(CELLS, len(batch), dim=-1):
             z, s, library = self.latents(batch)
@@ -137,7 +137,7 @@ class ContrastiveModel(NamedPyroModule):
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What is observed of each cell: the counts of genes."""
+        """The modalities observed in each cell: the counts of genes."""
         return (Modality(X, self.likelihood, self.n_input),)
 
     def observe(
@@ -180,8 +180,8 @@ class ContrastiveModel(NamedPyroModule):
     def used_salient(self, s: Tensor, batch: CellBatch) -> Tensor:
         """Return the salient latent as the decoder sees it: exactly 0 where a cell has none.
 
-        That is in background cells, and in the dimensions that the salient prior does not use in a
-        cell.
+        A background cell has none, and other cells lack the dimensions that the salient prior does
+        not use in them.
         """
         s = torch.where(batch.is_target.unsqueeze(-1), s, 0.0)
         used = self.salient_prior.used(batch)

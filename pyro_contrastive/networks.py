@@ -239,8 +239,8 @@ class Covariates(nn.Module):
     def _one_hot(codes: Tensor, n_levels: int) -> Tensor:
         if n_levels < 2:  # noqa: PLR2004  # no information
             return codes.new_zeros((len(codes), 0))
-        # Like F.one_hot, but that looks at the smallest code on a CPU, so that a step with it could
-        # not be recorded.
+        # Not F.one_hot, which reads the smallest code on a CPU: a step with it could not be
+        # recorded.
         return F.embedding(codes.long(), torch.eye(n_levels, device=codes.device))
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 Weights belong to the objective, not to the model: the Pyro programs state plain densities, and the
 objective runs them under a handler that scales their sites. So NUTS, importance sampling or a bare
-``pyro.infer.Trace_ELBO`` see the model as it is written.
+``pyro.infer.Trace_ELBO`` see the unweighted model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pyro_contrastive.sites import (
 
 
 def _register(penalty: Penalty) -> None:
-    """Register a penalty's parameters with Pyro: SVI trains what it sees during its step."""
+    """Register a penalty's parameters with Pyro: SVI trains those that it sees during its step."""
     for name, parameter in penalty.named_parameters():
         if parameter.requires_grad:
             pyro.param(f"{unique_name(penalty)}.{name}", parameter)
@@ -132,7 +132,7 @@ class _ContrastiveTerms:
             if is_local(model_trace.nodes[site]):
                 # [..., cells], averaged over vectorised particles
                 total = (loss * weights).sum(-1).mean()
-            else:  # counts once in the data set, of which these cells have a share
+            else:  # counts once in the data set; these cells have their share of it
                 total = loss.mean() * weights.sum() / n_cells
             found[names[site]] = total
         return found
@@ -144,7 +144,7 @@ class _ContrastiveTerms:
         """
         loss, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
         loss, surrogate = loss / self.num_particles, surrogate / self.num_particles  # type: ignore[attr-defined]
-        # The value of the one with the gradient of the other.
+        # The value of `loss` with the gradient of `surrogate`.
         return loss + (surrogate - surrogate.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -179,7 +179,7 @@ class _ContrastiveTerms:
 
     @property
     def _particles_at_once(self) -> int:
-        """How many particles a trace holds: Pyro sums over them and divides by their number."""
+        """Number of particles in a trace: Pyro sums over them and divides by their number."""
         return self.num_particles if self.vectorize_particles else 1  # type: ignore[attr-defined]
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ELBOModule:
@@ -205,7 +205,7 @@ class _ContrastiveTerms:
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Refuse names of penalties that stand for something else in the history, or for each other."""
+    """Refuse names of penalties that have another meaning in the history, or are used twice."""
     if len(set(names)) < len(names):
         msg = f"Two penalties have the same name: {names}. Override `name` in one of them."
         raise ValueError(msg)
@@ -253,7 +253,7 @@ class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
     kl_weight
         Weight of the annealed KL divergences and penalties, default 1; set it between steps.
     data_size
-        As given; set it when the data set is known.
+        The argument; set it when the data set is known.
     terms
         Parts of the loss of the last mini-batch, detached, per pair: what :meth:`parts` returns
         (``reconstruction_loss``, ``kl_z``, ``kl_s``, ``kl_library``, without the KL weight) and

@@ -47,7 +47,7 @@ class Preset:
     Parameters
     ----------
     paper
-        Where it was published.
+        The publication.
     made_of
         Its components, by their names in this library.
     departs
@@ -232,7 +232,7 @@ def check_conditions(components: Mapping[str, object], conditions: Sequence[str]
     Parameters
     ----------
     components
-        By the keyword they were given as; those without an attribute ``n_conditions`` fit any.
+        Components by their keyword; those without an attribute ``n_conditions`` fit any number.
     conditions
         Names of the conditions, the background first; empty if they are not known yet.
 

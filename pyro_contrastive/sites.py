@@ -18,7 +18,8 @@ Weighting = Literal["population", "proportional"]
 RECONSTRUCTION = "reconstruction_loss"
 """Name of the negative log-likelihood among the parts of the negative ELBO, as in scvi-tools."""
 KL = "kl_"
-"""Before the name of a latent site: its KL divergence among the parts of the negative ELBO."""
+"""Prefix of the name of a latent site, for its KL divergence among the parts of the negative
+ELBO."""
 
 
 def cell_weights(
@@ -32,7 +33,7 @@ def cell_weights(
         The cells.
     weighting
         ``"population"``: the mean over background cells plus the mean over target cells, as in
-        scvi-tools, whatever their numbers. ``"proportional"``: every cell counts the same. Both sum
+        scvi-tools, however many there are. ``"proportional"``: every cell counts the same. Both sum
         to 2 when both populations are present: losses are per background/target pair.
     sizes
         Numbers of background and of target cells over which the means are taken, if the batch is
@@ -44,7 +45,7 @@ def cell_weights(
         return torch.full(is_target.shape, 2.0 / n_cells, device=is_target.device)
     n_background: Tensor | int
     n_target: Tensor | int
-    if sizes is None:  # kept as tensors, so that a GPU is not waited for
+    if sizes is None:  # kept as tensors, which avoids waiting for a GPU
         n_target = is_target.sum()
         n_background = len(batch) - n_target
     else:
@@ -97,7 +98,7 @@ class SalientOfTargets(Messenger):
     """Effect handler that leaves the salient latent of background cells out of an ELBO.
 
     The decoder does not see it, so its posterior is its prior, and its KL divergence would be 0 at
-    best. What q(s | x) says of background cells is decided by penalties, and is not evidence about
+    best. For background cells q(s | x) is determined by penalties, and carries no evidence about
     the data.
 
     Parameters
@@ -166,7 +167,7 @@ def log_likelihood(model_trace: Trace, sites: Iterable[str] | None = None) -> Te
 def part_names(model_trace: Trace) -> dict[str, str]:
     """Name the part of the negative ELBO that each site of a model contributes.
 
-    What a part is follows from whether the site is observed, not from what it is called.
+    The part depends on whether the site is observed, not on its name.
 
     Returns
     -------

@@ -156,7 +156,8 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         self.use_observed_lib_size = use_observed_lib_size
         covariates = Covariates(n_batch, n_cats_per_cov, n_continuous_cov)
         likelihood = likelihood_given(likelihood)
-        self.given_penalties = penalties_given(penalties)  # without what `wasserstein_penalty` adds
+        # Without the penalty that `wasserstein_penalty` adds.
+        self.given_penalties = penalties_given(penalties)
         self.model = ContrastiveModel(
             n_input=n_input,
             n_latent=n_background_latent + n_salient_latent,
@@ -191,7 +192,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         n_hidden: int,
         n_layers: int,
     ) -> ContrastiveGuide:
-        """Make the guide that goes with the model: its latents live where their priors do."""
+        """Make the guide that goes with the model: its latents have the support of their priors."""
         model = self.model
         guide = ContrastiveGuide(
             n_input=self.n_input,
@@ -207,7 +208,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
             n_hidden=n_hidden,
             n_layers=n_layers,
         )
-        # Priors that are made of posteriors, such as the VampPrior, need the encoders.
+        # Priors made of posteriors, such as the VampPrior, need the encoders.
         model.background_prior.bind(guide.z_encoder)
         model.salient_prior.bind(guide.s_encoder)
         return guide

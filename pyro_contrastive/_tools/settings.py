@@ -1,4 +1,4 @@
-"""Settings of the library as a whole, in the way of ``scvi.settings``."""
+"""Settings of the library as a whole, modelled on ``scvi.settings``."""
 
 from __future__ import annotations
 

@@ -9,23 +9,23 @@ from typing import TextIO
 
 import typer
 
-__all__ = ["mistakes_on_one_line", "plain_warnings", "say_error"]
+__all__ = ["errors_on_one_line", "plain_warnings", "print_error"]
 
 
 @contextmanager
-def mistakes_on_one_line(*mistakes: type[Exception]) -> Iterator[None]:
-    """Turn these exceptions, the user's mistakes, into one line each and exit code 2."""
+def errors_on_one_line(*mistakes: type[Exception]) -> Iterator[None]:
+    """Turn exceptions that report a user's mistake into one line each and exit code 2."""
     try:
         with plain_warnings():
             yield
     except mistakes as error:
-        say_error(str(error))
+        print_error(str(error))
         raise typer.Exit(2) from error
 
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show warnings meant for the user on one line, without a line of our code."""
+    """Show warnings meant for the user on one line, without the line of code that raised them."""
     show = warnings.showwarning
 
     def show_plainly(
@@ -46,6 +46,6 @@ def plain_warnings() -> Iterator[None]:
         yield
 
 
-def say_error(text: str) -> None:
+def print_error(text: str) -> None:
     """Write an error on one line of standard error."""
     typer.echo("Error: " + " ".join(text.split()), err=True)

@@ -71,7 +71,7 @@ class tensors_for_items(TorchFunctionMode):  # noqa: N801  # a context manager, 
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call torch's function, or keep its result where it is."""
+        """Call torch's function, but leave the result of ``item`` on its device."""
         if func is Tensor.item:
             return args[0].detach()
         return func(*args, **(kwargs or {}))
@@ -113,7 +113,7 @@ def _glibc() -> tuple[Any, Any]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Without gradients, dropout or updates of batch-norm statistics; restores the mode after.
+    """Switch off gradients, dropout and updates of batch-norm statistics; restore the mode after.
 
     Memory is reused inside, as by :func:`reused_memory`.
     """

@@ -1,1 +1,1 @@
-"""What people do with a fitted model."""
+"""Analyses of a fitted model, on which the methods of ``ContrastiveVI`` are built."""

@@ -33,14 +33,14 @@ Method = Literal["guide", "nuts"]
 
 LATENTS = ("z", "s", "library")
 EXPECTED_PER_BIN = 5
-"""Ranks expected in each bin, at least, for the statistic to follow a chi-square (Cochran 1952)."""
+"""Smallest expected number of ranks in a bin for a chi-square test (Cochran 1952)."""
 MIN_BINS, MAX_BINS = 2, 20
 LEVEL = 0.01
 """p-value, adjusted for the number of quantities, below which ranks are called not uniform."""
 SHIFTED, OFF_WIDTH = 3.0, 0.1
 """Above these, ranks that are not uniform are called shifted (in standard errors of their mean),
-and the posterior too narrow or wide (departure of their variance from a uniform's). They choose
-the words only: the test decides whether ranks are uniform."""
+and the posterior too narrow or wide (departure of their variance from a uniform's). They only
+choose the words: the test decides whether ranks are uniform."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def calibrate(
     method: Method = "guide",
     nuts: NutsSettings | None = None,
 ) -> Calibration:
-    """Simulate a cell in place of each of these, and rank its latents; call with a fixed seed.
+    """Simulate a cell like each of these, and rank its latents; call with a fixed seed.
 
     Condition, batch, covariates and observed library size are those of the real cell; latents and
     data are drawn from the model. Parameters with a prior are at their posterior mean.
@@ -215,7 +215,7 @@ def _ranks(
 
 
 def _reading(row: dict[str, float]) -> str:
-    """Put the shape of a histogram of ranks in words."""
+    """Describe the shape of a histogram of ranks."""
     if math.isnan(row["p_value"]):
         return f"Not tested: only {row['n']:.0f} simulated cells have it, at least 10 are needed."
     if row["uniform"]:

@@ -15,10 +15,10 @@ drawn from :math:`q(z, s, l \mid x_n)`, the ratio to that prior,
 
 .. math:: w_m = \frac{p(x_n \mid z_m, s_m, l_m)\, p(z_m, s_m, l_m)}{q(z_m, s_m, l_m \mid x_n)} ,
 
-which is the importance-weighted likelihood of Burda et al. (ICLR 2016). It is reported as it is
-(``"iw"``), and after Pareto smoothing of the weights (``"psis"``; Vehtari et al., JMLR 25,
-2024), whose shape k says whether either can be trusted; Yao, Vehtari, Simpson & Gelman (ICML 2018)
-read the same k as a verdict on q.
+which is the importance-weighted likelihood of Burda et al. (ICLR 2016). It is reported without
+smoothing (``"iw"``), and after Pareto smoothing of the weights (``"psis"``; Vehtari et al., JMLR
+25, 2024), whose shape k says whether either can be trusted; Yao, Vehtari, Simpson & Gelman (ICML
+2018) read the same k as a verdict on q.
 
 The shared parameters are not integrated over. They were learned from the training cells, for which
 the value is therefore optimistic: use cells that were held out.
@@ -166,7 +166,7 @@ def _standard_error(values: Array) -> float:
 
 
 def _reading(row: Mapping[str, object], is_best: bool) -> str:
-    """Put a row in words: its place, and whether the estimate can be trusted."""
+    """Explain a row: its place, and whether the estimate can be trusted."""
     difference, error = float(str(row["elpd_diff"])), float(str(row["diff_se"]))
     if is_best:
         place = "Highest."

@@ -41,9 +41,9 @@ class Intervention:
     condition
         Its code.
     donors
-        Cells that were given the condition, at least one. A cell that was not takes the s of a
-        donor, so that these s are drawn from the aggregate posterior of the treatment. ``None``:
-        they are drawn from the prior p(s | condition).
+        Cells that were given the condition, at least one. Each other cell takes the s of a donor,
+        so that s is drawn from the aggregate posterior of the treatment. ``None``: they are drawn
+        from the prior p(s | condition).
     """
 
     condition: int
@@ -143,7 +143,7 @@ def treatment_effect(query: Query, *, interval: float, pseudocount: float) -> Ef
             change = with_s - without_s  # [samples, cells, genes]
             parts["mean"].append(change.mean(0))
             # Weibull's plotting positions: a share k/(n + 1) of the posterior lies below the k-th
-            # of n draws, so that the interval has the probability it is said to have.
+            # of n draws, so that the interval has its nominal probability.
             quantiles = np.quantile(change, tails, axis=0, method="weibull")
             lower, upper = quantiles.astype(np.float32)
             parts["lower"].append(lower)

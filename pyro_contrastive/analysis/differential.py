@@ -257,7 +257,7 @@ def _table(
     genes: Sequence[str],
     settings: DifferentialSettings,
 ) -> pd.DataFrame:
-    """Make the frame of one comparison: tagged, named and sorted."""
+    """Make the table of one comparison: tagged, named and sorted."""
     key = "proba_de" if settings.mode == "change" else "bayes_factor"
     table = pd.DataFrame(columns, index=genes)
     if settings.mode == "change":

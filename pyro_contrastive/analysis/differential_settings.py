@@ -68,7 +68,7 @@ class DifferentialSettings:
     Raises
     ------
     ValueError
-        If a value is out of range, or would have no effect beside the others.
+        If a value is out of range, or would have no effect given the others.
     """
 
     mode: Literal["change", "vanilla"] = "change"

@@ -123,7 +123,7 @@ def _table(
 
 
 def salient_log_likelihood(query: Query, n_samples: int = 10) -> NDArray[np.float64]:
-    """Nats of log p(x | z, s, l) that each cell loses if its s is set to 0; call seeded.
+    """Nats of log p(x | z, s, l) that each cell loses if its s is set to 0; fix the seed.
 
     Parameters
     ----------

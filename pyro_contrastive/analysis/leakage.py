@@ -26,7 +26,7 @@ Codes = NDArray[np.intp]
 FOLDS = 5
 NEIGHBORS = 15
 MIN_PER_CLASS = 10
-"""Cells a class needs to be probed: two in every fold."""
+"""Fewest cells that a class needs in order to be probed: two in every fold."""
 
 
 def probe(

@@ -132,7 +132,7 @@ def marginal_log_likelihood(query: Query, n_samples: int) -> Array:
 
 
 def _few_at_a_time(query: Query) -> Query:
-    """Look at few cells at a time by default: memory is draws per pass x cells x genes."""
+    """Evaluate few cells at a time by default: memory is draws per pass x cells x genes."""
     return replace(query, batch_size=query.batch_size or FEW_CELLS)
 
 

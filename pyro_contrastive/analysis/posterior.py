@@ -55,8 +55,8 @@ def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
     query
         The model, the data and which cells.
     give_mean
-        The mean of the log-normal posterior, or else one draw. Observed sizes are returned as they
-        are.
+        The mean of the log-normal posterior, or else one draw. Observed sizes are returned
+        unchanged.
 
     Raises
     ------

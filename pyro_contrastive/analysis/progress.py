@@ -21,7 +21,7 @@ clock = time.monotonic
 
 
 def stderr_console() -> Console:
-    """Return a separate console, so that the bar can be drawn beside another bar of rich."""
+    """Return a separate console, so that the bar can be drawn next to another rich bar."""
     from rich.console import Console  # noqa: PLC0415  # slow, and quick calls draw nothing
 
     return Console(stderr=True)

@@ -53,7 +53,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Query:
-    """Which model is asked about which cells of which data, and how they are decoded.
+    """A model, the cells that it is asked about, and how these are decoded.
 
     Made once per question and handed down unchanged, so that no function between the user and the
     Pyro program takes these one by one.

@@ -1,4 +1,4 @@
-"""The separation scores in words, with the thresholds at which the words change."""
+"""Readings of the separation scores, and the thresholds between them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["READINGS", "Reading"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What the value of a score means, in words.
+    """What the values of a score mean.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Reading:
     sentences: tuple[str, str, str]
 
     def __call__(self, value: float) -> str:
-        """Put `value` in words."""
+        """Return the sentence for `value`."""
         sign = 1.0 if self.best == "high" else -1.0
         if sign * value >= sign * self.good:
             return self.sentences[0]

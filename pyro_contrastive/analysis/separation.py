@@ -226,7 +226,7 @@ def label_mixing(
     Parameters
     ----------
     latent, labels, n_neighbors
-        As in :func:`score_labels`, and the same errors.
+        As in :func:`score_labels`, with the same errors.
     """
     values = latent_matrix(latent, "latent")
     codes = label_codes(in_order(labels, names_of(latent), "labels"), "labels", len(values))

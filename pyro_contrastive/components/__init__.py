@@ -1,1 +1,1 @@
-"""Parts of a model: what makes them saveable, and checks of those that users give."""
+"""Parts of a model: how they are saved, and checks of those that users give."""

@@ -1,4 +1,4 @@
-"""What priors, likelihoods and penalties share: modules whose arguments can be saved."""
+"""The base class of priors, likelihoods and penalties: modules whose arguments can be saved."""
 
 from __future__ import annotations
 

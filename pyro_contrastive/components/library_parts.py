@@ -19,7 +19,7 @@ PART_KINDS = {
 
 
 def library_parts() -> dict[str, Mapping[str, type[Any]]]:
-    """Return the library's own parts by kind and name: all that is made because a file names it.
+    """Return the library's own parts by kind and name: the only ones a file can ask for.
 
     Each is the fixed ``LIBRARY`` of its folder. (Imported here and not above, because the classes
     in these folders are themselves components.)

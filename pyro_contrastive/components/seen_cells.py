@@ -26,8 +26,8 @@ def evenly(cells: NDArray[np.int64]) -> NDArray[np.int64]:
 class SeenCells(nn.Module):
     """Condition, batch, library size and covariates of some of the cells that trained.
 
-    They are buffers, so that they are saved with the weights. Before training there are none, nor
-    are there in models saved by earlier versions.
+    They are buffers, so that they are saved with the weights. There are none before training, and
+    none in models saved by earlier versions.
     """
 
     condition: Tensor | None

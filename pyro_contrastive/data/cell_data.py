@@ -23,7 +23,7 @@ AT_A_TIME = 10_000
 
 @dataclass(frozen=True)
 class CellData:
-    """What a model needs to know of a data set.
+    """The parts of a data set that a model needs.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class CellData:
 
     @cached_property
     def observed(self) -> Mapping[str, Observed]:
-        """What is observed in each modality, by the name of its site."""
+        """The observations of each modality, by the name of its site."""
         return {X: as_observed(self.counts)}
 
     def rows(self, cells: NDArray[np.int64] | None = None) -> Matrix:

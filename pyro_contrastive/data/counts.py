@@ -1,4 +1,4 @@
-"""Reading counts (or other data) from an AnnData, and checking what they are."""
+"""Reading counts (or other data) from an AnnData, and checking them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
     Parameters
     ----------
     adata
-        In memory.
+        Data in memory.
     layer
         Name of the layer with the counts; ``None``: ``adata.X``.
     cells
-        Which cells to read and check; default all. Others are not looked at.
+        Which cells to read and check; default all.
 
     Raises
     ------
     KeyError
-        If the layer does not exist; the error lists the layers there are.
+        If the layer does not exist; the error lists the existing ones.
     ValueError
         If there are no cells or genes, the data are only on disk, or a value is missing or
         infinite; the error names the first such cell and gene.
@@ -43,7 +43,7 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
         _check_sparse(matrix, where)
         counts = sp.csr_matrix(matrix, dtype=np.float32)
         if (counts.data == 0).any() or not counts.has_canonical_format:
-            counts = counts.copy()  # it may share memory with the AnnData, which is left as it is
+            counts = counts.copy()  # it may share memory with the AnnData, which must not change
             counts.sum_duplicates()
             counts.eliminate_zeros()
     else:
@@ -60,7 +60,7 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
 
 
 def _matrix(adata: AnnData, layer: str | None, cells: Indices | None) -> Any:
-    """Return the matrix as the AnnData has it, or some of its rows."""
+    """Return the matrix in the format of the AnnData, or some of its rows."""
     where = place(layer)
     if layer is not None and layer not in layer_names(adata):
         msg = f"{where} does not exist; the layers are {sorted(layer_names(adata))}."
@@ -98,7 +98,7 @@ def _check_sparse(matrix: Any, where: str) -> None:
 def _check_ends(matrix: Any, where: str, cells: Indices) -> None:
     """Refuse a sparse matrix some of whose rows begin or end outside it.
 
-    All columns are looked at where it is stored by columns.
+    If it is stored by columns, all columns are checked.
     """
     if matrix.format not in {"csr", "csc"}:
         return
@@ -175,7 +175,7 @@ def first_of(chosen: NDArray[np.bool_], counts: Matrix, cells: pd.Index, genes: 
     Parameters
     ----------
     chosen
-        Which ones, shape of :func:`stored_values`; at least one.
+        Mask of the values, shape of :func:`stored_values`; at least one is chosen.
     counts
         The matrix.
     cells, genes
@@ -200,13 +200,13 @@ def not_counts(counts: Matrix) -> NDArray[np.bool_]:
 class AnnDataCounts(Observed):
     """Counts in an AnnData, read and checked row by row when they are needed.
 
-    The cost of a question about a few cells does not depend on how many others there are. What is
-    checked is what is used, even if the AnnData was changed in place since the last question.
+    The cost of reading a few cells does not depend on the size of the data set. Every read is
+    checked, so that changes made to the AnnData in place are checked too.
 
     Parameters
     ----------
     adata
-        In memory, with the registered genes.
+        Data in memory, with the registered genes.
     layer
         Name of the layer with the counts; ``None``: ``adata.X``.
     """

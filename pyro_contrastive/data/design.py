@@ -1,4 +1,4 @@
-"""Whether background and target can be compared at all, checked when the data are set up."""
+"""Checks of the design: whether background and target cells can be compared at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 
-FEWEST = 10
+MIN_CELLS = 10
 """Smaller populations cause a warning: by default a tenth of each is held out."""
 
 
@@ -58,14 +58,14 @@ def warn_of_few_cells(data: CellData) -> None:
         return
     n_background = int((data.condition == BACKGROUND).sum())
     numbers = {"background": n_background, "target": len(data) - n_background}
-    few = [f"{n} {name} cell{'s' * (n != 1)}" for name, n in numbers.items() if n < FEWEST]
+    few = [f"{n} {name} cell{'s' * (n != 1)}" for name, n in numbers.items() if n < MIN_CELLS]
     if not few:
         return
     warnings.warn(
         f"There {'is' if few[0].startswith('1 ') else 'are'} only {' and '.join(few)}, which is "
-        f"fewer than {FEWEST}. What the conditions share and how they differ is learned from "
+        f"fewer than {MIN_CELLS}. What the conditions share and how they differ is learned from "
         "these few cells, seen in every epoch; and of fewer than 10 no cell is held out by "
-        "default, so there is no held-out ELBO for early stopping to look at. Do not rely on the "
+        "default, so there is no held-out ELBO for early stopping to use. Do not rely on the "
         "result; is background= the value you mean?",
         UserWarning,
         stacklevel=4,

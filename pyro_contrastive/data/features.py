@@ -1,4 +1,4 @@
-"""Features that are not genes, such as guides or antibodies counted beside them."""
+"""Features that are not genes, such as guides or antibodies counted along with them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _LISTED = 3
 
 
 def warn_of_other_features(var: pd.DataFrame) -> None:
-    """Warn of features that are not genes, beside genes.
+    """Warn if some features are genes and others are not.
 
-    Two calls below `setup_anndata`. Data with a single type of feature are left alone: they may be
-    peaks, meant for a likelihood of binary data.
+    Two calls below `setup_anndata`. Data with a single type of feature cause no warning: they may
+    be peaks, meant for a likelihood of binary data.
 
     Parameters
     ----------

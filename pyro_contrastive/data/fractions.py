@@ -34,7 +34,7 @@ def look_like_corrected_counts(matrix: Any) -> bool:
     """Tell whether a matrix holds counts with fractions, rather than transformed or scaled ones.
 
     They come from tools that remove ambient RNA (SoupX, CellBender) or share reads between genes
-    (alevin, RSEM). Counts scaled to one total per cell, or their logarithms, are not meant.
+    (alevin, RSEM). Counts scaled to one total per cell, or their logarithms, do not qualify.
 
     Parameters
     ----------

@@ -118,9 +118,9 @@ def in_order(values: Any, names: pd.Index | None, what: str) -> Any:
     Parameters
     ----------
     values
-        A Series is reordered by its index; anything else is returned as it is.
+        A Series is reordered by its index; anything else is returned unchanged.
     names
-        Names of the cells; ``None`` if they have none, which leaves the order as it is.
+        Names of the cells; ``None`` if they have none, and the order does not change.
     what
         Name of the values, for error messages.
 
@@ -221,7 +221,7 @@ def populations(
     target_indices: ArrayLike | None,
     cells: pd.Index | int,
 ) -> tuple[Indices, Indices]:
-    """Return the background and the target cells: as given, or else by their condition.
+    """Return the background and the target cells, as given or by their condition.
 
     Indices and `cells` as in :func:`as_indices`.
 

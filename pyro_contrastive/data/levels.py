@@ -1,4 +1,4 @@
-"""Finding the level of a column that a user means, however it is written."""
+"""Finding the level of a column that a user means, whether given as a value or as its text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def several(value: object) -> bool:
-    """Tell whether this holds several values (a list, an array, a Series) rather than one."""
+    """Tell whether an object holds several values (a list, an array, a Series) rather than one."""
     return (
         isinstance(value, Iterable)
         and not isinstance(value, str | bytes)
@@ -35,16 +35,16 @@ def listed(values: Any) -> list[Any]:
 def position_of(value: object, levels: Sequence[object]) -> int | None:
     """Find the level that a value means.
 
-    Levels are kept as text, while users give a value as it is in the column: a number, a truth
-    value, a date. So the value itself is tried first, then its text, then its number: 0 means the
-    level ``"0.0"`` of a column of floats, and ``"False"`` of one of truth values.
+    Levels are kept as text, while users may give a value of the column's own type: a number, a
+    truth value, a date. So the value itself is tried first, then its text, then its number: 0 means
+    the level ``"0.0"`` of a column of floats, and ``"False"`` of one of truth values.
 
     Parameters
     ----------
     value
         A single value.
     levels
-        Levels as text, or as they stand in a column.
+        Levels as text, or as values of a column.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def codes_of(values: pd.Series, known: Sequence[str]) -> NDArray[np.int64]:
     Parameters
     ----------
     values
-        Of each cell.
+        Value of each cell.
     known
         Levels as text.
     """

@@ -29,7 +29,7 @@ class ResidentCells:
     device
         Where to keep them.
     dtype
-        Of counts and other numbers.
+        Dtype of counts and other numbers.
 
     Raises
     ------
@@ -44,7 +44,8 @@ class ResidentCells:
             raise TypeError(msg)
         self.conditions = data.conditions
         self.counts = OnDevice(counts, device, dtype)
-        # Everything but the counts, as one batch of all cells: a mini-batch is cut out of it there.
+        # Everything but the counts, for all cells at once: mini-batches are taken from it on the
+        # device.
         empty = csr_matrix((len(data), 0), dtype=np.float32)
         bare = replace(data, counts=empty).cells(np.arange(len(data)), device, dtype)
         library = None if data.size_factor is None else bare.library
@@ -75,7 +76,7 @@ class ResidentCells:
 def on_device_if_it_fits(
     data: CellData, device: torch.device, dtype: torch.dtype
 ) -> CellData | ResidentCells:
-    """Copy the cells to the device if it is a GPU and they fit; else return them as they are."""
+    """Copy the cells to the device if it is a GPU and they fit; else return them unchanged."""
     if device.type != "cuda":
         return data
     counts = data.rows()

@@ -1,4 +1,4 @@
-"""What the user registers about an AnnData, and reading the same from other AnnData."""
+"""The setup that a user registers for an AnnData, and reading other AnnData by it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key
 
 @dataclass(frozen=True)
 class Setup:
-    """Which columns of ``obs`` mean what, and the categories they had.
+    """The roles of the columns of ``obs``, and the categories they had.
 
     Made by :meth:`register`; keys as in ``setup_anndata``. ``categories`` holds the levels of each
     categorical key in code order, as strings; of the condition the background comes first.
@@ -112,7 +112,7 @@ class Setup:
 
     @classmethod
     def of(cls, adata: AnnData) -> Self:
-        """Return the record ``setup_anndata`` left.
+        """Return the record that ``setup_anndata`` left.
 
         Raises
         ------
@@ -210,7 +210,7 @@ class Setup:
         return np.where(values.isna(), -1, codes_of(values, self.conditions))
 
     def with_genes(self, adata: AnnData) -> AnnData:
-        """Return the registered genes of `adata`, in their order (a view if that takes a change).
+        """Return the registered genes of `adata`, in their order (as a view if that differs).
 
         Raises
         ------
@@ -246,9 +246,9 @@ class Setup:
         if repeated:
             msg = (
                 f"{len(repeated)} genes of this model occur several times in this AnnData, e.g. "
-                f"{repeated[:3]}: which is the one the model knows? adata.var_names_make_unique() "
-                "keeps the name of the first, and gives the others new ones; do as was done with "
-                "the data the model was set up with."
+                f"{repeated[:3]}, so it is not known which one was registered. "
+                "adata.var_names_make_unique() keeps the name of the first and renames the others; "
+                "treat repeats as in the data the model was set up with."
             )
             raise ValueError(msg)
 

@@ -36,11 +36,11 @@ def spelling(text: str) -> str:
     kept = ""
     for position, (marks, run) in enumerate(runs):
         after = runs[position + 1][1] if position + 1 < len(runs) else ""
-        kept += _kept_of_marks(run, kept, after) if marks else run
+        kept += _kept_marks(run, kept, after) if marks else run
     return kept
 
 
-def _kept_of_marks(run: str, before: str, after: str) -> str:
+def _kept_marks(run: str, before: str, after: str) -> str:
     """Return the marks between two parts of a text that change its meaning."""
     if not after:
         return "-" if run in _MINUS else ""

@@ -27,7 +27,8 @@ from pyro_contrastive.observed.matrix import Matrix, row_sums, stored_values
 from pyro_contrastive.observed.source import Indices
 
 Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
-"""Advice about data outside a support, given that, the AnnData and the layer they are in."""
+"""Function of a support, an AnnData and a layer that returns advice about data outside the
+support."""
 
 COUNTS, BINARY, NONNEGATIVE = (
     constraints.nonnegative_integer,
@@ -89,14 +90,14 @@ def check_support(
     counts
         The data, ``[cells, genes]``.
     adata, layer
-        Where they come from.
+        The AnnData and the layer that they come from.
     likelihood
         Its `support` is the set of possible values. In a sparse matrix the values that are not
         stored are zeros, which must be in it too.
     advise
         Makes the last sentence of the error. Default: Python code.
     cells
-        Which cells of `adata` the data are of; default all.
+        The cells of `adata` that the data belong to; default all.
 
     Raises
     ------
@@ -169,9 +170,9 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
     fractions = f" {rounding_advice(adata, layer)}" if look_like_corrected_counts(counts) else ""
     warnings.warn(
         f"{place(layer)} does not hold raw counts (integers from 0 up): {int(bad.sum())} of its "
-        f"values are something else, the first {first}. Gaussian() takes "
-        "log-normalised values, and a Likelihood of your own may take others; the default and all "
-        f"other likelihoods refuse them.{fractions} {where_counts_are(adata, layer)}",
+        f"values are something else, the first {first}. Gaussian() takes log-normalised values, "
+        "and a Likelihood of your own may take others; the default and all other likelihoods "
+        f"refuse them.{fractions} {where_counts_are(adata, layer)}",
         UserWarning,
         stacklevel=4,
     )
@@ -199,7 +200,7 @@ def warn_of_scale(keys: tuple[str, ...], values: NDArray[np.float32]) -> None:
     if large:
         listed = ", ".join(f"adata.obs[{key!r}] up to {size:,.0f}" for key, size in large.items())
         warnings.warn(
-            "Continuous covariates go into the networks as they are, and these are large: "
+            "Continuous covariates go into the networks unscaled, and these are large: "
             f"{listed}. Training may fail. Standardise them: (x - x.mean()) / x.std().",
             UserWarning,
             stacklevel=4,

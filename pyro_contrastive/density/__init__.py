@@ -1,4 +1,4 @@
-"""Log-densities of a mini-batch of counts with their gradients, and which way is taken when.
+"""Log-densities of a mini-batch of counts with their gradients, and the ways of computing them.
 
 The mean of a count is the library size times a softmax over genes of the decoder's last layer.
 Evaluated layer by layer, that passes over many arrays of [cells, genes], and memory traffic is most

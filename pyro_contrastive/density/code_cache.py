@@ -6,7 +6,7 @@ switches the cache off; the code compiled without it is the same.
 
 For developers: numba compiles a function again when its own file changes, but not when a function
 that it calls changes in another file. After editing one of the `kernel` files, delete the folder
-``__pycache__`` beside them.
+``__pycache__`` next to them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ForgivingCache:
             return None
         try:
             return act(*arguments)
-        except Exception as error:  # a damaged pickle may raise anything, like a file system
+        except Exception as error:  # a damaged pickle may raise anything, and so may a file system
             self._works = False
             _log_once(str(self._cache.cache_path), error)
             return None

@@ -6,7 +6,7 @@ instead:
 
 * A zero count needs no gamma function. Its log-probability ``A = -t log1p(m / t)`` and the
   gradient are evaluated at every entry, in the dtype of the parameters, by short formulas that are
-  accurate as long as the mean is small. That it is wherever most counts are zero.
+  accurate as long as the mean is small, as it is wherever most counts are zero.
 * The few other entries, non-zero counts and zeros where the mean is large, are gathered, evaluated
   in float64 and scattered back. For small counts ``lgamma(x + t) - lgamma(t)`` is a short sum of
   logarithms, taken from a table. Others use the saddle-point form of the density (C. Loader, "Fast

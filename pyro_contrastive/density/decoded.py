@@ -17,9 +17,9 @@ from pyro_contrastive.density.ways import Way, can_fuse, log_way
 class DecodedCounts(TorchDistribution):
     """A (zero-inflated) negative binomial over genes that knows the layers behind its parameters.
 
-    It is the distribution that `make` returns, and leaves everything to that one except
-    :meth:`log_prob`, which evaluates layer, softmax and density as one function, in half the time.
-    The heads are not evaluated unless something else asks for them.
+    It delegates everything to the distribution that `make` returns, except :meth:`log_prob`, which
+    evaluates layer, softmax and density as one function, in half the time. The heads are not
+    evaluated unless something else asks for them.
 
     Parameters
     ----------

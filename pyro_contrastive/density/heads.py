@@ -1,4 +1,4 @@
-"""The decoder's heads, each evaluated when somebody first looks at it."""
+"""The decoder's heads, each evaluated on first access."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def products_are_half() -> bool:
 
 
 def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, half: bool) -> Tensor:
-    """Apply a linear layer; if `half`, its product (but not the bias) is one of bfloat16."""
+    """Apply a linear layer; if `half`, its product (but not the bias) is computed in bfloat16."""
     if not half:
         return F.linear(hidden, weight, bias)
     product = F.linear(hidden.bfloat16(), weight.bfloat16()).to(hidden.dtype)
@@ -80,9 +80,9 @@ def _is_plain(layer: object) -> TypeGuard[nn.Linear]:
 class Heads(MutableMapping[str, Tensor]):
     """Outputs of linear layers by name, ``[..., cells, genes]``; ``"scale"`` through a softmax.
 
-    A head costs as much as the rest of the decoder, so that each is evaluated only when it is first
-    looked at: normalised expression does not cost the other heads, and a fused log-density
-    evaluates none of them. Otherwise this is a dictionary, whose entries can be set and deleted.
+    A head costs as much as the rest of the decoder, so that each is evaluated only on first access:
+    normalised expression does not cost the other heads, and a fused log-density evaluates none of
+    them. Otherwise this is a dictionary, whose entries can be set and deleted.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Heads(MutableMapping[str, Tensor]):
         self.hidden = hidden
         self._layers = dict(layers.items())
         self._values: dict[str, Tensor] = {}
-        # As they are when the decoder runs, whoever looks at a head later.
+        # The settings in force when the decoder runs, not when a head is accessed later.
         self._needs_grad = torch.is_grad_enabled()
         self.half = products_are_half()
 
@@ -145,7 +145,7 @@ class Heads(MutableMapping[str, Tensor]):
     def obstacle(self, names: Iterable[str]) -> str | None:
         """Say why a caller cannot evaluate these heads itself, from :meth:`layers`.
 
-        ``None`` if it can: all are plain linear layers, at whose output nobody has looked.
+        ``None`` if it can: all are plain linear layers that have not been evaluated yet.
         """
         for name in names:
             layer = self._layers.get(name)

@@ -112,7 +112,7 @@ def count_rows(
 
 
 def compile_all() -> None:
-    """Compile all for the types they are called with, by evaluating a cell with one gene."""
+    """Compile every function for the types it is called with, by evaluating one cell and gene."""
 
     def ones(*shape: int) -> Any:
         return np.ones(shape, f4)

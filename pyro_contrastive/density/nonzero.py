@@ -28,7 +28,7 @@ class NonZero(NamedTuple):
 
     ``flat`` and ``last`` are their positions in the flattened tensor and along the last axis, ``x``
     their values in float64, ``entry`` their positions in the table of small counts, and ``large``
-    the indices of those that the table does not have.
+    the indices of those that are not in the table.
     """
 
     flat: Tensor
@@ -39,11 +39,12 @@ class NonZero(NamedTuple):
 
     @classmethod
     def of(cls, value: Tensor, at: tuple[Tensor, Tensor] | None = None) -> Self:
-        """Find them; ``at`` are their positions, ``flat`` and ``last``, if these are known."""
+        """Find the non-zero entries; ``at``: their positions ``flat`` and ``last``, if known."""
         every = value.reshape(-1)
         n_last = value.shape[-1] if value.dim() else 1
         if at is None:
-            # NaN and negative counts, if nobody validates them, must come out as NaN: non-zero.
+            # NaN and negative counts, where validation is off, must give NaN: treat them as
+            # non-zero.
             flat = (every != 0).nonzero().squeeze(-1)
             at = flat, flat % max(n_last, 1)
         flat, last = at

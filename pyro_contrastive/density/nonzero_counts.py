@@ -94,7 +94,7 @@ class _SmallCounts(NamedTuple):
     def terms(self, counts: NonZero, m: Tensor, t: Tensor) -> Terms:
         """Evaluate counts of 1 to `SMALL_COUNT` in float64.
 
-        For counts this small, float64 has digits enough for what cancels.
+        For counts this small, float64 has enough digits for the terms that cancel.
         """
         u = m / t
         log1p, grown = u.log1p(), 1 + u

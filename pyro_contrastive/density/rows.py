@@ -41,7 +41,7 @@ def kernel() -> ModuleType | None:
     """Import and compile the code; return ``None`` (and log it once) where that is not possible.
 
     numba takes a second to import, and a few to compile the code for the first time; it keeps the
-    result beside the source or in the user's cache folder. Only errors of numba mean that there is
+    result next to the source or in the user's cache folder. Only errors of numba mean that there is
     no compiled code. Others are ours and are raised.
     """
     try:
@@ -53,7 +53,7 @@ def kernel() -> ModuleType | None:
         from pyro_contrastive.density import kernel as compiled  # noqa: PLC0415  # needs numba, slow to import
 
         compiled.compile_all()
-    except (errors.NumbaError, RuntimeError, OSError) as error:  # RuntimeError: nowhere to keep it
+    except (errors.NumbaError, RuntimeError, OSError) as error:  # RuntimeError: no cache folder
         _log_lack(error)
         return None
     return compiled
@@ -126,6 +126,6 @@ def _threads(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, thread_name_prefix="rows")
 
 
-# A forked process inherits the pool without its threads, and would wait for them for ever.
+# A forked process inherits the pool without its threads, and would wait for them forever.
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_threads.cache_clear)

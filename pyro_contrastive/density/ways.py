@@ -2,7 +2,7 @@
 
 The decision has two steps, because the second one may start the compiler, which a program that only
 samples should not wait for: :func:`can_fuse` when the distribution is made, and
-:func:`can_use_rows` when its log-density is evaluated. The text of the package lists the ways.
+:func:`can_use_rows` when its log-density is evaluated. The docstring of the package lists the ways.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_contrastive.density.heads import Heads
 from pyro_contrastive.density.rows import kernel
 
-FEWEST_ENTRIES = 2**15
+MIN_ENTRIES = 2**15
 """Cells times genes below which compiled code does not repay the time it takes to load."""
 
 
@@ -50,7 +50,7 @@ logger.addFilter(only_changes)
 
 
 def log_way(way: Way, obstacle: str | None = None) -> None:
-    """Log at level DEBUG which way is taken, if it is another one than before.
+    """Log at level DEBUG which way is taken, if it differs from the one before.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def _obstacle_to_fusing(
     if heads.hidden.dim() != 2 or heads.hidden.shape[:-1] != library.shape[:-1]:  # noqa: PLR2004  # cells and hidden units
         return "the latents have an axis of draws"
     if dist.is_validation_enabled():
-        return "Pyro's validation is on, which looks at the heads"
+        return "Pyro's validation is on, which reads the heads"
     if torch.is_autocast_enabled(library.device.type):
         return "torch's autocast is on"
     return None
@@ -114,8 +114,8 @@ def can_use_rows(value: Tensor, scale: Tensor, library: Tensor, t: Tensor) -> bo
 
 
 def _obstacle_to_rows(value: Tensor, scale: Tensor, library: Tensor, t: Tensor) -> str | None:
-    if value.numel() < FEWEST_ENTRIES:
-        return f"the mini-batch has fewer than {FEWEST_ENTRIES} entries"
+    if value.numel() < MIN_ENTRIES:
+        return f"the mini-batch has fewer than {MIN_ENTRIES} entries"
     if value.device.type != "cpu":
         return f"the counts are on a device of type {value.device.type}"
     dtypes = {a.dtype for a in (value, scale, library, t)}

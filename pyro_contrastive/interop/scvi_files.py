@@ -1,4 +1,4 @@
-"""Read models of scvi-tools' ContrastiveVI, from files or from memory, as models of ours."""
+"""Convert models of scvi-tools' ContrastiveVI, from files or memory, to this library's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class _ScviParts:
-    """The content of a model of scvi-tools, in its own format."""
+    """The content of an scvi-tools model, in its own format."""
 
     source: str
     registry: Mapping[str, Any]

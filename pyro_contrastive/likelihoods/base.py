@@ -124,9 +124,10 @@ class Likelihood(Component):
     def decode(
         self, hidden: Tensor, batch: CellBatch, shared: Mapping[str, Tensor]
     ) -> MutableMapping[str, Tensor]:
-        """Apply the heads to the decoder's last hidden layer, each when it is first looked at.
+        """Apply the heads to the decoder's last hidden layer, each on first access.
 
-        The log-density is evaluated faster if nobody has looked at a head before: see `density`.
+        The log-density is evaluated faster if no head was accessed before it: see
+        :mod:`pyro_contrastive.density`.
 
         Parameters
         ----------

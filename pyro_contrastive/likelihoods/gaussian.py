@@ -14,7 +14,8 @@ from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 
 MEAN = "mean"
 SMALLEST_SCALE = 0.01
-"""Lower bound of the standard deviations; that of a constant gene would fall for ever."""
+"""Lower bound of the standard deviations; otherwise that of a constant gene would fall without
+end."""
 INITIAL_LOG_SCALE = -1.0
 """exp(-1) = 0.37, about as much as log-normalised genes vary between cells of one type."""
 
@@ -81,5 +82,5 @@ class Gaussian(Likelihood):
         return None
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Return the data as they are."""
+        """Return the data unchanged."""
         return x

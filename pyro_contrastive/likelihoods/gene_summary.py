@@ -22,13 +22,13 @@ class GeneSummary:
     Parameters
     ----------
     mean, variance
-        Of the data.
+        Mean and variance of the data.
     share
         The gene's count plus one half, divided by the sum of the library sizes: the normalised
         expression of a model in which it is the same in all cells.
     inverse_dispersion
         Moment estimate of theta: with it, a negative binomial of mean l x share (l the library size
-        of the cell) has the sum of squared deviations that is observed. Between 0.05 and 50.
+        of the cell) has the observed sum of squared deviations. Between 0.05 and 50.
     """
 
     mean: Vector

@@ -1,4 +1,4 @@
-"""What all methods of a model share: its setup, its module, its data."""
+"""The base class of all methods of a model: its setup, its module, its data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
 from pyro_contrastive.vae import ContrastiveVAE
 
 Level: TypeAlias = str | float | bool | np.generic
-"""A value of a column, as it stands there."""
+"""A value of a column, of the type that it has there."""
 Batches: TypeAlias = Level | Iterable[Level] | None
 logger = logging.getLogger(__name__)
 
@@ -176,8 +176,8 @@ class ModelBase:
         """Read cells, and refuse data outside the likelihood's support.
 
         Given `cells`, only their counts are read and checked, so that the cost of a question about
-        a few cells does not depend on the number of all. They are checked each time, because the
-        AnnData may have been changed in place.
+        a few cells does not depend on the size of the data set. They are checked each time, because
+        the AnnData may have been changed in place.
         """
         is_part = cells is not None and len(cells) < adata.n_obs
         data = self.setup.extract(adata, with_condition=with_condition, on_demand=is_part)
@@ -276,7 +276,7 @@ class ModelBase:
         """Return a question as :meth:`_query` does, about at least one cell."""
         query = self._query(adata, indices, batch_size)
         if not len(query):
-            msg = "indices selects no cells: there is nothing to look at."
+            msg = "indices selects no cells: there is nothing to compute."
             raise ValueError(msg)
         return query
 

@@ -91,7 +91,7 @@ def compare_models(
           :func:`~pyro_contrastive.analysis.pareto.k_threshold` (unreliable: in more than 5 % of
           the cells k is above it);
         * ``n_trained_on``: how many of the cells the model was trained on, missing where that is
-          not known (after loading); ``reading``: all of this in words.
+          not known (after loading); ``reading``: a sentence that sums this up.
 
         ``cells`` has the estimates and k of every cell and model.
 

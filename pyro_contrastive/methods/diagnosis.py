@@ -1,4 +1,4 @@
-"""Whether the posterior can be trusted, and the diagnosis of everything in one call."""
+"""Methods that check the posterior, and the diagnosis of everything in one call."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DiagnosisMethods(ModelBase):
         seed: int = 0,
         silent: bool = False,
     ) -> pd.DataFrame:
-        """Look at everything that commonly goes wrong, and say in words what it means.
+        """Check for everything that commonly goes wrong, and explain what was found.
 
         The first row, ``"salient map"``, answers "my salient UMAP is one blob". It says whether the
         salient latent has collapsed, and if so whether there is nothing salient to find, the
@@ -58,16 +58,16 @@ class DiagnosisMethods(ModelBase):
             Column of labels that the conditions share, such as cell types. Default: the one set
             up. Without labels, nothing is said about them.
         n_cells
-            Number of cells to look at, half of them background cells, drawn at random. Default
+            Number of cells to use, half of them background cells, drawn at random. Default
             1,000.
         n_khat_cells
-            For how many of these the Pareto k is computed. Default 60.
+            Number of these cells for which the Pareto k is computed. Default 60.
         nuts_cells
-            For how many of these the guide is compared with NUTS. Default 0: none, since it takes
-            minutes. See :meth:`posterior_accuracy`.
+            Number of these cells for which the guide is compared with NUTS. Default 0, since it
+            takes minutes. See :meth:`posterior_accuracy`.
         calibration_cells
-            How many cells to simulate for simulation-based calibration. Default 0: none. 500 are
-            enough. See :meth:`simulation_based_calibration`.
+            Number of cells to simulate for simulation-based calibration. Default 0; 500 are enough.
+            See :meth:`simulation_based_calibration`.
         n_permutations
             Shuffles of the labels by which each probe is compared with chance. Default 10.
         seed
@@ -99,7 +99,7 @@ class DiagnosisMethods(ModelBase):
 
             The thresholds of the verdicts are rules of thumb. They are explained where they are
             defined, in ``pyro_contrastive/analysis/diagnosis/measurements.py`` and
-            ``findings.py`` beside it.
+            ``findings.py`` next to it.
 
         Raises
         ------
@@ -173,7 +173,7 @@ class DiagnosisMethods(ModelBase):
         :math:`p(x, z, s, l) / q(z, s, l \mid x)` (Yao, Vehtari, Simpson & Gelman, ICML 2018;
         Vehtari et al., JMLR 2024). Below 0.5 the weights have a variance and the guide can be
         corrected. Above 0.7 it is not close to the posterior in all directions at once, although
-        means of single latents may still be right (:meth:`posterior_accuracy` looks at these).
+        means of single latents may still be right (:meth:`posterior_accuracy` measures these).
         Above 1 the weights have no mean. It grows with the number of latents. The decoder is taken
         as learned.
 
@@ -304,7 +304,8 @@ class DiagnosisMethods(ModelBase):
             The real cells, seed, no progress bar: *shared arguments* of
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_simulations
-            How many cells to simulate, each in place of one drawn from these. Default 500.
+            Number of cells to simulate, each with the covariates of one drawn from these. Default
+            500.
         n_draws
             Posterior draws for each; ranks go from 0 to this number. Default 99; 19, 99 and 199
             divide evenly into bins.

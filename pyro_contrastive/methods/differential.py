@@ -52,8 +52,8 @@ class DifferentialMethods(ModelBase):
         """Compare the expression of groups of cells (lvm-DE, Boyeau et al., PNAS 2023).
 
         Expression is drawn from the posterior. A treated cell is decoded with its salient latent, a
-        background cell with none, cell by cell, also where a group holds both. `adata` is left as
-        it is.
+        background cell with none, cell by cell, also where a group holds both. `adata` is not
+        changed.
 
         Parameters
         ----------

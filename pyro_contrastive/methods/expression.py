@@ -34,7 +34,7 @@ PSEUDOCOUNT = 1e-5
 
 
 class ExpressionMethods(ModelBase):
-    """What cells express, denoised: as they are, under another condition, and the difference."""
+    """Denoised expression of cells: observed, under another condition, and the difference."""
 
     def get_normalized_expression(
         self,
@@ -237,8 +237,8 @@ class ExpressionMethods(ModelBase):
         """Return what cells would express under another condition (Pyro's do-operator).
 
         A treated cell under the background condition loses its salient latent, and a cell under its
-        own condition stays as it is. A cell under a treatment that it was not given, whether it is
-        a background cell or was given another treatment, has no posterior for s there. It keeps its
+        own condition keeps its own. A cell under a treatment that it was not given, whether it is a
+        background cell or was given another treatment, has no posterior for s there. It keeps its
         z, and each of its draws takes the s of a cell that was given that treatment, chosen at
         random from those that trained the model and drawn from its q(s | x): the aggregate
         posterior of the treatment. So use many draws, and note that the response does not depend on
@@ -358,7 +358,7 @@ class ExpressionMethods(ModelBase):
 
 
 def _sampled(query: Query, n_cells: int | None) -> Query:
-    """Ask about `n_cells` of the cells, drawn with replacement; ``None``: about each of them."""
+    """Restrict a query to `n_cells` cells drawn with replacement; ``None``: keep them all."""
     return query if n_cells is None else query.of(numpy_rng().choice(query.cells, n_cells))
 
 

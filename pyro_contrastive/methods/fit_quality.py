@@ -29,7 +29,7 @@ PerCell: TypeAlias = float | NDArray[np.float64]
 
 
 class FitQualityMethods(ModelBase):
-    """Likelihoods of cells, and the data beside what the model would have made of them."""
+    """Likelihoods of cells, and comparison of the data with replicates drawn from the model."""
 
     def get_elbo(
         self,
@@ -151,10 +151,10 @@ class FitQualityMethods(ModelBase):
         n_samples
             Replicates of the data, 25 by default. The more, the smaller a p-value can get.
         gene_list
-            Genes to look at. Default: all. Statistics of cells then use these genes only.
+            Genes to use. Default: all. Statistics of cells then use these genes only.
         groupby
-            Columns of ``adata.obs``: statistics of genes are found in each group too. Default: the
-            batch and the labels registered. The condition is always among them.
+            Columns of ``adata.obs``: statistics of genes are computed in each group too. Default:
+            the batch and the labels registered. The condition is always among them.
         statistics
             Names. Default: all that have a meaning for the likelihood, of ``"library_size"`` (of
             cells), ``"mean"``, ``"variance"``, ``"cv"`` (coefficient of variation),
@@ -168,8 +168,8 @@ class FitQualityMethods(ModelBase):
             other function sees all cells (of each group) at once, which takes a dense replicate in
             memory; above 2 GB that is refused.
         correlation_genes
-            Genes whose pairs are looked at. Default: the 30 with the largest variance of
-            log(1 + counts).
+            Genes whose pairwise correlations are compared. Default: the 30 with the largest
+            variance of log(1 + counts).
         interval
             Probability between ``lower`` and ``upper``. Default 0.9. It needs at least
             2 / (1 - `interval`) - 1 replicates.

@@ -1,4 +1,4 @@
-"""Which columns of a table of cells a method looks at, and the condition of the cells."""
+"""The columns of a table of cells that a method reads, and the condition of the cells."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def label_keys(
     given
         A name or several; ``None``: the default.
     argument
-        What they were given as, for the error.
+        Name of the argument, for the error.
     default
         Columns of the setup; ``None`` for one that was not set up.
 

@@ -22,7 +22,7 @@ RepresentationKind = Literal["salient", "background"]
 
 
 class LatentMethods(ModelBase):
-    """Where cells lie in the latent spaces, and what these hold."""
+    """Positions of cells in the latent spaces, and what these hold."""
 
     def get_latent_representation(
         self,
@@ -83,7 +83,7 @@ class LatentMethods(ModelBase):
             :class:`~pyro_contrastive.ContrastiveVI`.
         give_mean
             The mean of the log-normal posterior, exp(m + v / 2) (default), or one draw from it. An
-            observed library size (total count or size factor) is returned as it is.
+            observed library size (total count or size factor) is returned unchanged.
 
         Returns
         -------
@@ -242,7 +242,7 @@ class LatentMethods(ModelBase):
         A probe is a classifier that predicts a label from a latent. The condition is predicted from
         z and from s of all cells; labels that the conditions share, and batches, from z of all
         cells and from s of target cells. Latents are posterior draws, not means: a difference that
-        is small beside the posterior's width is invisible to the decoder too.
+        is small compared with the posterior's width is invisible to the decoder too.
 
         Parameters
         ----------

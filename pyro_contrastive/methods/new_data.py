@@ -1,4 +1,4 @@
-"""Checks of data other than the model's own: genes that are missing, unknown conditions."""
+"""Checks of data other than the model's own: missing genes, unknown conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a posterior predictive check of a model is given: data, groups of cells, replicates."""
+"""Inputs of a posterior predictive check of a model: data, groups of cells, replicates."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def streamed(query: Query, seed: int | None) -> ReplicateStream:
 
 
 def gene_positions(genes: Sequence[str] | None, names: NDArray[Any]) -> NDArray[np.int64] | None:
-    """Return the positions of `correlation_genes` among the genes looked at."""
+    """Return the positions of `correlation_genes` among the genes of the check."""
     if genes is None:
         return None
     genes = list(genes)  # a set or a generator too
     known = {gene: position for position, gene in enumerate(names)}
     unknown = [gene for gene in genes if gene not in known]
     if unknown:
-        msg = f"correlation_genes: {unknown[:3]} are not among the genes looked at."
+        msg = f"correlation_genes: {unknown[:3]} are not among the genes of the check."
         raise ValueError(msg)
     return np.array([known[gene] for gene in dict.fromkeys(genes)], dtype=np.int64)

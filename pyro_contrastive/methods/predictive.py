@@ -118,7 +118,7 @@ class PredictiveMethods(ModelBase):
 
         This is what the model considers possible before it sees a cell. Of each cell it is given
         the condition, batch and covariates, and the total count where the library size is observed.
-        The decoder and learned priors are those of the model as it is, trained or not.
+        The decoder and learned priors are those of the model in its present state, trained or not.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""From what a user names to how cells are decoded, and back to named tables."""
+"""Turn the user's names into settings of the decoder, and its output into named tables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def named(
     Parameters
     ----------
     model, query
-        Who was asked what.
+        The model, and the query that it answered.
     value
         ``[cells, genes]``, or ``[n_samples, cells, genes]``, which stays an array.
     library_size, return_numpy

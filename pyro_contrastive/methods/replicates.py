@@ -1,4 +1,4 @@
-"""From what a user names to the question that replicate data answer."""
+"""Turn the user's arguments into a query for replicate data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_contrastive.methods.queries import Covariates, decoding_of
 
 @dataclass(frozen=True)
 class ReplicatesWanted:
-    """What a user asked to draw: arguments of ``posterior_predictive_sample``, as they came."""
+    """What a user asked to draw: unchecked arguments of ``posterior_predictive_sample``."""
 
     n_samples: int
     gene_list: Sequence[str] | None = None

@@ -33,7 +33,7 @@ from pyro_contrastive.vae import ContrastiveVAE
 
 
 class StorageMethods(ModelBase):
-    """A model as a folder, and back; what it is and how it was set up, in words."""
+    """Save a model to a folder, load it again, and describe its setup."""
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}: {v}" for k, v in self.settings.items() if k != "elbo_kwargs")
@@ -131,7 +131,7 @@ class StorageMethods(ModelBase):
         parts: dict[str, Any],
         elbo: type[Trace_ELBO],
     ) -> None:
-        """Make the module, from a registered AnnData or from a saved model alike."""
+        """Make the module, from a registered AnnData or from a saved model."""
         self.setup = setup
         self.settings = settings
         self.module = ContrastiveVAE(
@@ -256,7 +256,7 @@ class StorageMethods(ModelBase):
     def from_scvi(
         cls, path_or_model: str | os.PathLike[str] | object, adata: AnnData | None = None
     ) -> Self:
-        """Read a model of scvi-tools' ContrastiveVI (versions 1.1 to 1.5): same latents, here.
+        """Read a model of scvi-tools' ContrastiveVI (versions 1.1 to 1.5), with the same latents.
 
         Nothing that a file names is imported or run: a few functions of this library rebuild its
         tensors and dicts, NumPy and pandas objects become inert, and anything else is refused.

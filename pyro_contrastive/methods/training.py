@@ -20,7 +20,7 @@ from pyro_contrastive.data.indices import populations
 from pyro_contrastive.density.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.training.arguments import (
-    check_looks,
+    check_interval,
     check_modes,
     check_whole,
     refuse_unknown,
@@ -209,7 +209,7 @@ class TrainingMethods(ModelBase):
             )
             if check_val_every_n_epoch is None:
                 check_val_every_n_epoch = 1  # as in scvi-tools
-            check_looks(check_val_every_n_epoch, max_epochs)
+            check_interval(check_val_every_n_epoch, max_epochs)
         split_settings = SplitSettings(
             train_size, validation_size, shuffle_set_split, datasplitter_kwargs or {}
         )

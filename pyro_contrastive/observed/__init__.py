@@ -1,1 +1,1 @@
-"""Counts of some cells, as model and guide see them."""
+"""Observed counts, in the forms that model and guide take."""

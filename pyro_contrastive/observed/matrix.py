@@ -1,4 +1,4 @@
-"""Matrices in the host's memory, sparse or dense alike."""
+"""Matrices in the host's memory, sparse or dense."""
 
 from __future__ import annotations
 

@@ -16,15 +16,15 @@ from pyro_contrastive.observed.sparse_rows import Compressed, SparseRows
 
 T = TypeVar("T")
 OF_VARYING_SIZE = ("row_indices", "row_values")
-"""Tensors of an observation that are as long as there are non-zero values."""
+"""Tensors of an observation whose length is the number of non-zero values."""
 
 
 class SparseValues(Tensor):
     """A dense tensor ``[cells, features]`` that knows where it is not zero.
 
     A model observes it like any other tensor. The densities of the library ask it where the
-    non-zero entries are (see ``density.nonzero``); for everything else it is plain: the result of
-    any operation on it is an ordinary tensor, and so are its copies.
+    non-zero entries are (see ``density.nonzero``); otherwise it is an ordinary tensor, and so are
+    its copies and the results of operations on it.
     """
 
     # No overrides: as for torch's own Parameter, operations return plain tensors and cost no more.
@@ -72,9 +72,9 @@ class Observation:
     Parameters
     ----------
     values
-        ``[cells, features]``; ``None`` when nothing is observed, or only `rows` are at hand.
+        ``[cells, features]``; ``None`` when nothing is observed, or only `rows` are given.
     rows
-        The same as sparse rows, by which encoders are faster; optional.
+        The same as sparse rows, with which encoders are faster; optional.
     totals
         Sum of each cell's values, ``[cells, 1]``; needed only where `values` are missing.
     """

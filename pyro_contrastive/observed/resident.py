@@ -21,7 +21,7 @@ class OnDevice(Observed):
     matrix
         The counts in the host's memory, where they stay for :meth:`rows`.
     device, dtype
-        Where to keep the copy, and as what.
+        Device and dtype of the copy.
     """
 
     def __init__(self, matrix: csr_matrix, device: torch.device | str, dtype: torch.dtype) -> None:
@@ -73,7 +73,7 @@ class OnDevice(Observed):
         )
 
     def _gather(self, cells: Indices) -> Compressed:
-        """Gather rows. How long they are is known on the host: the device is not waited for."""
+        """Gather rows. Their lengths are known on the host, which need not wait for the device."""
         lengths = np.diff(self._ends)[cells]
         ends = np.concatenate([[0], np.cumsum(lengths)])
         offsets, starts = self.to_device(ends), self.to_device(self._ends[cells])

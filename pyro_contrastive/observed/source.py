@@ -1,4 +1,4 @@
-"""What is observed of many cells, wherever it is kept."""
+"""Observations of many cells, in whatever place they are kept."""
 
 from __future__ import annotations
 
@@ -73,5 +73,5 @@ class InMemory(Observed):
 
 
 def as_observed(given: Matrix | Observed) -> Observed:
-    """Return what was given; a matrix as one in memory."""
+    """Wrap a matrix as :class:`InMemory`; return any other observation unchanged."""
     return given if isinstance(given, Observed) else InMemory(given)

@@ -1,4 +1,4 @@
-"""Penalties: terms added to the loss beside the ELBO.
+"""Penalties: terms that the loss adds to the negative ELBO.
 
 To add one to the library, write it in a file of this folder and name it here, in the import and in
 ``__all__``. The package exports what ``__all__`` names, and a saved model may name it.

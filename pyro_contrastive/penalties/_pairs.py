@@ -101,7 +101,7 @@ class _Dependence(Function):
 
 def _dependence(z: Tensor, s: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the value and its gradients by z and s."""
-    if z.device.type != "cpu":  # asking a GPU how many cells there are would wait
+    if z.device.type != "cpu":  # reading the number of cells would wait for a GPU
         return _dependence_of(z, s, cells)
     gradients = torch.zeros_like(z), torch.zeros_like(s)
     chosen = cells.nonzero().squeeze(-1)

@@ -29,7 +29,7 @@ def plot_latent_usage(usage: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        A bar for each dimension, those of a latent beside each other.
+        A bar for each dimension, grouped by latent.
 
     Raises
     ------

@@ -178,7 +178,7 @@ def _rows_of_grouping(
 
 
 def _line_labels(table: pd.DataFrame) -> pd.Series[str]:
-    """Name the statistic, of what, and the treatment if it is an effect."""
+    """Name each statistic with its unit, and with the treatment if it is an effect."""
     units = table["unit"].astype(str).map(lambda unit: PLURAL.get(unit, unit))
     names = table["statistic"].astype(str).map(name_of) + " (" + units + ")"
     effects = table["statistic"].isin(EFFECTS)

@@ -1,4 +1,4 @@
-"""What figures of checks have in common: choosing rows of a table, and data against replicates."""
+"""Helpers of the figures of checks: choosing rows of a table, and data against replicates."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _BESIDE = 12  # points between the end of a scale and its triangle, so that a do
 
 
 def plot_scores(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw separation scores as dots, with an open triangle beside the better end of each scale.
+    """Draw separation scores as dots, with an open triangle at the better end of each scale.
 
     Parameters
     ----------

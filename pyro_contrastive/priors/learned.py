@@ -120,7 +120,7 @@ class VampPrior(Prior):
             Covariates of these cells as the encoder takes them, ``[cells, n_covariates]``: the
             output of ``vae.guide.covariates``. They stay fixed, as a batch cannot be learned.
         seed
-            Of the choice of cells.
+            Seed of the choice of cells.
 
         Raises
         ------

@@ -25,7 +25,7 @@ from pyro_contrastive.data.support import BINARY, COUNTS, NONNEGATIVE
 
 __all__ = ["listed", "shell_advice", "where_to_look"]
 
-_MOST_LISTED = 20
+_MAX_LISTED = 20
 
 
 def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | None) -> str:
@@ -34,9 +34,9 @@ def shell_advice(support: constraints.Constraint, adata: AnnData, layer: str | N
     Parameters
     ----------
     support
-        What the likelihood takes.
+        The support of the likelihood.
     adata, layer
-        Where the data are.
+        The AnnData and the layer with the data.
     """
     others = f"--layer NAME (available: {listed(layer_names(adata))})"
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -90,5 +90,5 @@ def where_to_look(adata: AnnData, besides: str | None = None) -> str:
 def listed(names: Iterable[object]) -> str:
     """List names on one line, shortened if there are many."""
     found = [str(name) for name in names]
-    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
-    return (", ".join(found[:_MOST_LISTED]) or "none") + more
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    return (", ".join(found[:_MAX_LISTED]) or "none") + more

@@ -44,7 +44,7 @@ def earlier_entries(folder: Path) -> list[str]:
     Parameters
     ----------
     folder
-        Where results are to go.
+        The folder for the results.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def _recognised(folder: Path) -> set[str]:
         found.add("scores.csv")
     if '"pyro-contrastive"' in _text(folder / "model" / "config.json"):
         found |= {f"model/{name}" for name in _MODEL_FILES}
-    # Figures cannot be recognised by their content; count them only beside a run's page.
+    # Figures cannot be recognised by their content; count them only next to a run's page.
     if "index.html" in found:
         found |= {f"figures/{name}" for name in _FIGURE_FILES}
     return found

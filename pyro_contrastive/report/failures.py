@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-__all__ = ["KeptElsewhere", "ResultsError", "in_words", "is_full_disk"]
+__all__ = ["KeptElsewhere", "ResultsError", "is_full_disk", "message_of"]
 
-_MOST_CHARACTERS = 300
+_MAX_CHARACTERS = 300
 
 
 class ResultsError(RuntimeError):
@@ -30,7 +30,7 @@ class KeptElsewhere(Exception):  # noqa: N818 -- says what has happened
     """Something could not be written where it belongs, and was written elsewhere."""
 
 
-def in_words(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return an exception's message on one line, or its type if it has none."""
     if isinstance(error, KeptElsewhere):
         return str(error)
@@ -43,7 +43,7 @@ def in_words(error: BaseException) -> str:
     if type(error) is not Exception and not isinstance(error, OSError | ValueError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     text = text or type(error).__name__
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
 
 
 def is_full_disk(error: BaseException) -> bool:

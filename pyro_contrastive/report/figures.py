@@ -23,9 +23,9 @@ __all__ = ["FigureSet", "add_curves", "add_maps", "add_scores", "draw_figures"]
 
 Method = Literal["tsne", "umap", "pca"]
 
-_MOST_CELLS = 8_000
+_MAX_CELLS = 8_000
 _AXIS_NAMES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "PC"}
-# What to look for, by latent and by what colours the cells.
+# What to look for, by latent and colouring.
 _CAPTIONS = {
     ("background", "condition"): "What to see: the colours should be mixed everywhere. A region of "
     "one colour is response that the background latent has kept, or a kind of cell that only one "
@@ -92,8 +92,8 @@ def draw_figures(
     latents
         ``"background"`` and ``"salient"`` coordinates [cells, latents].
     colorings
-        What colours the cells: ``"condition"`` and, if there are labels, ``"labels"`` [cells]. The
-        name of the series is what figures and captions call it.
+        Values that colour the cells: ``"condition"`` and, if there are labels, ``"labels"``
+        [cells]. Figures and captions use the name of the series.
     history
         Training history, see :func:`pyro_contrastive.plotting.plot_history`.
     scores
@@ -102,8 +102,8 @@ def draw_figures(
         Which condition is the background: its cells are grey, see
         :func:`pyro_contrastive.plotting.plot_embedding`. Default: none is.
     method
-        How to map to two dimensions. Default t-SNE. Of more than 8,000 cells a random 8,000 are
-        mapped.
+        How to map to two dimensions. Default t-SNE. If there are more than 8,000 cells, a random
+        8,000 are mapped.
     seed
         Seed of the maps and of the choice of cells. Default 0.
 
@@ -233,7 +233,7 @@ def _panel(
 
 
 def _shown_cells(n_cells: int, seed: int) -> NDArray[np.intp]:
-    chosen = np.random.default_rng(seed).permutation(n_cells)[:_MOST_CELLS]
+    chosen = np.random.default_rng(seed).permutation(n_cells)[:_MAX_CELLS]
     return np.sort(chosen)
 
 

@@ -45,7 +45,7 @@ def kind_of(path: Path) -> Kind:
     Returns
     -------
     Kind
-        What to read it as.
+        The kind of data that it holds.
 
     Raises
     ------

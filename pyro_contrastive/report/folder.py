@@ -38,11 +38,11 @@ class ResultsFolder:
     Parameters
     ----------
     out
-        The folder; made, with its parents, if it is not there.
+        The folder; made, with its parents, if it does not exist.
     name
         Stem of the ``.h5ad`` file that is going to be written.
     overwrite
-        Whether a earlier run's files in it may be replaced.
+        Whether an earlier run's files in it may be replaced.
     source
         The file that is read, which must not be deleted. Default: none.
 
@@ -125,7 +125,7 @@ class ResultsFolder:
             self._is_published = True
 
     def set_aside(self) -> Path:
-        """Keep this run's files in a separate folder beside the earlier run's; return it."""
+        """Keep this run's files in a separate folder next to the earlier run's; return it."""
         aside = self.path / f"new_results_{self.staging.name[-8:]}"
         try:
             os.rename(self.new, aside)

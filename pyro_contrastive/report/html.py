@@ -71,7 +71,7 @@ def write_report(path: str | Path, page: ReportPage) -> Path:
     path
         The file to write; replaced if it exists.
     page
-        What stands on it.
+        Its content.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def _template() -> str:
 
 
 def _format_cell(value: object) -> str:
-    """Numbers as people write them; a number that is not finite as a dash."""
+    """Format a number for readers; a number that is not finite becomes a dash."""
     if isinstance(value, str) or pd.api.types.is_bool(value):
         return str(value)
     if pd.api.types.is_integer(value):

@@ -12,13 +12,13 @@ import pandas as pd
 from pyro_contrastive.data.files import check_hdf5, check_zarr
 from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.advice import listed, where_to_look
-from pyro_contrastive.report.failures import in_words
+from pyro_contrastive.report.failures import message_of
 from pyro_contrastive.report.file_kinds import Kind, kind_of
 from pyro_contrastive.report.study import LATENTS, Study
 
 __all__ = ["can_hold_out", "check_columns", "read_counts"]
 
-_FEWEST_CELLS = 20
+_MIN_CELLS = 20
 
 
 def read_counts(path: str | Path) -> ad.AnnData:
@@ -63,7 +63,7 @@ def read_counts(path: str | Path) -> ad.AnnData:
     except Exception as error:  # a damaged file may raise any error
         raise ValueError(
             f"{file} cannot be read as {_article(kind)}; it is damaged, or of a version that the "
-            f"installed packages cannot read ({in_words(error)})"
+            f"installed packages cannot read ({message_of(error)})"
         ) from error
 
 
@@ -116,7 +116,7 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
     adata
         The data.
     study
-        Its columns of ``obs``, its background category and its layer are looked up.
+        Names the columns of ``obs``, the background category and the layer to check.
 
     Raises
     ------
@@ -138,8 +138,8 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
         )
     if layer is None and adata.X is None:
         raise ValueError(f"the file has no X. {where_to_look(adata)}")
-    if adata.n_obs < _FEWEST_CELLS:
-        raise ValueError(f"{adata.n_obs} cells are too few; at least {_FEWEST_CELLS} are needed")
+    if adata.n_obs < _MIN_CELLS:
+        raise ValueError(f"{adata.n_obs} cells are too few; at least {_MIN_CELLS} are needed")
     there = [name for kind in LATENTS if (name := f"X_{kind}") in adata.obsm]
     if there:
         raise ValueError(
@@ -153,7 +153,7 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
 
 
 def can_hold_out(adata: ad.AnnData, study: Study, share: float) -> bool:
-    """Tell whether cells of both populations are held out, for early stopping to look at.
+    """Tell whether cells of both populations are held out, as early stopping needs.
 
     Parameters
     ----------

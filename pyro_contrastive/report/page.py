@@ -1,4 +1,4 @@
-"""What stands on a page of results: figures and tables with captions, texts and settings."""
+"""The content of a page of results: figures and tables with captions, texts and settings."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ class ReportPage:
     figures
         Figures of the latents, the training and the scores.
     training
-        Facts of the training by name, such as epochs and wall time. The first three head the page.
+        Summary of the training by name, such as epochs and wall time. The first three head the
+        page.
     settings
         Settings of the model and of the training, by name.
     tables

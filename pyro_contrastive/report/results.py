@@ -1,4 +1,4 @@
-"""Make a fit's results one after another, so that a failure costs only itself."""
+"""Make a fit's results one after another, so that a failure affects no other result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 
-from pyro_contrastive.report.failures import ResultsError, in_words
+from pyro_contrastive.report.failures import ResultsError, message_of
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.folder import ResultsFolder, reserve_folder
 from pyro_contrastive.report.stages import STAGES, Results, Stage
@@ -108,7 +108,7 @@ def _make_all(results: Results) -> None:
             _give_up(results, key)
             what, without = _named(stage, results.study), _without(key, results.study)
             verb = "made" if stage.file is None else "written"
-            results.failures.append(f"{what} could not be {verb}{without}: {in_words(error)}.")
+            results.failures.append(f"{what} could not be {verb}{without}: {message_of(error)}.")
     if results.interrupted:
         names = [_named(STAGES[key], results.study) for key in STAGES if key in results.failed]
         results.failures.append(f"Interrupted; not made: {', '.join(names) or 'nothing'}.")
@@ -155,6 +155,6 @@ def _hand_over(results: Results) -> str:
         where = folder.set_aside()
         results.failures.append(
             f"The results could not be moved into {folder.given}, which is unchanged: "
-            f"{in_words(error)}."
+            f"{message_of(error)}."
         )
     return f"In {where} available: {', '.join(made)}."

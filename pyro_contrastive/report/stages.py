@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.separation import score_latents
 from pyro_contrastive.data.files import write_h5ad
-from pyro_contrastive.report.failures import KeptElsewhere, in_words
+from pyro_contrastive.report.failures import KeptElsewhere, message_of
 from pyro_contrastive.report.figures import FigureSet, Method, add_curves, add_maps, add_scores
 from pyro_contrastive.report.folder import ResultsFolder, interrupts_wait
 from pyro_contrastive.report.html import write_report
@@ -29,7 +29,7 @@ from pyro_contrastive.report.tables import cell_counts, response_table
 
 __all__ = ["STAGES", "Results", "Stage"]
 
-_MOST_NEIGHBORS = 50
+_MAX_NEIGHBORS = 50
 _RESPONSE_GENES = 8
 
 
@@ -75,7 +75,7 @@ class Results:
     @property
     def n_neighbors(self) -> int:
         """Number of neighbours used by the scores."""
-        return min(_MOST_NEIGHBORS, self.adata.n_obs // 4)
+        return min(_MAX_NEIGHBORS, self.adata.n_obs // 4)
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class Stage:
     Parameters
     ----------
     what
-        What it makes, for the message if that fails.
+        Name of the result, for the message if it cannot be made.
     make
-        Makes it.
+        Function that makes it.
     file
         The file it writes, deleted if the stage fails midway. Default: none.
     needs
@@ -109,7 +109,7 @@ def _save_model(results: Results) -> None:
     except Exception as error:
         place = Path(tempfile.mkdtemp(prefix="pyro_contrastive_")) / "model"
         results.model.save(str(place), overwrite=True)
-        raise KeptElsewhere(f"{in_words(error)}; it was saved in {place} instead") from error
+        raise KeptElsewhere(f"{message_of(error)}; it was saved in {place} instead") from error
 
 
 def _read_latents(results: Results) -> None:
@@ -216,7 +216,7 @@ def _response(adata: ad.AnnData, condition: pd.Series, study: Study) -> ReportTa
         table=response_table(
             adata, is_target, genes=study.genes, n_top=_RESPONSE_GENES, layer=study.columns.layer
         ),
-        reading=f"{chosen}, in the data as they are and without any model. If these rows show "
+        reading=f"{chosen}, in the data themselves and without any model. If these rows show "
         "little difference between the two groups of cells, a salient latent that shows much "
         "should not be believed.",
     )

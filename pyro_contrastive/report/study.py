@@ -1,4 +1,4 @@
-"""What a report is about: the comparison, the settings, and the fitted model."""
+"""The subject of a report: the comparison, the settings, and the fitted model."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Study:
     label_key
         Column of labels that the conditions share, such as cell type. Default: none.
     label_name
-        What figures and page call the labels. Default "labels".
+        Name of the labels in figures and page. Default "labels".
     genes
         Genes to look up in the plain counts. Default: the ones that differ most.
     source
@@ -110,7 +110,7 @@ class Study:
 
 
 def study_of_file(file: Path, columns: Columns, label_key: str | None = None) -> Study:
-    """Make the study of a user's own file, with what the page calls it.
+    """Make the study of a user's own file, with the names that the page uses.
 
     Parameters
     ----------

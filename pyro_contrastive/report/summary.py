@@ -1,4 +1,4 @@
-"""What the shell prints at the end."""
+"""The summary that the shell prints at the end."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rich.table import Table
 
 from pyro_contrastive.training.history import FitResult
 
-__all__ = ["print_summary", "print_training", "training_facts", "training_in_words"]
+__all__ = ["describe_training", "print_summary", "print_training", "training_facts"]
 
 _COLORS = {"background": "blue", "salient": "dark_orange"}
 
 
 def print_training(result: FitResult, history: Mapping[str, pd.DataFrame]) -> None:
     """Print on one line of standard output how the training ended."""
-    Console().print(escape(training_in_words(result, history)), soft_wrap=True, highlight=False)
+    Console().print(escape(describe_training(result, history)), soft_wrap=True, highlight=False)
 
 
-def training_in_words(result: FitResult, history: Mapping[str, pd.DataFrame]) -> str:
+def describe_training(result: FitResult, history: Mapping[str, pd.DataFrame]) -> str:
     """Describe how many epochs ran, why training stopped, and which epoch's weights were kept.
 
     Parameters
     ----------
     result
-        What ``train`` returned.
+        The result of ``train``.
     history
         Training history; ``"elbo_validation"`` is used if present.
     """
@@ -87,7 +87,7 @@ def print_summary(
 
 
 def training_facts(history: Mapping[str, pd.DataFrame], seconds: float) -> dict[str, str]:
-    """Summarise a training in words.
+    """Summarise a training for the page.
 
     Parameters
     ----------

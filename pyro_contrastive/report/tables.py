@@ -59,8 +59,8 @@ def response_table(
     Parameters
     ----------
     adata
-        Raw counts [cells, genes]; or log-normalised or other values, which are compared as they
-        are.
+        Raw counts [cells, genes]; or log-normalised or other values, which are compared without
+        scaling.
     is_target
         Whether a cell is a target cell [cells].
     genes

@@ -1,4 +1,4 @@
-"""A trial, before training, of everything that is written after it."""
+"""A trial, before training, of writing the results that training will have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.failures import is_full_disk
 from pyro_contrastive.report.folder import ResultsFolder
 from pyro_contrastive.report.study import LATENTS, FittedModel, Study
-from pyro_contrastive.report.unwritable import made_quietly, what_is_wrong, zeros
+from pyro_contrastive.report.unwritable import explain_unwritable, made_quietly, zeros
 
 __all__ = ["check_results_can_be_written"]
 
@@ -96,7 +96,7 @@ def _size_of(adata: ad.AnnData, rows: np.ndarray, write: Write) -> int:
     except Exception as error:
         if is_full_disk(error) or isinstance(error, MemoryError):
             raise
-        raise ValueError(what_is_wrong(adata, rows, write, error)) from error
+        raise ValueError(explain_unwritable(adata, rows, write, error)) from error
     return with_names + max(some - none, 0) * adata.n_obs // len(rows)
 
 

@@ -13,9 +13,9 @@ import pandas as pd
 from scipy import sparse
 
 from pyro_contrastive.data.places import layer_names
-from pyro_contrastive.report.failures import in_words
+from pyro_contrastive.report.failures import message_of
 
-__all__ = ["made_quietly", "what_is_wrong", "zeros"]
+__all__ = ["explain_unwritable", "made_quietly", "zeros"]
 
 Write = Callable[[ad.AnnData], object]
 Place = Callable[[Any], ad.AnnData]
@@ -33,8 +33,8 @@ class _Element:
     make
         Makes an AnnData with only this element.
     fixes
-        Lines of Python that may fix it, each with a function that makes the AnnData so fixed. The
-        last resort, advised without a trial, is `drop`.
+        Lines of Python that may fix it, each with a function that makes the AnnData with this fix.
+        The last resort, advised without a trial, is `drop`.
     drop
         The line that deletes it.
     """
@@ -45,7 +45,9 @@ class _Element:
     drop: str
 
 
-def what_is_wrong(adata: ad.AnnData, rows: np.ndarray, write: Write, error: BaseException) -> str:
+def explain_unwritable(
+    adata: ad.AnnData, rows: np.ndarray, write: Write, error: BaseException
+) -> str:
     """Find the element that cannot be written, by writing each separately.
 
     Parameters
@@ -69,14 +71,14 @@ def what_is_wrong(adata: ad.AnnData, rows: np.ndarray, write: Write, error: Base
             f"adata.{element.label} cannot be written to an .h5ad file and read back ({why}). "
             f'Fix it in Python, {fix}, and save the data: adata.write_h5ad("fixed.h5ad")'
         )
-    return f"the data cannot be written to an .h5ad file and read back ({in_words(error)})"
+    return f"the data cannot be written to an .h5ad file and read back ({message_of(error)})"
 
 
 def _why_not(make: Callable[[], ad.AnnData], write: Write) -> str | None:
     try:
         write(make())
     except Exception as error:  # whatever anndata, h5py and pandas may raise
-        return in_words(error)
+        return message_of(error)
     return None
 
 

@@ -32,7 +32,7 @@ from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import PREFIX, TrainedCells
 
 PACKAGES = ("pyro-contrastive", "torch", "pyro-ppl", "anndata", "numpy")
-"""Packages whose versions are written down."""
+"""Packages whose versions are saved."""
 
 
 def write_folder(
@@ -43,7 +43,7 @@ def write_folder(
     *,
     overwrite: bool,
 ) -> None:
-    """Write the folder beside its final place, and move it there when it is complete.
+    """Write the folder next to its final place, and move it there when it is complete.
 
     Raises
     ------

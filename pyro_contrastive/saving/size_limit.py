@@ -1,4 +1,4 @@
-"""A bound on the memory a file can claim: a few bytes could ask for more than there is."""
+"""A bound on the memory that loading a model can use: a few bytes could ask for any amount."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._n_saved = sum(weight.numel() for weight in weights.values())
-        self._most = FREE_NUMBERS + 10 * self._n_saved
-        self._numbers_left = self._most
+        self._limit = FREE_NUMBERS + 10 * self._n_saved
+        self._numbers_left = self._limit
         self._calls_left = FREE_CALLS + PER_TENSOR * len(weights)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
         kwargs = kwargs or {}
         self._numbers_left -= _size_asked_for(args, kwargs)
         self._calls_left -= 1
-        if min(self._numbers_left, self._calls_left) < 0 or _size_together(args) > self._most:
+        if min(self._numbers_left, self._calls_left) < 0 or _size_together(args) > self._limit:
             msg = (
                 f"The configuration asks for a model that is far larger than the {self._n_saved} "
                 "numbers that were saved as its weights: a file was changed after it was saved."

@@ -85,7 +85,7 @@ def check_modes(*, load_sparse_tensor: bool, precision: str) -> None:
         raise ValueError(msg)
 
 
-def check_looks(every: int, max_epochs: int) -> None:
+def check_interval(every: int, max_epochs: int) -> None:
     """Refuse to evaluate held-out cells less than once, if early stopping depends on it."""
     if every > max_epochs:
         msg = (
@@ -126,7 +126,7 @@ def _instead(name: str, known: list[str]) -> str:
     return f"did you mean {similar[0]}=?" if similar else f"it takes {', '.join(known)}"
 
 
-def refuse_never_looking(max_epochs: int, warmup_epochs: int, *, is_warming_up: bool) -> None:
+def refuse_never_checking(max_epochs: int, warmup_epochs: int, *, is_warming_up: bool) -> None:
     """Raise an error for early stopping that would not check any epoch, naming the reason.
 
     Parameters

@@ -90,7 +90,7 @@ def explain_non_finite(
     batch
         The cells for which it was not.
     when
-        When that happened, for the message.
+        In which epoch or step, for the message.
     terms
         The parts of that loss: :attr:`ContrastiveELBO.terms`.
     """

@@ -65,7 +65,7 @@ def fit(
         stopped = _run_epochs(run, history)
     except KeyboardInterrupt:
         interrupted = True
-        run.updates.look()  # so that what is kept is finite
+        run.updates.check()  # so that what is kept is finite
         n_done = history.n_epochs - n_before
         logger.warning("Interrupted after %d epochs; what was learned is kept.", n_done)
         run.refresh_batch_norm()
@@ -112,7 +112,7 @@ def _run_epochs(run: Run, history: History) -> bool:
             values = run.train_epoch(epoch) | (run.validate() if is_check else {})
             run.lower_learning_rate(values)
             history.add_epoch(values)
-            watch.look(values, history.n_epochs - 1)
+            watch.check(values, history.n_epochs - 1)
             bar.advance(values)
             if (
                 stopping is not None

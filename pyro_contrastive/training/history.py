@@ -143,7 +143,7 @@ class EarlyStopping:
 
     @property
     def reason(self) -> str:
-        """Why training stops, in words."""
+        """The reason why training stops, as a sentence."""
         return f"{self.monitor} has not improved for {self.patience} checks"
 
     @torch.no_grad()

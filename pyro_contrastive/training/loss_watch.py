@@ -25,8 +25,8 @@ class LossWatch:
         self._lowest: dict[str, float] = {}
         self._has_warned = False
 
-    def look(self, values: Mapping[str, float], epoch: int) -> None:
-        """Look at the values of an epoch; `epoch` is its number in the history."""
+    def check(self, values: Mapping[str, float], epoch: int) -> None:
+        """Check the values of an epoch; `epoch` is its number in the history."""
         for name, kind in NAMES.items():
             if name not in values:
                 continue

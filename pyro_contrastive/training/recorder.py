@@ -22,7 +22,7 @@ step takes 15.8 ms, as much as the plain one). A recording can be captured as a 
 launches all operations at once.
 
 torch's own tools do not replace it (tried with torch 2.13). ``torch.compile`` fails: as one graph,
-at the context variables that effect handlers set; in pieces, after 56 s and some 80 pieces, at the
+at the context variables that effect handlers set; in pieces, after 56 s and about 80 pieces, at the
 compiled density, a custom operator. ``make_fx`` traces the default step, and what it returns is the
 same list of operations. But whatever Python does with tensors (``.numpy()``, ``.tolist()``, a size
 that depends on values, a counter) silently becomes a constant in it, and priors, likelihoods and

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import on_device_if_it_fits
-from pyro_contrastive.training.arguments import refuse_never_looking
+from pyro_contrastive.training.arguments import refuse_never_checking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
 from pyro_contrastive.training.finite import check_programs
@@ -33,7 +33,7 @@ from pyro_contrastive.vae import ContrastiveVAE
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How long a run is, and what is done beside its steps.
+    """Length of a run, and what is done between its steps.
 
     Parameters
     ----------
@@ -162,20 +162,20 @@ class Run:
             recorded |= {"validation_loss", *named(means, "validation")}
         if stopping is not None:
             stopping.check(recorded)
-            self._check_that_it_looks(stopping)
+            self._refuse_idle_stopping(stopping)
         metric = self.plan.lr_scheduler_metric
         if self.scheduler is not None and metric not in recorded:
             msg = f"lr_scheduler_metric={metric!r} is not recorded; there are {sorted(recorded)}."
             raise ValueError(msg)
 
-    def _check_that_it_looks(self, stopping: EarlyStopping) -> None:
-        """Refuse early stopping that would look at no epoch of the run."""
+    def _refuse_idle_stopping(self, stopping: EarlyStopping) -> None:
+        """Refuse early stopping that would check no epoch of the run."""
         every = self.settings.check_val_every_n_epoch or self.max_epochs
         last = self.max_epochs // every * every - 1
         too_long = stopping.warmup_epochs if last < stopping.warmup_epochs else 0
         if too_long or (self.max_epochs > 1 and not self.may_stop(stopping, last)):
             is_warming_up = not self.has_full_weight(last)
-            refuse_never_looking(self.max_epochs, too_long, is_warming_up=is_warming_up)
+            refuse_never_checking(self.max_epochs, too_long, is_warming_up=is_warming_up)
 
     def cells(self, indices: Indices) -> CellBatch:
         """Return cells on the device of the module, in its dtype."""
@@ -198,7 +198,7 @@ class Run:
         return self.plan.is_rising(epoch * steps_per_epoch, self.max_epochs * steps_per_epoch)
 
     def may_stop(self, early_stopping: EarlyStopping, epoch: int) -> bool:
-        """Return whether early stopping may look at this epoch of the run, counted from 0."""
+        """Return whether early stopping may check this epoch of the run, counted from 0."""
         is_early = epoch < early_stopping.warmup_epochs or self.is_rising(epoch)
         return not is_early and self.has_full_weight(epoch)
 
@@ -218,7 +218,7 @@ class Run:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
-        self.updates.look()
+        self.updates.check()
         n_steps = self.batches.steps_per_epoch
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")

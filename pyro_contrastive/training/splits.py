@@ -107,7 +107,7 @@ def split_cells(
     background, target
         Indices of the cells.
     settings
-        How.
+        How to split them.
     names
         Names of all cells of the data.
     rng

@@ -1,4 +1,4 @@
-"""What a step may change beside gradients: saved to be restored, or described to be compared."""
+"""What a step may change besides gradients: saved to be restored, or described to be compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Saved:
     tensors
         The tensors.
     device
-        Device whose random numbers are saved, beside those of the CPU.
+        Device whose random numbers are saved, in addition to those of the CPU.
     """
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Saved:
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Restore everything."""
         for tensor, value in zip(self._tensors, self._values, strict=True):
             tensor.copy_(value)

@@ -105,11 +105,11 @@ class PlainStep:
 class _Recording:
     replay: Callable[..., dict[str, Any]]
     changes: list[Tensor]
-    """Tensors that replay_of writes to, beside the gradients it returns."""
+    """Tensors that a replay writes to, besides the gradients it returns."""
 
 
 class RecordedStep:
-    """Evaluates mini-batches by replay_of recordings of plain steps, without Python or Pyro.
+    """Evaluates mini-batches by replaying recordings of plain steps, without Python or Pyro.
 
     A recording is made for each shape of mini-batches. It is checked against the plain step, with
     the same cells and the same noise, in the first, second, fourth ... step after it was made, and
@@ -167,7 +167,7 @@ class RecordedStep:
             with recorder.recording():
                 evaluated = self.plain(batch, kl_weight)
         except Exception as error:  # if the step itself raises, it does so again below
-            saved.put_back()
+            saved.restore()
             self._give_up(logging.INFO, f"recording a step failed ({error})")
             return self.plain(batch, kl_weight)
         own = changed(kept, fingerprint(self._modules))
@@ -201,7 +201,7 @@ class RecordedStep:
             self._do_not_capture(str(error))
             return replay
         finally:
-            saved.put_back()
+            saved.restore()
 
     def _do_not_capture(self, why: str) -> None:
         self.is_capturing = False
@@ -216,7 +216,7 @@ class RecordedStep:
                 found = recording.replay(kl_weight, *batch.tensors().values())
             return Evaluated(**found)
         except Exception as error:  # torch and its extensions raise many kinds
-            saved.put_back()
+            saved.restore()
             self._give_up(logging.WARNING, f"a recorded step failed ({error})")
             return None
 
@@ -225,7 +225,7 @@ class RecordedStep:
         saved = self._saved(recording.changes)
         replayed = self._replayed(recording, saved, batch, kl_weight)
         after = [tensor.detach().clone() for tensor in recording.changes]
-        saved.put_back()
+        saved.restore()
         kept = fingerprint(self._modules)
         evaluated = self.plain(batch, kl_weight)
         if replayed is None or not evaluated.total.isfinite():

@@ -46,7 +46,7 @@ class Updates:
         Returns loss and gradients of a mini-batch.
     optimizer
         The optimiser of the weights.
-    looks_every
+    check_every
         Number of steps between checks; above 1 the optimiser must be one of torch's fused ones,
         which support ``found_inf``.
     """
@@ -56,13 +56,13 @@ class Updates:
         vae: ContrastiveVAE,
         evaluate: PlainStep | RecordedStep,
         optimizer: torch.optim.Optimizer,
-        looks_every: int = 1,
+        check_every: int = 1,
     ) -> None:
         self.vae = vae
         self.evaluate = evaluate
         self.plain = evaluate.plain if isinstance(evaluate, RecordedStep) else evaluate
         self.optimizer: Any = optimizer
-        self.looks_every = looks_every
+        self.check_every = check_every
         self._buffers = list(vae.buffers())  # listed once: walking through all modules is slow
         self._before: list[Tensor] = []
         self._unseen: list[_Step] = []
@@ -76,7 +76,7 @@ class Updates:
         batch, kl_weight
             The cells, and the weight of the annealed KL terms.
         when
-            When this step is, for the message of an error.
+            Epoch and step, for the message of an error.
 
         Raises
         ------
@@ -88,18 +88,18 @@ class Updates:
         self.optimizer.zero_grad()
         weight, objective = self.plain.tensor(kl_weight), self.vae.objective
         found = self.evaluate(batch, weight)
-        # As the objective would have them, which a replayed step does not run.
+        # The objective would set these, but a replayed step does not run it.
         objective.kl_weight, objective.terms = kl_weight, found.terms
         self._unseen.append(_Step(batch, weight, when, found.loss, found.terms, found.total))
-        if len(self._unseen) >= self.looks_every:
-            self.look()
-        elif self.looks_every > 1:
+        if len(self._unseen) >= self.check_every:
+            self.check()
+        elif self.check_every > 1:
             failed = ~found.total.isfinite()
             self.optimizer.found_inf = self._failed = torch.maximum(self._failed, failed.float())
         self.optimizer.step()
         return found
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check that the steps since the last check were finite.
 
         Raises

@@ -139,7 +139,7 @@ def test_what_is_not_finite_is_not_hidden_by_the_compiled_code(which: int, bad: 
 def test_without_numba_the_step_is_the_slower_one_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ways, "FEWEST_ENTRIES", 0)
+    monkeypatch.setattr(ways, "MIN_ENTRIES", 0)
     monkeypatch.delitem(sys.modules, "pyro_contrastive.density.kernel", raising=False)
     monkeypatch.delattr("pyro_contrastive.density.kernel", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
@@ -370,7 +370,7 @@ def test_training_by_rows_and_by_tensors_takes_the_same_step(
 ) -> None:
     found = []
     for fewest in (0, 10**9):
-        monkeypatch.setattr(ways, "FEWEST_ENTRIES", fewest)
+        monkeypatch.setattr(ways, "MIN_ENTRIES", fewest)
         pyro.set_rng_seed(0)
         vae, batch = make_vae(), make_batch()
         pyro.set_rng_seed(1)

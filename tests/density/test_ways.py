@@ -36,7 +36,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
 @pytest.fixture
 def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
-    monkeypatch.setattr(ways, "FEWEST_ENTRIES", 0)
+    monkeypatch.setattr(ways, "MIN_ENTRIES", 0)
 
 
 def evaluate(

@@ -27,7 +27,7 @@ from pyro_contrastive.report.figures import FigureSet, draw_figures
 from pyro_contrastive.report.html import _format_cell, installed_versions
 from pyro_contrastive.report.results import write_results
 from pyro_contrastive.report.study import Columns, FitSettings, Study
-from pyro_contrastive.report.summary import print_summary, training_facts, training_in_words
+from pyro_contrastive.report.summary import describe_training, print_summary, training_facts
 from pyro_contrastive.report.tables import cell_counts, response_table
 from pyro_contrastive.training.history import FitResult
 
@@ -431,7 +431,7 @@ HISTORY = {"elbo_validation": pd.DataFrame({"elbo_validation": [9.0, 1.5, 2.5, 2
 def test_how_the_training_ended_in_words(
     result: FitResult, history: dict[str, pd.DataFrame], said: str
 ) -> None:
-    assert said in training_in_words(result, history)
+    assert said in describe_training(result, history)
 
 
 def test_demo_refuses_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def warnings_of(values: list[float], name: str = "elbo_validation") -> list[str]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for epoch, value in enumerate(values):
-            watch.look({name: value, "kl_weight": 1.0}, epoch)
+            watch.check({name: value, "kl_weight": 1.0}, epoch)
     return [str(one.message) for one in caught]
 
 

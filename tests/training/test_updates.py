@@ -36,15 +36,15 @@ class Fails(Penalty):
         return z
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, looks_every: int | None, **fails: Any) -> Any:
+def stopped(monkeypatch: pytest.MonkeyPatch, check_every: int | None, **fails: Any) -> Any:
     """Train, four steps an epoch, until it fails; return the model and what was said."""
     adata = simulate(SimulationSettings(n_background=48, n_target=48, n_genes=10, mean_total=80))
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     torch.manual_seed(0)
     sizes = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
     model = ContrastiveVI(adata, **sizes, penalties=[Fails(**fails)])
-    if looks_every is not None:
-        made = partial(Updates, looks_every=looks_every)
+    if check_every is not None:
+        made = partial(Updates, check_every=check_every)
         monkeypatch.setattr(run, "Updates", lambda *args: made(*args[:3]))
     with pytest.raises(NonFiniteLossError) as caught:
         model.train(
@@ -60,13 +60,13 @@ def stopped(monkeypatch: pytest.MonkeyPatch, looks_every: int | None, **fails: A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("looks_every", [2, 3, 16])
+@pytest.mark.parametrize("check_every", [2, 3, 16])
 @pytest.mark.parametrize("for_ever", [True, False])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_weights_are_those_before_the_step_that_failed(monkeypatch, what, for_ever, looks_every):
+def test_weights_are_those_before_the_step_that_failed(monkeypatch, what, for_ever, check_every):
     fails = {"what": what, "for_ever": for_ever}
     expected, said = stopped(monkeypatch, None, **fails)
-    model, also_said = stopped(monkeypatch, looks_every, **fails)
+    model, also_said = stopped(monkeypatch, check_every, **fails)
     assert "epoch 1, step 6" in said
     assert "epoch 1, step 6" in also_said
     for (name, mine), other in zip(
@@ -77,7 +77,7 @@ def test_weights_are_those_before_the_step_that_failed(monkeypatch, what, for_ev
     assert len(model.history["train_loss"]) == len(expected.history["train_loss"]) == 1
     if what == "loss":
         assert "'fails' of the loss" in also_said
-    elif for_ever or looks_every == 3:  # the seventh step is the last of three, or is like others
+    elif for_ever or check_every == 3:  # the seventh step is the last of three, or is like others
         assert "'guide.z_encoder" in also_said
     else:
         assert "though the loss is: once" in also_said
@@ -100,12 +100,12 @@ def test_ctrl_c_between_two_looks_does_not_hide_a_failure(monkeypatch):
 
 
 def test_a_run_without_failure_is_the_same(monkeypatch):
-    def trained(looks_every: int) -> dict[str, Tensor]:
+    def trained(check_every: int) -> dict[str, Tensor]:
         adata = simulate(SimulationSettings(n_background=48, n_target=48, n_genes=10))
         ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
         torch.manual_seed(0)
         model = ContrastiveVI(adata, n_hidden=8)
-        monkeypatch.setattr(run, "Updates", lambda *args: Updates(*args[:3], looks_every))
+        monkeypatch.setattr(run, "Updates", lambda *args: Updates(*args[:3], check_every))
         model.train(max_epochs=5, batch_size=12, seed=0, enable_progress_bar=False)
         return model.module.state_dict()
 

@@ -1,1 +1,1 @@
-"""What commonly goes wrong with a fit, measured and put into words."""
+"""The diagnosis of a fit: measurements of common failures, and findings that explain them."""

@@ -1,4 +1,4 @@
-"""The diagnostics in plain words: a verdict, what the value means, and what to try.
+"""The findings of the diagnosis: a verdict, what the value means, and what to try.
 
 Every threshold is a rule of thumb, and explained where it is defined.
 """
@@ -40,7 +40,7 @@ STILL_FALLING, WORSE = 0.01, 0.03
 epochs, it is still falling; above the second, risen since the minimum, it has got worse."""
 
 MEASURABLE = 0.05
-"""Nats that show in a number with one digit; with fewer, or a loss, s is said to add nothing."""
+"""Fewest nats that show in a number with one decimal; below, s is reported to add nothing."""
 
 UNTRAINED = Finding(
     "training",
@@ -53,7 +53,7 @@ UNTRAINED = Finding(
 
 
 def findings(measured: Measurements) -> list[Finding]:
-    """Put all measurements in words; the salient latent comes first."""
+    """Explain all measurements; the salient latent comes first."""
     rows = [
         salient_map(measured),
         _salient_use(measured),

@@ -79,11 +79,11 @@ def measure(
     shared
         Labels that both conditions share, of these cells, by name; batches among them.
     batch
-        Those of them that z should not hold either.
+        Names of the labels that z should not hold either.
     elbo
         Negative ELBO by epoch.
     n_k_cells
-        For how many of the cells k is computed.
+        Number of cells for which k is computed.
     n_permutations
         Shuffles of each probe.
     seed
@@ -112,7 +112,7 @@ def measure(
     return Measurements(
         usage=usage,
         salient_nats=nats,
-        condition_in_x=probed(_as_encoders_see(query, seed), is_target),
+        condition_in_x=probed(_encoder_components(query, seed), is_target),
         condition_in_z=probed(z, is_target),
         condition_in_s=probed(s, is_target),
         structure=salient_structure(means[:, used], seed) if len(used) else None,
@@ -123,7 +123,7 @@ def measure(
         batch_in_z={n: probed(z, v) for n, v in _several(batch, np.ones_like(is_target))},
         treatments_in_s=_treatments(s[is_target], codes[is_target], probed),
         elbo=elbo,
-        # Of penalties that can be on either latent only those on z: the advice is about these.
+        # Some penalties can act on either latent. The advice is about those on z.
         penalties={
             type(penalty).__name__: penalty.weight
             for penalty in query.vae.penalties
@@ -148,7 +148,7 @@ def _several(
     ]
 
 
-def _as_encoders_see(query: Query, seed: int) -> Array:
+def _encoder_components(query: Query, seed: int) -> Array:
     """Principal components of the encoders' input, ``[cells, components]``."""
     see: Any = torch.log1p
     if isinstance(query.vae.guide, ContrastiveGuide):

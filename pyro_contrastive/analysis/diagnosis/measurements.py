@@ -76,7 +76,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured; the findings put it in words.
+    """What was measured; the findings explain it.
 
     Parameters
     ----------

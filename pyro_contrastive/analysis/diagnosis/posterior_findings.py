@@ -1,4 +1,4 @@
-"""How well the guide does, in words: compared with NUTS, and by simulation-based calibration."""
+"""Findings on the guide: comparison with NUTS, and simulation-based calibration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MANY_QUANTITIES = 0.5
 
 
 def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
-    """Put the comparison of the encoder with NUTS (or the local guide) in words.
+    """Explain the comparison of the encoder with NUTS (or the local guide).
 
     An error of the mean below 0.3 posterior standard deviations does not change what is reported;
     above 1, most of the posterior is misplaced. A standard deviation within a quarter of the right
@@ -51,7 +51,7 @@ def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
 
 
 def calibration_finding(found: Calibration) -> Finding:
-    """Put simulation-based calibration in words."""
+    """Explain the result of simulation-based calibration."""
     every = found.table
     table = every[every["uniform"].notna()]
     if table.empty:

@@ -1,4 +1,4 @@
-"""Posterior predictive checks: data beside replicates of them, statistic by statistic."""
+"""Posterior predictive checks: data compared with replicates, statistic by statistic."""
 
 from pyro_contrastive.analysis.ppc.check import PosteriorPredictiveCheck
 from pyro_contrastive.analysis.ppc.custom import Statistic

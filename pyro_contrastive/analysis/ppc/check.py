@@ -1,4 +1,4 @@
-"""The result of a check, as tidy tables, and several results side by side."""
+"""The result of a check, as tidy tables, and the results of several checks in one."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class PosteriorPredictiveCheck:
     the mean of the replicates, in standard deviations of the replicates) and ``p_value``.
 
     ``p_value`` is the posterior predictive p-value, the probability that a replicate has a larger
-    value than the data (ties counted half). Near 0 the data have more of it than the model makes,
-    near 1 less; both are a misfit. It is not the p-value of a test: the model has seen the data, so
-    that under a correct model it is closer to 1/2 than a uniform number would be (Meng, Annals of
-    Statistics 1994; Gelman, Meng & Stern, Statistica Sinica 1996). A misfit that it finds is there;
-    one that it does not find may still be there. Statistics that the model can fit freely, such as
-    the mean of a gene, say little; look at the others.
+    value than the data (ties counted half). Near 0 the value is larger in the data than in
+    replicates, near 1 smaller; both are a misfit. It is not the p-value of a test: the model has
+    seen the data, so that under a correct model it is closer to 1/2 than a uniform number would be
+    (Meng, Annals of Statistics 1994; Gelman, Meng & Stern, Statistica Sinica 1996). A misfit that
+    it finds is real; one that it does not find may still exist. Statistics that the model can fit
+    freely, such as the mean of a gene, say little; look at the others.
 
     Attributes
     ----------

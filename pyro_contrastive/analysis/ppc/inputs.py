@@ -1,4 +1,4 @@
-"""What a check is given: the data, their replicates, and which statistics to compare."""
+"""Inputs of a check: the data, their replicates, and which statistics to compare."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class CheckedData:
     are_counts
         Whether the data are counts. If not, statistics that need counts are left out.
     groups
-        Labels of the cells by key, each ``[cells]``: statistics of genes are found in each group.
-        A Series is brought into the order of `cell_names` by its index.
+        Labels of the cells by key, each ``[cells]``: statistics of genes are computed in each
+        group. A Series is brought into the order of `cell_names` by its index.
     contrast
         A key of `groups` and its background group: effects are those of its other groups against
         it. Default: no effects.
     gene_names, cell_names
         For the tables. Default: numbers.
     described
-        What gave the data, for errors.
+        Name of the source of the data, for errors.
     """
 
     values: Matrix
@@ -109,8 +109,8 @@ class CheckSettings:
         cells at a time. Any other is called with all cells of a replicate (of each group) at once,
         which takes a dense replicate in memory: 4 bytes x cells x genes.
     correlation_genes
-        Positions of the genes whose pairs are looked at. Default: the 30 with the largest variance
-        of log(1 + counts).
+        Positions of the genes whose pairwise correlations are compared. Default: the 30 with the
+        largest variance of log(1 + counts).
     interval
         Probability between ``lower`` and ``upper``. It needs at least 2 / (1 - `interval`) - 1
         replicates.

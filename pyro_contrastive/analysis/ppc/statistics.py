@@ -16,16 +16,16 @@ PER_COUNTS = 1e4
 
 
 class Sum(NamedTuple):
-    """Something that is summed up over cells, so that replicates need not be kept.
+    """A quantity that is accumulated over cells, so that replicates need not be kept.
 
     Attributes
     ----------
     of
-        From values and the axis to sum over.
+        Function of the values and the axis to sum over.
     combine
         Joins two parts: ``np.add``, ``np.maximum``.
     start
-        Of no values.
+        Result for no values.
     """
 
     of: Callable[[Floats, int], Floats]
@@ -44,7 +44,7 @@ SUMS = {
 
 @dataclass(frozen=True)
 class Moments:
-    """What the statistics are made of; of each gene over cells, or of each cell over genes.
+    """Sums that statistics are computed from: of each gene over cells, or of each cell over genes.
 
     Parameters
     ----------
@@ -99,20 +99,20 @@ def library_size(m: Moments) -> Floats:
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A statistic that a check knows: how it is found, and how it is written and drawn.
+    """A built-in statistic: how it is computed, and how figures show it.
 
     Parameters
     ----------
     of
-        From moments to the value of each gene or cell.
+        Function from moments to the value of each gene or cell.
     title, unit
         For figures.
     logs
-        Whether figures have it on a logarithmic scale.
+        Whether figures show it on a logarithmic scale.
     of_genes
-        Whether it is found of genes too, or of cells only.
+        Whether it is computed for genes too, or for cells only.
     trend
-        Whether its trend against the mean of genes is found, under its name and ``_trend``.
+        Whether its trend against the mean of genes is computed, under its name and ``_trend``.
     geometric
         Whether that trend averages geometrically, where the data are counts.
     needs_counts
@@ -153,7 +153,7 @@ CELL_STATISTICS: dict[str, BuiltIn] = {
     ),
     "maximum": BuiltIn(maximum, "maximum", "counts", logs=True),
 }
-"""The statistics of cells, by name. One that is added here is found, named and drawn everywhere."""
+"""The statistics of cells, by name. One added here is computed, named and drawn everywhere."""
 GENE_STATISTICS = {name: each for name, each in CELL_STATISTICS.items() if each.of_genes}
 TRENDS = {f"{name}_trend": name for name, each in GENE_STATISTICS.items() if each.trend}
 CORRELATION, EFFECT, CALIBRATION = "correlation", "effect", "calibration"
@@ -178,7 +178,7 @@ def chosen_statistics(names: object, *, counts: bool, described: str) -> tuple[s
     counts
         Whether the data are counts.
     described
-        What gave the data, for the error.
+        Name of the source of the data, for the error.
 
     Raises
     ------
