@@ -156,7 +156,7 @@ class ContrastiveGuide(NamedPyroModule):
 
     @property
     def needs_dense(self) -> bool:
-        """Whether it needs ``x`` itself, besides sparse rows: a subclass may look at it."""
+        """Whether it needs ``x`` itself, besides sparse rows: a subclass may read it."""
         return not self.takes_logs or self._is_own_program
 
     @property

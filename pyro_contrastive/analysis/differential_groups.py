@@ -49,7 +49,7 @@ def group_pairs(
     idx1: Selection | None = None,
     idx2: Selection | None = None,
 ) -> list[GroupPair]:
-    """Turn the user's selection into pairs of groups; leaves `obs` as it is.
+    """Turn the user's selection into pairs of groups, without changing `obs`.
 
     Parameters
     ----------

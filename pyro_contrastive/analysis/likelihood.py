@@ -31,7 +31,7 @@ def losses_of(
     """Return each site's part of the negative ELBO, ``[n_samples, cells]``, unweighted.
 
     Parameters that all cells share belong to no cell, so that the KL divergence of those that have
-    a prior is left out. Another program with the guide's sites may stand in for the guide.
+    a prior is left out. Another program with the guide's sites may replace the guide.
     """
     with SalientOfTargets(batch.is_target):
         posterior = draw_posterior(vae, batch, n_samples, guide=guide)

@@ -140,7 +140,7 @@ def column(obs: pd.DataFrame, key: str) -> pd.Series:
     Raises
     ------
     KeyError
-        If there is none of this name; the error lists the existing ones.
+        If there is no column of this name; the error lists the existing ones.
     ValueError
         If there are several.
     """

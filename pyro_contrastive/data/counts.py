@@ -96,7 +96,7 @@ def _check_sparse(matrix: Any, where: str) -> None:
 
 
 def _check_ends(matrix: Any, where: str, cells: Indices) -> None:
-    """Refuse a sparse matrix some of whose rows begin or end outside it.
+    """Refuse a sparse matrix with rows that begin or end outside it.
 
     If it is stored by columns, all columns are checked.
     """

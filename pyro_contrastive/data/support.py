@@ -170,7 +170,7 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
     fractions = f" {rounding_advice(adata, layer)}" if look_like_corrected_counts(counts) else ""
     warnings.warn(
         f"{place(layer)} does not hold raw counts (integers from 0 up): {int(bad.sum())} of its "
-        f"values are something else, the first {first}. Gaussian() takes log-normalised values, "
+        f"values are not, the first one being {first}. Gaussian() takes log-normalised values, "
         "and a Likelihood of your own may take others; the default and all other likelihoods "
         f"refuse them.{fractions} {where_counts_are(adata, layer)}",
         UserWarning,

@@ -11,12 +11,12 @@ Way             Taken when                                            Where
 compiled rows   fused tensors are possible, and: on a CPU, all in     `rows` calls `kernel`,
                 float32, one inverse dispersion per gene, at least    which numba compiles
                 2^15 entries, and numba works
-fused tensors   nobody has looked at the heads needed, which come     `fused`, called by the
+fused tensors   the heads needed are not evaluated yet, and come      `fused`, called by the
                 from plain linear layers; the latents have no axis    distribution of `decoded`
                 of draws; Pyro's validation and torch's autocast
                 are off
-separate heads  otherwise (as when a penalty looks at the site        `distributions`, of which
-                ``scale``)                                            every head is an argument
+separate heads  otherwise (as when a penalty reads the site           `distributions`, with
+                ``scale``)                                            every head as an argument
 ==============  ====================================================  ==========================
 
 `ways` decides, and logs at level DEBUG which way is taken and why no faster one (``logging`` of
@@ -26,5 +26,5 @@ heads share the formulas of `counts`. On a CPU these treat the non-zero counts a
 entry. Second derivatives are those of the textbook formula in `counts`, whatever the way.
 
 All other likelihoods are made from separate heads; `poisson` is the log-density of Poisson counts.
-`heads` holds the decoder's heads, each evaluated when somebody looks at it.
+`heads` holds the decoder's heads, each evaluated on first access.
 """

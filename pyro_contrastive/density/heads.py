@@ -150,7 +150,7 @@ class Heads(MutableMapping[str, Tensor]):
         for name in names:
             layer = self._layers.get(name)
             if name in self._values:
-                return f"the head {name!r} has been looked at, or set"
+                return f"the head {name!r} has been evaluated already, or set"
             if not _is_plain(layer) or layer.bias is None:
                 return f"the layer of the head {name!r} is not a plain torch.nn.Linear with a bias"
         return None

@@ -275,7 +275,7 @@ def _dataset(
     shared: dict[str, Any],
     coords: Mapping[str, Any],
 ) -> Any:
-    """Name the axes of every array; ArviZ expects an axis of chains, of which there is one."""
+    """Name the axes of every array; ArviZ expects an axis of chains, here of length 1."""
     observed = group == "observed_data"
     variables: dict[str, Any] = {}
     for name, values in (of_cells | shared).items():

@@ -56,7 +56,7 @@ class DiagnosisMethods(ModelBase):
             :class:`~pyro_contrastive.ContrastiveVI`.
         labels_key
             Column of labels that the conditions share, such as cell types. Default: the one set
-            up. Without labels, nothing is said about them.
+            up. Without labels, the rows about them are left out.
         n_cells
             Number of cells to use, half of them background cells, drawn at random. Default
             1,000.
@@ -295,7 +295,7 @@ class DiagnosisMethods(ModelBase):
 
         It asks whether the guide inverts the model where the *model* puts cells. If latents of real
         cells do not look like draws from the prior, the encoder has seen no such cells in training,
-        and the ranks may fail although the posterior of real cells is right: look at those with
+        and the ranks may fail although the posterior of real cells is right: check those with
         :meth:`posterior_accuracy` and :meth:`pareto_k`.
 
         Parameters

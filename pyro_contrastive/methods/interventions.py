@@ -80,6 +80,6 @@ def _warn_if_treatments_are_alike(model: ModelBase, code: int) -> None:
         msg = (
             "The salient prior is the same for every treatment: cells that were not given this "
             "one are decoded with a salient latent of any treatment. Use a salient_prior that "
-            "looks at the condition, such as PerConditionNormal."
+            "depends on the condition, such as PerConditionNormal."
         )
         warnings.warn(msg, UserWarning, stacklevel=4)

@@ -59,7 +59,7 @@ def _groups(
 
 
 def streamed(query: Query, seed: int | None) -> ReplicateStream:
-    """Return the replicates of these cells, to be drawn as they are asked for."""
+    """Return the replicates of these cells, to be drawn on demand."""
 
     def parts() -> Iterable[NDArray[np.float32]]:
         return (part.x for part in replicates(query, Predicting(seed=seed)))

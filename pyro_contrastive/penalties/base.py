@@ -27,7 +27,7 @@ class Penalty(Component):
     Attributes
     ----------
     uses_expression
-        Whether :meth:`forward` may look at the sites ``scale`` and ``rate`` of the model, or at the
+        Whether :meth:`forward` may read the sites ``scale`` and ``rate`` of the model, or the
         parameters of the distribution of counts (default). If no penalty does, a training step
         leaves them out and is faster.
 

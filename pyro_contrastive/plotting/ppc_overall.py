@@ -156,7 +156,7 @@ def plot_groups(
 def _rows_of_grouping(
     overall: pd.DataFrame, statistic: str, group_by: str, unit: str
 ) -> pd.DataFrame:
-    """Return the rows of a statistic in all groups of one grouping, or say what there is."""
+    """Return the rows of a statistic in all groups of one grouping; errors list what exists."""
     check_columns(overall, ("unit",))
     table = overall[overall["group_by"].astype(str) == group_by]
     if table.empty:

@@ -1,4 +1,4 @@
-"""Priors of the latents: modules that look at the cells and return a distribution.
+"""Priors of the latents: modules that take the cells and return a distribution.
 
 To add one to the library, write it in a file of this folder and name it here, in the import and in
 ``__all__``. The package exports what ``__all__`` names, and a saved model may name it.

@@ -15,8 +15,8 @@ from pyro_contrastive.components.component import Component
 class Prior(Component):
     """A prior over a latent variable of each cell.
 
-    Subclasses implement :meth:`forward`. A prior may own learned parameters, and may look at the
-    batch (at ``batch.condition``, say, for a prior that differs between treatments).
+    Subclasses implement :meth:`forward`. A prior may own learned parameters, and may depend on the
+    batch (for example on ``batch.condition``, if it differs between treatments).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Fixed univariate distributions as priors, and what a user may give in place of a prior."""
+"""Fixed univariate distributions as priors, and the conversion of a user's argument to a prior."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class FixedPrior(Prior):
             self.support = half_line_or_line(distribution)
         if not is_univariate or self.distribution_name not in FIXED:
             msg = (
-                f"{self.distribution_name} cannot be used as it is: a fixed prior is a univariate "
+                f"{self.distribution_name} cannot be used directly: a fixed prior is a univariate "
                 "torch or pyro distribution given by tensors, such as dist.Laplace(0., 1.). "
                 "For anything else subclass pyro_contrastive.Prior."
             )

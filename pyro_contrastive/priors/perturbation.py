@@ -59,8 +59,8 @@ class PrivateSalient(Prior):
     def used(self, batch: CellBatch) -> Tensor:
         """Tell which dimensions are the block of the cell's treatment; all for background cells.
 
-        (Background cells have no salient latent, but penalties look at what the encoder infers for
-        them, in every block.)
+        (Background cells have no salient latent, but penalties use the values that the encoder
+        infers for them, in every block.)
         """
         condition = batch.condition.unsqueeze(-1)
         return (condition == self.get_buffer("owner")) | (condition == BACKGROUND)

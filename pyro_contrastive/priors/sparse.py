@@ -72,7 +72,7 @@ class SparseSalient(Prior):
     def active(self, mean: Tensor, variance: Tensor, threshold: float = 0.5) -> list[int]:
         """Return the dimensions on which the guide spends more than `threshold` nats per cell.
 
-        The threshold is a convention: look at :meth:`nats` for a gap.
+        The threshold is a convention: check the values of :meth:`nats` for a gap.
         """
         used = self.nats(mean, variance) > threshold
         return [k for k, is_used in enumerate(used.tolist()) if is_used]

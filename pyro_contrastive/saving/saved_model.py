@@ -1,4 +1,4 @@
-"""What a saved model holds, and making the model again from it."""
+"""The content of a saved model, and making the model again from it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def elbo_name(vae: ContrastiveVAE) -> str:
 def components_of(vae: ContrastiveVAE) -> Components:
     """Return the swappable parts of a module as JSON.
 
-    The Wasserstein penalty that is a setting is not among them, nor is the log-normal prior of the
+    This leaves out the Wasserstein penalty that is a setting, and the log-normal prior of the
     library size, which is made from its moments.
     """
     model = vae.model

@@ -242,7 +242,7 @@ def check_moves(component: Component, compute: Any, moved: Any) -> None:
 
     There may be no second device, so that torch's "meta" device stands in. Its tensors have shapes
     but no numbers, and like those of a GPU they cannot be mixed with tensors on the CPU. A
-    component that has to look at numbers cannot run there, which is not counted as a failure.
+    component that has to read numbers cannot run there, which is not counted as a failure.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ def check_shapes(component: Any, d: Any, n_event: int, batch_shapes: list[tuple[
             component,
             f"the distribution has batch shape {shape_of(batch_shape)}; expected {expected}.",
             "Index parameters by cell (self.mean[batch.condition]), let the cells be the last axis "
-            "before the event, and leave the axes to their left as they are.",
+            "before the event, and do not change the axes to their left.",
         )
 
 

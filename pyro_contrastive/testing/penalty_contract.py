@@ -58,7 +58,7 @@ def check_penalty(
         Seed of all random numbers.
     **vae_kwargs
         Further arguments of :class:`~pyro_contrastive.ContrastiveVAE`, such as a prior that the
-        penalty looks at.
+        penalty reads.
 
     Raises
     ------
@@ -196,7 +196,7 @@ def _check_gradients(vae: ContrastiveVAE, batch: CellBatch) -> None:
             "its gradient reaches no parameter of the model or the guide: it would be recorded but "
             "change nothing.",
             'Compute it from the traces (guide_trace.nodes["z"]["value"], or ["fn"]) with torch, '
-            "without .detach(), .item() or numpy. If it looks at a prior, give check_penalty that "
+            "without .detach(), .item() or numpy. If it reads a prior, give check_penalty that "
             "prior.",
         )
     own = penalty.own_loss(*traces, batch)

@@ -48,7 +48,7 @@ def check_prior(
     n_conditions
         Number of conditions that the prior is made for, the background included.
     n_genes
-        Number of genes that the prior is made for, if it looks at them.
+        Number of genes that the prior is made for, if it depends on them.
     saving
         Require that it can be made again from its saved arguments.
     seed

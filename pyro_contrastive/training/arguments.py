@@ -14,7 +14,7 @@ LIGHTNING = {
     "accumulate_grad_batches": "batch_size= makes the mini-batches larger",
     "barebones": _NO_TRAINER,
     "benchmark": "set torch.backends.cudnn.benchmark yourself",
-    "callbacks": f"{_NO_TRAINER}; to look at the model in between, train for some epochs and call "
+    "callbacks": f"{_NO_TRAINER}; to inspect the model in between, train for some epochs and call "
     "train() again, which continues",
     "default_root_dir": "nothing is written during training: use model.save(folder)",
     "detect_anomaly": "a loss that is not finite raises an error that names the site",

@@ -161,7 +161,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         return lambda *inputs: replayed(others, *inputs)
 
     def _read(self, value: Any) -> Any:
-        """Return the node that made a tensor; other values are returned as they are."""
+        """Return the node that made a tensor; other values are returned unchanged."""
         if not isinstance(value, Tensor):
             return value
         if value not in self._nodes:

@@ -58,7 +58,7 @@ class TrainedCells:
         return names is self.names or digest_of(names) == self.digest
 
     def within(self, names: pd.Index, totals: NDArray[np.float64]) -> Self | None:
-        """Return the same cells with their indices in the data set as it is now.
+        """Return the same cells with their indices in the data set in its present form.
 
         Parameters
         ----------

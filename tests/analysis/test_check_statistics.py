@@ -342,7 +342,7 @@ def test_whole_replicates_that_would_not_fit_are_refused():
     large = csr_matrix((60_000, 10_000), dtype=np.float32)
     with pytest.raises(ValueError, match=r"a dense replicate takes 2\.4 GB, more than 2 GB"):
         checked(large, ReplicateStream(lambda: [], 19), functions={"f": lambda x: x.sum(axis=0)})
-    with pytest.raises(ValueError, match=r"\['f'\] look at all cells at once: give whole="):
+    with pytest.raises(ValueError, match=r"\['f'\] need all cells at once: give whole="):
         checked(
             COUNTS,
             ReplicateStream(lambda: [np.repeat(COUNTS[None], 19, 0)], 19),

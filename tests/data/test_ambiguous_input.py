@@ -50,7 +50,7 @@ def test_zeros_and_ones_are_no_positions(model, kind):
         (["cell1", "cell2"], r"adata\.obs_names\.isin\(names\)"),
     ],
 )
-def test_other_indices_are_refused_in_words(model, indices, message):
+def test_other_indices_are_refused_with_an_explanation(model, indices, message):
     with pytest.raises(ValueError, match=message):
         model.get_latent_representation(indices=indices)
 

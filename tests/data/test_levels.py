@@ -177,7 +177,7 @@ def test_conditions_without_names_are_codes() -> None:
         model._condition_code(2)
 
 
-def test_scores_take_the_background_as_it_stands() -> None:
+def test_scores_take_the_background_as_a_value_of_its_column() -> None:
     latent = np.random.default_rng(0).normal(size=(60, 2))
     dose = np.repeat([0.0, 1.5], 30)
     by_number = score_latents(latent, latent, dose, background_category=0, n_neighbors=10)

@@ -158,7 +158,7 @@ def test_without_numba_the_step_is_the_slower_one_and_the_log_says_so(
     ]
 
 
-def test_the_compiled_functions_have_the_precision_they_claim() -> None:
+def test_the_compiled_functions_have_their_stated_precision() -> None:
     from pyro_contrastive.density import kernel_functions as functions
 
     one = np.float32(1)
@@ -346,7 +346,7 @@ def test_a_penalty_sees_expression_unless_it_says_that_it_does_not_look() -> Non
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_quick_dropout_drops_the_share_it_is_told_and_keeps_the_mean(p: float) -> None:
+def test_quick_dropout_drops_the_given_share_and_keeps_the_mean(p: float) -> None:
     torch.manual_seed(0)
     dropout, h = QuickDropout(p), torch.ones(1000, 401)
     out = dropout(h)

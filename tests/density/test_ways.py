@@ -100,7 +100,7 @@ SLOWER = [
     ({"change": draws}, "separate heads, because the latents have an axis of draws."),
     (
         {"validate": True},
-        "separate heads, because Pyro's validation is on, which looks at the heads.",
+        "separate heads, because Pyro's validation is on, which reads the heads.",
     ),
     (
         {"counts_of": (2, N_CELLS, N_GENES)},

@@ -248,7 +248,7 @@ def test_tensors_are_checked_by_the_programs(likelihood, value, said):
         vae.objective.loss(vae.model, vae.guide, batch)
 
 
-def test_populations_told_to_train_are_known_again_whatever_the_order_of_the_sum(adata):
+def test_populations_given_to_train_are_recognised_whatever_the_order_of_the_sum(adata):
     rng = np.random.default_rng(0)
     adata.X = np.exp(rng.normal(0, 3, adata.shape)).astype(np.float32)
     register_quietly(adata, condition_key=None, background=None)

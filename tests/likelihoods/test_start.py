@@ -221,7 +221,7 @@ def test_a_dispersion_with_a_prior_starts_there_too() -> None:
 
 
 def test_it_saves_the_steps_that_find_the_means() -> None:
-    """On the bundled cells, after one epoch: some 1,210 in place of 1,330."""
+    """On the bundled cells, after one epoch: about 1,210 instead of 1,330."""
     adata = load_kang()
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     losses = []

@@ -53,9 +53,7 @@ def counterfactual(vae, data, condition, indices, donors, seed=0, **kwargs):
 
 
 @pytest.mark.parametrize("cells", [BACKGROUND, DRUG2])
-def test_cells_never_given_a_treatment_take_the_salient_latents_of_those_that_were(
-    vae, data, cells
-):
+def test_cells_not_given_a_treatment_take_the_salient_latents_of_cells_that_were(vae, data, cells):
     drawn = counterfactual(vae, data, 1, cells, Query(vae, data, DRUG1), n_samples=6000)
     n = 6000
     with torch.no_grad():

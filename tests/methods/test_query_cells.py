@@ -172,7 +172,7 @@ def test_a_gene_of_the_model_that_repeats_is_named(model, adata, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")
-def test_missing_genes_are_filled_beside_genes_that_repeat(model, adata):
+def test_missing_genes_are_filled_where_other_genes_repeat(model, adata):
     wide = with_genes(adata, [*adata.var_names, "TBCE", "TBCE"])[:, 1:].copy()
     filled = model.prepare_query_anndata(wide, fill_missing=True)
     assert list(filled.var_names) == model.genes

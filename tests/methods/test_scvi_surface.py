@@ -42,7 +42,7 @@ REFUSED = {  # mostly by Python: an unexpected keyword
     "load": "backup_url datamodule allowed_classes_names_list",
     "save": "save_kwargs legacy_mudata_format datamodule",
     "setup_anndata": "kwargs",  # options of its registry
-    "train": "trainer_kwargs",  # of Lightning; refused in words by train itself
+    "train": "trainer_kwargs",  # of Lightning; train refuses them with an explanation
 }
 
 

@@ -172,7 +172,7 @@ def test_no_two_ticks_of_coverage_read_alike(spread, check, ax):
     assert list(ticks.values()) == pytest.approx([100 * tick for tick in ticks])
 
 
-def test_levels_near_one_are_told_apart(check, ax):
+def test_levels_close_to_one_are_distinguished(check, ax):
     table = check.calibration.assign(
         level=check.calibration["level"].replace({0.9: 0.99, 0.95: 0.999})
     )
@@ -246,7 +246,7 @@ def png(ax: Axes) -> bytes:
 
 
 @pytest.mark.parametrize("name", OF_THE_CHECK)
-def test_the_check_itself_stands_for_its_table(name, check):
+def test_a_check_can_be_given_in_place_of_its_table(name, check):
     drawn, expected = (
         png(draw[name](check, ax=Figure().subplots())) for draw in (OF_THE_CHECK, DRAWN)
     )

@@ -67,7 +67,7 @@ def test_background_cells_are_grey_beneath_the_others_and_first_in_the_legend(ax
             assert at[x] == shown[label or "not labelled"].lower()
 
 
-def test_background_beside_one_treatment_hides_none_and_is_hidden_by_none(ax: Axes) -> None:
+def test_background_and_a_single_treatment_do_not_hide_each_other(ax: Axes) -> None:
     labels = pd.Categorical(np.tile([2, 1], 20), categories=[2, 1])
     plot_embedding(np.random.default_rng(0).normal(size=(40, 2)), labels, background=1, ax=ax)
     (points,) = ax.collections

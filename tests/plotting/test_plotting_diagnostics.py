@@ -73,7 +73,7 @@ def test_ranks_in_and_out_of_the_band() -> None:
 
 
 @pytest.mark.parametrize("reference", ["nuts", "local"])
-def test_encoder_beside_reference(reference: str) -> None:
+def test_encoder_compared_with_reference(reference: str) -> None:
     rng = np.random.default_rng(0)
     latents = pd.DataFrame({"site": ["z"] * 5 + ["s"] * 3 + ["library"]})
     for guide in {"encoder", "local", reference}:

@@ -290,7 +290,7 @@ def test_the_preset_and_the_schedule_that_goes_with_it(
     assert settings.train["batch_size"] == 128
 
 
-def test_a_preset_keeps_its_own_likelihood_unless_told_otherwise(
+def test_a_preset_keeps_its_own_likelihood_unless_another_is_given(
     counts: Path, tmp_path: Path, calls: dict[str, Any]
 ) -> None:
     options = {"--embedding": "pca", "--preset": "CPLVM"}
@@ -304,7 +304,7 @@ def test_a_preset_keeps_its_own_likelihood_unless_told_otherwise(
 def test_few_cells_are_fitted_without_early_stopping(
     counts: Path, tmp_path: Path, calls: dict[str, Any]
 ) -> None:
-    """None of 9 cells would be held out, and early stopping would have nothing to look at."""
+    """None of 9 cells would be held out, and early stopping would have nothing to check."""
     data = ad.read_h5ad(counts)
     for n_background, stops in ((9, False), (10, True)):
         chosen = np.r_[0 : 2 * n_background : 2, 1:40:2]

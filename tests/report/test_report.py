@@ -428,7 +428,7 @@ HISTORY = {"elbo_validation": pd.DataFrame({"elbo_validation": [9.0, 1.5, 2.5, 2
         (FitResult(4, 1.0, False, True, 7, None, "Ctrl-C"), {}, "stopped early (Ctrl-C); no cells"),
     ],
 )
-def test_how_the_training_ended_in_words(
+def test_the_end_of_training_is_described(
     result: FitResult, history: dict[str, pd.DataFrame], said: str
 ) -> None:
     assert said in describe_training(result, history)

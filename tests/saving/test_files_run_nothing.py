@@ -106,7 +106,7 @@ def test_what_is_not_the_librarys_own_is_refused(folder, keyword, name):
     assert str(caught.value).isprintable()
 
 
-def test_a_module_beside_the_configuration_is_not_imported(folder, tmp_path, monkeypatch):
+def test_a_module_next_to_the_configuration_is_not_imported(folder, tmp_path, monkeypatch):
     helper = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\nclass ZINB: ...\n"
     (folder / "helper.py").write_text(helper)
     name_part(folder, "likelihood", "model.helper:ZINB")

@@ -398,7 +398,7 @@ def test_numbers_among_the_terms_of_an_objective_are_recorded(replayed, monkeypa
     assert (model.history["mine_train"] == 1.0).all(axis=None)
 
 
-def test_what_an_optimiser_has_beside_the_model_is_trained(replayed) -> None:
+def test_parameters_of_an_optimiser_outside_the_model_are_trained(replayed) -> None:
     extra = {}
 
     def run(record: bool) -> Tensor:

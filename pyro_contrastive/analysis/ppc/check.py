@@ -35,7 +35,7 @@ class PosteriorPredictiveCheck:
     seen the data, so that under a correct model it is closer to 1/2 than a uniform number would be
     (Meng, Annals of Statistics 1994; Gelman, Meng & Stern, Statistica Sinica 1996). A misfit that
     it finds is real; one that it does not find may still exist. Statistics that the model can fit
-    freely, such as the mean of a gene, say little; look at the others.
+    freely, such as the mean of a gene, say little; judge by the others.
 
     Attributes
     ----------

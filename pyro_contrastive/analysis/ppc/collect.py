@@ -174,7 +174,7 @@ class Collected:
             return
         if whole is None:
             msg = (
-                f"{list(self.plan.functions_of_all)} look at all cells at once: give whole=, a "
+                f"{list(self.plan.functions_of_all)} need all cells at once: give whole=, a "
                 "function that returns a replicate by its number."
             )
             raise ValueError(msg)

@@ -57,7 +57,7 @@ class CheckedData:
 
 @dataclass(frozen=True)
 class ReplicateStream:
-    """Replicates that are drawn as they are asked for.
+    """Replicates that are drawn on demand.
 
     Parameters
     ----------

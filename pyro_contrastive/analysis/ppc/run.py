@@ -147,7 +147,7 @@ def _check_memory(own: Mapping[str, Statistic], n_cells: int, n_genes: int) -> N
     size = 4.0 * n_cells * n_genes
     if needs and size > MAX_BYTES:
         msg = (
-            f"{needs} look at all cells at once: a dense replicate takes {size / 1e9:.1f} GB, more "
+            f"{needs} need all cells at once: a dense replicate takes {size / 1e9:.1f} GB, more "
             f"than {MAX_BYTES / 1e9:.0f} GB. Choose fewer cells or genes, or write a function "
             "that returns one value per cell: it is given some cells at a time."
         )
