@@ -1,10 +1,13 @@
-# make demo   the main job on the bundled data, from nothing; leaves demo_output/index.html
-# make test   lint, types and all tests, from nothing
-# make newest   the fast tests on the newest Python found, with the newest versions of everything
-# make package   wheel and sdist in dist/, checked, and the wheel tried in an environment of its own
-# make notebooks   run the notebooks and save them with their outputs, in place
-# make lowest   the fast tests with the oldest versions that pyproject.toml allows
-# make bench  side by side with scvi-tools: speed, memory, held-out ELBO (some 15 minutes)
+# make demo       fit the bundled data; writes demo_output/index.html
+# make test       lint, types and all tests
+# make fast       the fast tests only
+# make newest     the fast tests on the newest Python found, with the newest versions of all packages
+# make lowest     the fast tests with the oldest versions that pyproject.toml allows
+# make package    build wheel and sdist in dist/, check them, and try the wheel in a new environment
+# make notebooks  run the notebooks and save them in place, with their outputs
+# make bench      compare speed, memory and held-out ELBO with scvi-tools (about 15 minutes)
+#
+# Each target creates the environment that it needs.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +19,7 @@ VENV_PACKAGE := .venv-package
 
 .PHONY: demo test fast newest package lowest notebooks bench clean
 
-# Each stamp is newer than what it was installed from, so that a second run starts at once.
+# Each stamp is newer than the files it was installed from, so that a second run installs nothing.
 $(VENV)/python.stamp:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -56,7 +59,7 @@ package:
 		--constraint constraints.txt dist/*.whl
 	cd $(VENV_PACKAGE) && bin/pyro-contrastive demo --out demo --max-epochs 5
 
-# Their own deprecation warnings, of versions that came later, are no errors here.
+# Old versions warn of deprecations that concern only later versions: warnings are not errors here.
 lowest:
 	$(PYTHON) -m venv --clear $(VENV_LOWEST)
 	$(VENV_LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
