@@ -155,7 +155,7 @@ class CellBatch:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "observed"}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor of the batch once, by a name of its own."""
+        """Return every tensor of the batch once, each under its own name."""
         found = {name: value for name, value in self._own_tensors().items() if value is not None}
         for site, seen in self.observed.items():
             known = {id(tensor) for tensor in found.values()}

@@ -51,7 +51,7 @@ class Preset:
     made_of
         Its components, by their names in this library.
     departs
-        How it differs from the paper.
+        Differences from the paper.
     arguments
         Function that makes the arguments of ``ContrastiveVI``, with new components each time.
     """

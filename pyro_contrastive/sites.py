@@ -104,7 +104,7 @@ class SalientOfTargets(Messenger):
     Parameters
     ----------
     is_target
-        Which cells are target cells, ``[cells]``.
+        Mask of the target cells, ``[cells]``.
     """
 
     def __init__(self, is_target: Tensor) -> None:

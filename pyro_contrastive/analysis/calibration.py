@@ -148,9 +148,9 @@ def calibrate(
     n_draws
         Draws from the posterior of each simulated cell.
     method
-        Whose posterior: the guide's, or NUTS (slow).
+        Source of the posterior draws: the guide, or NUTS (slow).
     nuts
-        How to run NUTS; its draws are thinned to `n_draws`.
+        Settings of NUTS; its draws are thinned to `n_draws`.
     """
     vae, ranks = query.vae, []
     with evaluating(vae):

@@ -66,7 +66,7 @@ def decode_batch(
     Parameters
     ----------
     query
-        How cells are decoded.
+        Settings of decoding.
     batch
         The cells; their condition may be a counterfactual one.
     posterior

@@ -46,7 +46,7 @@ def differential_expression(
     genes
         Names of the genes: the index of the result.
     settings
-        How they are compared.
+        Settings of the comparison.
     batches
         See :func:`~pyro_contrastive.analysis.differential_settings.batches_to_decode`.
 

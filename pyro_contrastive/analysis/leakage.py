@@ -53,7 +53,7 @@ def probe(
         the 15 nearest cells, for classes that no plane separates. Both give every class the same
         weight, however many cells it has.
     n_permutations
-        How often the labels are shuffled, to estimate chance.
+        Number of shuffles of the labels, which estimate chance.
     seed
         Seed of folds and shuffles.
 

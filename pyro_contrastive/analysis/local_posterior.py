@@ -46,7 +46,7 @@ class LocalGuide(nn.Module):
     Parameters
     ----------
     guide
-        Whose families to use; an instance of `ContrastiveGuide`.
+        Guide whose families to use; an instance of `ContrastiveGuide`.
     batch
         The cells.
 

@@ -96,7 +96,7 @@ def posterior_accuracy(
     n_samples
         Draws per cell for ELBO, log p(x) and k.
     local
-        How to optimise the local guide.
+        Optimisation settings of the local guide.
     nuts
         How to run NUTS. ``None``: it is not run.
     """

@@ -70,7 +70,7 @@ def replicates(query: Query, predicting: Predicting) -> Iterator[Replicates]:
         The cells, the genes, the number of draws, and the covariates and at most one batch to
         decode under.
     predicting
-        What they are drawn from.
+        Source of the replicates.
     """
     vae, decoding = query.vae, query.decoding
     start, shared = 0, Trace()

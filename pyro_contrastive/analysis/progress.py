@@ -36,9 +36,9 @@ class CellBar:
     Parameters
     ----------
     description
-        What is being done.
+        Text that describes the work.
     n_cells
-        How many cells there are to do.
+        Number of cells to process.
     silent
         Never draw. ``settings.progress_bars = False`` does the same everywhere.
     """

@@ -69,7 +69,7 @@ class Query:
     batch_size
         Cells in memory at a time. Default: see :meth:`minibatches`.
     decoding
-        How they are decoded, for questions about expression.
+        Settings of decoding, for questions about expression.
     obs_names
         Names of all cells of `data`, for tables.
     """

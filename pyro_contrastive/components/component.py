@@ -103,7 +103,7 @@ def check_component(given: object, cls: type[Component], keyword: str) -> None:
     Parameters
     ----------
     given
-        What the user passed.
+        The object that the user passed.
     cls
         `Prior`, `Likelihood` or `Penalty`.
     keyword

@@ -78,8 +78,8 @@ class CellData:
         """Return some cells as tensors on `device`; counts and numbers as `dtype`, codes as int64.
 
         Cells of unknown condition are treated as target cells, so that both latents are available
-        for them. With ``dense=False``, counts that are sparse enough for it to pay come as sparse
-        rows only, and ``x`` is ``None``: see :meth:`Observation.of`.
+        for them. With ``dense=False``, counts that are sparse enough come as sparse rows only,
+        which is faster, and ``x`` is ``None``: see :meth:`Observation.of`.
         """
         observed = {
             site: source.observation(indices, device, dtype, dense=dense)

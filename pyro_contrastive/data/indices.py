@@ -26,7 +26,7 @@ def as_indices(indices: Any, cells: pd.Index | int, name: str = "indices") -> In
     Parameters
     ----------
     indices
-        As the user gave them.
+        The user's selection.
     cells
         Names of the cells, or their number if they have no names.
     name

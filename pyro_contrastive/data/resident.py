@@ -27,7 +27,7 @@ class ResidentCells:
     data
         The cells; their counts are sparse (CSR).
     device
-        Where to keep them.
+        Device to keep them on.
     dtype
         Dtype of counts and other numbers.
 

@@ -88,7 +88,7 @@ class Setup:
         keys["background"] = background_level(adata.obs, condition_key, background)
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
-        data = setup.extract(adata)  # checks everything now, rather than after hours of work
+        data = setup.extract(adata)  # checks everything now rather than during training
         warn_of_other_data(data.rows(), adata, setup.layer)
         if data.size_factor is not None:
             # Expression sums to 1 over genes, so a library size must be on the scale of counts;
@@ -105,7 +105,8 @@ class Setup:
         if data.continuous is not None:
             warn_of_scale(setup.continuous_covariate_keys, data.continuous)
         with warnings.catch_warnings():
-            # Writing to a view turns it into an AnnData of its own, which the caller asked for.
+            # Writing to a view makes it a separate AnnData, as the caller expects; no warning is
+            # needed.
             warnings.simplefilter("ignore", ImplicitModificationWarning)
             adata.uns[UNS_KEY] = setup.to_json()
         return setup

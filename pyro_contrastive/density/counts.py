@@ -186,7 +186,7 @@ def _gathered(value: Tensor, m: Tensor, t: Tensor, p: Tensor | None) -> Terms:
     return dense
 
 
-# An operator of torch's: a recorded step replays operators, and the number of entries that are
+# A torch operator: a recorded step replays operators, and the number of entries that are
 # gathered differs between mini-batches.
 define("count_terms(Tensor value, Tensor m, Tensor t, Tensor? p) -> Tensor[]", _count_terms)
 

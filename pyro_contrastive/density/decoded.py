@@ -119,7 +119,7 @@ def decoded_counts(
     make, library, inverse_dispersion
         See :class:`DecodedCounts`.
     heads
-        What the decoder returned.
+        The decoder's output.
     dropout
         Name of the head with the logits of a structural zero; ``None`` without zero inflation.
     """

@@ -68,7 +68,7 @@ def count_rows(
     library, t
         ``[cells]`` and ``[genes]``.
     table, table_slope
-        What :func:`tables` returns.
+        The result of :func:`tables`.
     floor
         Added to the softmax.
     d_t, log_prob, by_library

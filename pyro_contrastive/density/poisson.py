@@ -41,7 +41,7 @@ def _of_counts(x: Tensor, rate: Tensor) -> Tensor:
     return torch.xlogy(x, rate) - rate - (x + 1).lgamma()
 
 
-# An operator of torch's: a recorded step replays operators, and the number of non-zero counts
+# A torch operator: a recorded step replays operators, and the number of non-zero counts
 # differs between mini-batches.
 define("poisson_log_prob(Tensor value, Tensor rate) -> Tensor", _log_prob)
 

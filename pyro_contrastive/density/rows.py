@@ -42,7 +42,7 @@ def kernel() -> ModuleType | None:
 
     numba takes a second to import, and a few to compile the code for the first time; it keeps the
     result next to the source or in the user's cache folder. Only errors of numba mean that there is
-    no compiled code. Others are ours and are raised.
+    no compiled code. Other errors are bugs of this library and are raised.
     """
     try:
         errors = import_module("numba").core.errors
@@ -98,7 +98,7 @@ def _count_rows(
         compiled.count_rows(counts, rho, p, size, per_gene, table, table_slope, floor, *filled)
 
     # Small blocks, handed out as threads become free: torch's own threads wait in busy loops, which
-    # may hold up one of ours.
+    # may delay a thread of this pool.
     blocks = iter([slice(i, i + BLOCK) for i in range(0, n_cells, BLOCK)])
 
     def work() -> None:
@@ -113,7 +113,7 @@ def _count_rows(
     return log_prob, by_t, total.unsqueeze(-1)
 
 
-# An operator of torch's, since a recorded step replays operators.
+# A torch operator, since a recorded step replays operators.
 define(
     "count_rows(Tensor value, Tensor(a!) scale, Tensor(b!)? dropout, Tensor library, Tensor t)"
     " -> (Tensor, Tensor, Tensor)",

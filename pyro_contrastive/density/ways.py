@@ -71,7 +71,7 @@ def can_fuse(
     Parameters
     ----------
     heads
-        What the decoder returned.
+        The decoder's output.
     names
         The heads that the density depends on.
     library

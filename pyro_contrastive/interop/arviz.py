@@ -126,7 +126,7 @@ def to_arviz(
     query
         The model, the data and the cells.
     export
-        What to export.
+        Settings of the export.
     gene_names
         Names of the genes of `export`.
     attributes

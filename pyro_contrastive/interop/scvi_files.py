@@ -30,7 +30,7 @@ SETTINGS = (
     "use_observed_lib_size",
     "wasserstein_penalty",
 )
-"""Arguments of scvi-tools' constructor, the same in versions 1.1 to 1.5, and of ours too."""
+"""Arguments of scvi-tools' constructor, the same in versions 1.1 to 1.5 and in this library."""
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ class Gaussian(Likelihood):
     Parameters
     ----------
     log1p
-        The data are log(1 + y), natural logarithm, of expression y in any unit (``scanpy.pp.log1p``
-        of counts per 10,000, say), so at least 0. Normalised expression is then
+        The data are log(1 + y), natural logarithm, of expression y in any unit (for example
+        ``scanpy.pp.log1p`` of counts per 10,000), so at least 0. Normalised expression is then
         :math:`e^\mu - 1`, or 0 where that is negative, in the unit of y; it does not sum to 1 over
         genes. Fold changes add a pseudocount of 1 unit to it, so that they are differences of
         :math:`\mu`. ``False``: any numbers (scaled data, a protein panel); they have no normalised
-        expression, and methods that need it raise an error. Override :meth:`expression` for
-        another transformation.
+        expression, and methods that need it raise an error. Override :meth:`expression` for another
+        transformation.
 
     Attributes
     ----------

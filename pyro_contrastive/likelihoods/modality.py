@@ -18,7 +18,7 @@ class Modality:
     likelihood
         Its observation model.
     n_features
-        How many numbers there are for each cell.
+        Number of features per cell.
     """
 
     site: str

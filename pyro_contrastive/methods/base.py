@@ -62,7 +62,7 @@ class ModelBase:
 
         They are found in ``model.adata`` by name and total count, so that it may have lost cells
         since training, or have them in another order. ``None`` also if it holds cells that were not
-        there (renamed ones, say), or if names repeat.
+        there (for example renamed ones), or if names repeat.
         """
         found = self._cells_of_training()
         return None if found is None else found.train

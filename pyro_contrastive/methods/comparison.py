@@ -99,8 +99,8 @@ def compare_models(
     ------
     ValueError
         If there are fewer than two models, no cell was held out by all of them, they describe
-        different genes or numbers (counts and their logarithms, say), or one gives the data a
-        probability and another a density, so that a difference would mean nothing.
+        different genes or numbers (for example counts and their logarithms), or one gives the data
+        a probability and another a density, so that a difference would mean nothing.
 
     Warns
     -----

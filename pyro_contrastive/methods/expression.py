@@ -242,7 +242,7 @@ class ExpressionMethods(ModelBase):
         z, and each of its draws takes the s of a cell that was given that treatment, chosen at
         random from those that trained the model and drawn from its q(s | x): the aggregate
         posterior of the treatment. So use many draws, and note that the response does not depend on
-        the cell it is given to (on its type, say).
+        the cell it is given to (for example on its type).
 
         Parameters
         ----------
@@ -253,7 +253,7 @@ class ExpressionMethods(ModelBase):
         return_mean, return_numpy, transform_covariates, seed, silent
             As in :meth:`get_normalized_expression`.
         salient_source
-            Where s comes from under a treatment that a cell was not given.
+            Source of s under a treatment that a cell was not given.
             ``"aggregate_posterior"`` (default): see above. The treated cells are those of the
             model's own data that trained, or all of the treatment where it is not known which
             trained; they are of `adata` if the model has no data of its own. ``"prior"``: the

@@ -209,12 +209,11 @@ class PredictiveMethods(ModelBase):
         ``sample_stats["log_weight"]``, the log importance weight of every draw and cell,
         log p(x, latents) - log q(latents | x): with an exact guide it would not vary between draws.
 
-        ``az.loo`` and ``az.compare`` take the log-likelihood given the latents. Every cell has
-        latents of its own, so that nothing is known of them when the cell is left out: the
-        importance weights for that are seldom reliable, and ArviZ will say so (Pareto k above 0.7).
-        To compare models, use log p(x) with the latents integrated out, as by
-        :meth:`get_marginal_ll` on cells that did not train or by
-        :func:`~pyro_contrastive.compare_models`.
+        ``az.loo`` and ``az.compare`` take the log-likelihood given the latents. Every cell has its
+        own latents, about which the other cells carry no information: importance weights for
+        leaving a cell out are seldom reliable, and ArviZ will warn (Pareto k above 0.7). To compare
+        models, use log p(x) with the latents integrated out, as by :meth:`get_marginal_ll` on cells
+        that did not train or by :func:`~pyro_contrastive.compare_models`.
 
         Parameters
         ----------

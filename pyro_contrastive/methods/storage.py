@@ -75,7 +75,7 @@ class StorageMethods(ModelBase):
         Raises
         ------
         KeyError
-            If it takes no such argument; the error lists those it takes.
+            If there is no such argument; the error lists the existing ones.
         """
         given = setup_arguments(self.setup)
         if setup_arg not in given:

@@ -89,9 +89,9 @@ class Observation:
     ) -> Self:
         """Copy the rows of a matrix to `device`.
 
-        With ``dense=False``, and a matrix sparse enough for it to pay, `values` are ``None``. On a
-        GPU the cells come either dense or as sparse rows, never both: a product with all values
-        costs it little, and the number of non-zero ones would vary from step to step.
+        With ``dense=False``, and a matrix sparse enough for this to be faster, `values` are
+        ``None``. On a GPU the cells come either dense or as sparse rows, never both: a product with
+        all values costs it little, and the number of non-zero ones would vary from step to step.
         """
         rows = None
         on_host = torch.device(device).type == "cpu"
@@ -123,7 +123,7 @@ class Observation:
         return type(self)(values, None, totals)
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return every tensor that is there, by a name of its own."""
+        """Return every tensor of the observation, each under its own name."""
         found = {"values": self.values, "totals": self.totals}
         if self.rows is not None:
             entries = self.rows.cells_by_genes

@@ -28,7 +28,7 @@ class Compressed:
     indices
         Column of every non-zero entry, row by row.
     offsets
-        Where each row begins, and the end: ``[rows + 1]``.
+        Start of each row, and end of the last: ``[rows + 1]``.
     values
         The entries.
     """

@@ -78,7 +78,7 @@ def dependence(z: Tensor, s: Tensor, cells: Tensor) -> Tensor:
     z, s
         Draws, ``[..., cells, latents]``.
     cells
-        Which cells count, boolean ``[cells]``.
+        Mask of the cells to use, boolean ``[cells]``.
     """
     value: Tensor = _Dependence.apply(z, s, cells)  # type: ignore[no-untyped-call]
     return value
@@ -114,7 +114,7 @@ def _dependence(z: Tensor, s: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Te
     return value, *gradients
 
 
-# An operator of torch's: a recorded step replays operators, and the number of target cells
+# A torch operator: a recorded step replays operators, and the number of target cells
 # differs between mini-batches.
 define("dependence(Tensor z, Tensor s, Tensor cells) -> (Tensor, Tensor, Tensor)", _dependence)
 

@@ -40,7 +40,7 @@ class MMD(Penalty):
     weight
         Multiplies the value, which lies between 0 and 10.
     site
-        Which latent: "z" (default) or "s".
+        Name of the latent: "z" (default) or "s".
     annealed
         Whether the penalty grows with the KL weight.
 

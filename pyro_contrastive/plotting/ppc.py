@@ -43,7 +43,7 @@ def plot_statistic(
     statistic
         One of the statistics in it.
     model
-        Which model, if the table has several.
+        Name of the model, if the table has several.
     group
         Key and value: which cells; default all.
     ax
@@ -81,7 +81,7 @@ def plot_effects(
     effects
         ``check.effects``, or the check itself.
     model, treatment
-        Which model and treatment, if the table has several.
+        Names of model and treatment, if the table has several.
     ax
         Axes to draw on. Default: those of a new figure.
 

@@ -153,7 +153,8 @@ def half_line_or_line(distribution: torch.distributions.Distribution) -> constra
     Raises
     ------
     TypeError
-        If it is neither the real line nor its positive half, but an interval or the integers, say.
+        If it is neither the real line nor its positive half (an interval or the integers, for
+        example).
     """
     support: Any = distribution.support
     if support == constraints.real:

@@ -15,9 +15,9 @@ class ResultsError(RuntimeError):
     Parameters
     ----------
     failures
-        What could not be made and why, a sentence each.
+        Results that could not be made, with the reason: a sentence each.
     kept
-        Which results exist, and where.
+        The results that exist, and where they are.
     """
 
     def __init__(self, failures: Sequence[str], kept: str) -> None:

@@ -99,7 +99,7 @@ def draw_figures(
     scores
         Scores, see :func:`pyro_contrastive.plotting.plot_scores`.
     background
-        Which condition is the background: its cells are grey, see
+        Name of the background condition, whose cells are grey: see
         :func:`pyro_contrastive.plotting.plot_embedding`. Default: none is.
     method
         How to map to two dimensions. Default t-SNE. If there are more than 8,000 cells, a random

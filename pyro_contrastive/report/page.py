@@ -32,9 +32,9 @@ class ReportFigure:
     image
         A matplotlib figure, or the bytes of a PNG.
     alt
-        What the image shows, for readers who cannot see it.
+        Description of the image, for readers who cannot see it.
     reading
-        How to read it: the caption.
+        The caption, which explains how to read it.
     """
 
     title: str

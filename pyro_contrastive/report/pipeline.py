@@ -42,7 +42,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     adata
         Raw counts [cells, genes]; the registration is noted in it.
     study
-        What is compared.
+        The comparison.
     likelihood
         Likelihood whose support is checked, with advice for the shell. Default: checked when the
         model is made.
@@ -103,7 +103,7 @@ def prepare_model(
     adata, settings, seed
         As in :func:`make_model`.
     folder, study
-        Where the results will be, and what is compared.
+        The folder for the results, and the comparison.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def run_study(
         The folder, made if it is not there. An earlier run's files in it are replaced when the new
         ones are complete.
     study
-        What is compared.
+        The comparison.
     settings
         Arguments of model and training.
     method

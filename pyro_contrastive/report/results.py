@@ -43,7 +43,7 @@ def write_results(
     out
         The folder, made if it is not there. An earlier run's files in it are replaced.
     study
-        What is compared.
+        The comparison.
     settings
         Arguments the model was made and trained with, for the page.
     seconds

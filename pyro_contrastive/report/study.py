@@ -88,7 +88,7 @@ class Study:
     title, lead
         Heading of the page and the sentence under it.
     columns
-        Where the counts, conditions and covariates are in the data.
+        Names of the columns and the layer with counts, conditions and covariates.
     label_key
         Column of labels that the conditions share, such as cell type. Default: none.
     label_name

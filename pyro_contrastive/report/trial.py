@@ -40,7 +40,7 @@ def check_results_can_be_written(
     adata
         Its cells.
     folder
-        Where the results will be made.
+        The folder for the results.
     study
         Names the file.
     n_latents

@@ -37,9 +37,9 @@ def fail(component: object, what: str, remedy: str) -> NoReturn:
     component
         The object, or its class.
     what
-        What is wrong and what it leads to: one or two sentences.
+        The fault and its consequence: one or two sentences.
     remedy
-        How to put it right: one or two sentences.
+        How to fix it: one or two sentences.
 
     Raises
     ------
@@ -59,9 +59,9 @@ def explained(component: object, what: str, remedy: str) -> Iterator[None]:
     component
         As in :func:`fail`.
     what
-        What is done in the context; the message goes on with "raised".
+        The action in the context; the message continues with "raised".
     remedy
-        How to put it right.
+        How to fix it.
     """
     try:
         yield

@@ -79,7 +79,7 @@ class _ByCondition:
     """Sums the negative ELBO over the cells of each condition, if there are several treatments."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names if len(names) > 2 else ()  # noqa: PLR2004  # with one treatment, the ELBO says it
+        self.names = names if len(names) > 2 else ()  # noqa: PLR2004  # one treatment: no need
         self.sums = torch.zeros(len(self.names), dtype=torch.float64)
         self.counts = torch.zeros(len(self.names), dtype=torch.float64)
 
@@ -114,7 +114,7 @@ def named(
     Parameters
     ----------
     means
-        What :func:`evaluate` returns.
+        The result of :func:`evaluate`.
     part
         ``"train"`` or ``"validation"``.
     shared, n_pairs

@@ -46,7 +46,8 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     Raises
     ------
     TypeError
-        If a prior or the likelihood does not return a distribution, or a penalty not a tensor.
+        If a prior or the likelihood does not return a distribution, or a penalty does not return a
+        tensor.
     ValueError
         If what they return has the wrong shape; from Pyro, if parameters or values of a
         distribution are out of range; or if model or guide use ``pyro.param``, or a component keeps

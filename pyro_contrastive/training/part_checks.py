@@ -40,10 +40,10 @@ def outputs_checked(vae: ContrastiveVAE, n_cells: int) -> Iterator[None]:
     Raises
     ------
     TypeError
-        From within, if a prior or likelihood does not return a distribution of Pyro, or a penalty
-        not a tensor.
+        Inside the context, if a prior or likelihood does not return a Pyro distribution, or a
+        penalty does not return a tensor.
     ValueError
-        From within, if the shape is wrong.
+        Inside the context, if a shape is wrong.
     """
     handles = []
     for keyword, part in parts_of(vae.model, vae.penalties):

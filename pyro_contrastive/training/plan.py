@@ -76,8 +76,8 @@ class TrainingPlan:
         instead of at random, when a model is trained for the first time: see
         :meth:`Likelihood.start_from`.
     record_steps
-        Run the Python code of model, guide and penalties in some steps only, record what it asks of
-        torch, and replay that in all other steps (default). This is faster and gives the same
+        Run the Python code of model, guide and penalties in some steps only, record its torch
+        operations, and replay these in all other steps (default). This is faster and gives the same
         result: recordings are checked against the code repeatedly, and code that cannot be
         recorded, or does not agree with its recording, runs in every step. ``False``: run all code
         in every step, for example because yours prints or counts steps.

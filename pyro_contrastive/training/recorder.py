@@ -1,7 +1,7 @@
-"""Record what a step asks of torch, so that it can be replayed without running Python code.
+"""Record the torch operations of a step, so that it can be replayed without running Python code.
 
 Why steps are recorded: Python, Pyro and autograd take a nearly constant time in every step,
-whatever the number of genes. Replaying the operations that a step asked of torch leaves it out.
+whatever the number of genes. Replaying the torch operations of a step avoids it.
 Processor time of a step of 128 + 128 cells in ms, one thread, turn by turn in one process:
 
 ======================  =====  ========  ==================

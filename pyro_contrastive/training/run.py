@@ -94,7 +94,7 @@ class Run:
     Parameters
     ----------
     vae, data, split, plan
-        What to train, on which cells, and how.
+        The model, the data, the split of its cells and the plan.
     settings
         See :class:`RunSettings`.
     fabric

@@ -65,7 +65,7 @@ class PlainStep:
     Parameters
     ----------
     vae
-        What is trained.
+        The model in training.
     loss
         A module whose forward is the loss, as set up by Fabric.
     fabric

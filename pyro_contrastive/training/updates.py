@@ -41,14 +41,14 @@ class Updates:
     Parameters
     ----------
     vae
-        What is trained.
+        The model in training.
     evaluate
         Returns loss and gradients of a mini-batch.
     optimizer
         The optimiser of the weights.
     check_every
-        Number of steps between checks; above 1 the optimiser must be one of torch's fused ones,
-        which support ``found_inf``.
+        Number of steps between checks; if above 1, the optimiser must be a fused one of torch,
+        which supports ``found_inf``.
     """
 
     def __init__(

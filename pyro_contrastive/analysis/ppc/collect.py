@@ -116,7 +116,7 @@ class Collected:
     Parameters
     ----------
     plan
-        What to compute.
+        The statistics to compute.
     n_genes
         Number of genes.
     rng

@@ -49,7 +49,7 @@ class Moments:
     Parameters
     ----------
     n
-        How many values were summed; broadcasts with the others.
+        Number of values summed; broadcasts with the others.
     total, squares, zeros, maximum
         Sum of the values, sum of their squares, how many are 0, the largest: see `SUMS`.
     """
@@ -106,7 +106,7 @@ class BuiltIn:
     of
         Function from moments to the value of each gene or cell.
     title, unit
-        For figures.
+        Title and unit in figures.
     logs
         Whether figures show it on a logarithmic scale.
     of_genes

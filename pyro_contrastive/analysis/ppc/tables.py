@@ -89,7 +89,7 @@ def rows(
     group
         Key and value: which cells.
     compared
-        What :func:`compare` returned.
+        The result of :func:`compare`.
     **units
         Further columns: the genes or cells.
     """

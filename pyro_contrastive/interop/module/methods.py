@@ -152,7 +152,7 @@ class ReferenceMethods:
         concat_tensors
             ``concat_tensors[group]`` has the counts ``"X"`` and the batch codes ``"batch"``.
         inference_outputs, generative_outputs
-            What `inference` and `generative` returned.
+            Outputs of `inference` and `generative`.
         kl_weight
             Weight of the KL divergences of z and s and of the penalties, relative to the
             likelihood and to the KL divergence of the library size.
