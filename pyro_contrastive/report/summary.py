@@ -67,9 +67,7 @@ def print_summary(
         Where to print. Default: standard output.
     """
     console = console or Console()
-    table = Table(
-        "latent", "of", "measure", "value", "better", "in words", box=None, pad_edge=False
-    )
+    table = Table("latent", "of", "measure", "value", "better", "reading", box=None, pad_edge=False)
     for row in scores.to_dict("records"):
         color = _COLORS[row["latent"]]
         table.add_row(

@@ -86,7 +86,10 @@ SLOWER = [
         {"likelihood": lambda: NegativeBinomial("gene-cell")},
         "fused tensors, because the inverse dispersion is not one number per gene.",
     ),
-    ({"change": look}, "separate heads, because the head 'scale' has been looked at, or set."),
+    (
+        {"change": look},
+        "separate heads, because the head 'scale' has been evaluated already, or set.",
+    ),
     (
         {"change": hook},
         "separate heads, because the layer of the head 'dropout' is not a plain torch.nn.Linear "
@@ -201,7 +204,7 @@ class OfLatents(OfExpression):
     [
         ([], False, ROWS),
         ([OfLatents()], False, ROWS),
-        ([OfExpression()], False, "separate heads, because the head 'scale' has been looked at"),
+        ([OfExpression()], False, "separate heads, because the head 'scale' has been evaluated"),
         ([], True, "separate heads, because Pyro's validation is on"),
     ],
 )

@@ -336,7 +336,7 @@ def test_a_distribution_of_ones_own_is_not_taken_for_pyros():
     class Laplace(torch.distributions.Laplace):
         pass
 
-    with pytest.raises(TypeError, match="Laplace cannot be used as it is"):
+    with pytest.raises(TypeError, match="Laplace cannot be used directly"):
         FixedPrior(Laplace(0.0, 1.0), 3)
     FixedPrior(torch.distributions.Laplace(0.0, 1.0), 3)
 
