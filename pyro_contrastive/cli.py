@@ -102,7 +102,7 @@ EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latent
 
 @contextmanager
 def _what_failed() -> Iterator[None]:
-    """Report, on a line each, which results could not be made, and where the others are."""
+    """Report which results could not be made, on a line each, and where the others are."""
     from pyro_contrastive.report.failures import ResultsError  # noqa: PLC0415
 
     try:

@@ -42,8 +42,8 @@ class Intervention:
         Its code.
     donors
         Cells that were given the condition, at least one. Each other cell takes the s of a donor,
-        so that s is drawn from the aggregate posterior of the treatment. ``None``: they are drawn
-        from the prior p(s | condition).
+        so that s is drawn from the aggregate posterior of the treatment. ``None``: s is drawn from
+        the prior p(s | condition).
     """
 
     condition: int

@@ -1,4 +1,4 @@
-"""Which cells are compared with which: groups named in a column of ``obs``, or two selections."""
+"""The groups of cells to compare: named in a column of ``obs``, or two selections of cells."""
 
 from __future__ import annotations
 

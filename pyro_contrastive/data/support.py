@@ -27,8 +27,7 @@ from pyro_contrastive.observed.matrix import Matrix, row_sums, stored_values
 from pyro_contrastive.observed.source import Indices
 
 Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
-"""Function of a support, an AnnData and a layer that returns advice about data outside the
-support."""
+"""Turns a support, an AnnData and a layer into advice about data outside the support."""
 
 COUNTS, BINARY, NONNEGATIVE = (
     constraints.nonnegative_integer,

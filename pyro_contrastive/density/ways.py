@@ -1,4 +1,4 @@
-"""Which way the log-density of a mini-batch is evaluated: decided here, and logged.
+"""The choice of the way in which the log-density of a mini-batch is evaluated, and its log.
 
 The decision has two steps, because the second one may start the compiler, which a program that only
 samples should not wait for: :func:`can_fuse` when the distribution is made, and

@@ -67,7 +67,7 @@ class DispersionPosterior(nn.Module):
 
     @property
     def log_median(self) -> Tensor:
-        """The centre on the log scale, shape of the table."""
+        """The centre on the log scale, of the shape of the table."""
         return cast(Tensor, self._likelihood[0].log_inverse_dispersion)
 
     def forward(self) -> Distribution:

@@ -14,8 +14,7 @@ from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 
 MEAN = "mean"
 SMALLEST_SCALE = 0.01
-"""Lower bound of the standard deviations; otherwise that of a constant gene would fall without
-end."""
+"""Lower bound of the standard deviations; that of a constant gene would otherwise go to 0."""
 INITIAL_LOG_SCALE = -1.0
 """exp(-1) = 0.37, about as much as log-normalised genes vary between cells of one type."""
 

@@ -1,4 +1,4 @@
-"""What a model observes of each cell, and how."""
+"""The kinds of data that a model observes of each cell, with their likelihoods."""
 
 from __future__ import annotations
 

@@ -304,8 +304,7 @@ class DiagnosisMethods(ModelBase):
             The real cells, seed, no progress bar: *shared arguments* of
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_simulations
-            Number of cells to simulate, each with the covariates of one drawn from these. Default
-            500.
+            Number of cells to simulate, each in place of a real cell drawn at random. Default 500.
         n_draws
             Posterior draws for each; ranks go from 0 to this number. Default 99; 19, 99 and 199
             divide evenly into bins.

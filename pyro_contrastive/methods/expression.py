@@ -237,7 +237,7 @@ class ExpressionMethods(ModelBase):
         """Return what cells would express under another condition (Pyro's do-operator).
 
         A treated cell under the background condition loses its salient latent, and a cell under its
-        own condition keeps its own. A cell under a treatment that it was not given, whether it is a
+        own condition keeps it. A cell under a treatment that it was not given, whether it is a
         background cell or was given another treatment, has no posterior for s there. It keeps its
         z, and each of its draws takes the s of a cell that was given that treatment, chosen at
         random from those that trained the model and drawn from its q(s | x): the aggregate

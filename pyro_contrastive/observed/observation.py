@@ -1,4 +1,4 @@
-"""What is observed of the cells of a batch, as tensors."""
+"""The observations of some cells, as tensors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SparseValues(Tensor):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is observed of some cells in one modality.
+    """The observations of some cells in one modality.
 
     Parameters
     ----------

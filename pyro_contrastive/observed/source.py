@@ -15,10 +15,11 @@ Indices = NDArray[np.int64]
 
 
 class Observed(ABC):
-    """What is observed of many cells in one modality: a number for each cell and feature.
+    """Observations of many cells in one modality: a number for each cell and feature.
 
-    Subclasses say where the numbers are: in memory, on a device, in a file. Two members are enough,
-    :attr:`shape` and :meth:`rows`; override the others where there is a faster way.
+    Subclasses define where the numbers are kept: in memory, on a device, or in a file. They must
+    implement :attr:`shape` and :meth:`rows`, and may override the others where there is a faster
+    way.
     """
 
     @property

@@ -35,7 +35,7 @@ _RESPONSE_GENES = 8
 
 @dataclass
 class Results:
-    """Input of the stages, and what they have made so far."""
+    """Input of the stages, and the results that they have made so far."""
 
     model: FittedModel
     adata: ad.AnnData

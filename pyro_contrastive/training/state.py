@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 DEPTH = 3
-"""How deep :func:`fingerprint` looks into lists and dictionaries of a module."""
+"""Depth to which :func:`fingerprint` follows lists and dictionaries of a module."""
 LARGE = 2**20
 """Size in bytes from which on arrays are not compared, because that takes too long."""
 

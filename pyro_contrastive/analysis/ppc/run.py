@@ -1,4 +1,4 @@
-"""The check itself: data and replicates in, tidy tables out."""
+"""The check itself, which turns data and replicates into tidy tables."""
 
 from __future__ import annotations
 
