@@ -82,5 +82,5 @@ def test_counts_kept_elsewhere_need_two_members() -> None:
         one, other = (d.cells(np.array([4, 1]), dense=dense).tensors() for d in (here, there))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
-    moments = [d.gene_moments(np.arange(20)) for d in (here, there)]
-    np.testing.assert_array_equal(moments[0].variance, moments[1].variance)
+    summaries = [d.gene_summary(np.arange(20)) for d in (here, there)]
+    np.testing.assert_array_equal(summaries[0].variance, summaries[1].variance)
