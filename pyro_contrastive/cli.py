@@ -18,8 +18,6 @@ from pyro_contrastive.likelihoods import SHORT_NAMES
 
 __all__ = ["app"]
 
-TRAIN_SIZE = 0.9
-
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -234,20 +232,14 @@ def fit(
 
             distribution = studies.chosen_likelihood(likelihood, member)
             pipeline.register(cells, study, distribution)
-            settings = studies.FitSettings(
-                preset=member,
-                model={
-                    "n_background_latent": n_background_latent,
-                    "n_salient_latent": n_salient_latent,
-                    "likelihood": distribution,
-                },
-                train={
-                    "schedule": studies.chosen_schedule(schedule, member),
-                    "max_epochs": max_epochs,
-                    "batch_size": batch_size,
-                    "train_size": TRAIN_SIZE,
-                    "early_stopping": inputs.can_hold_out(cells, study, 1 - TRAIN_SIZE),
-                },
+            settings = studies.fit_settings(
+                member,
+                distribution,
+                schedule,
+                n_latents=(n_background_latent, n_salient_latent),
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                may_stop_early=inputs.can_hold_out(cells, study, 1 - studies.TRAIN_SIZE),
             )
             model = pipeline.prepare_model(cells, folder, study, settings, seed=seed)
         if (kind := file_kinds.kind_of(counts)) is not file_kinds.Kind.h5ad:

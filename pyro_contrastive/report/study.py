@@ -16,12 +16,14 @@ from pyro_contrastive.presets import PRESETS, Sizes, preset_arguments
 
 __all__ = [
     "LATENTS",
+    "TRAIN_SIZE",
     "Columns",
     "FitSettings",
     "FittedModel",
     "Study",
     "chosen_likelihood",
     "chosen_schedule",
+    "fit_settings",
     "flat_settings",
     "known_preset",
     "study_of_file",
@@ -29,6 +31,8 @@ __all__ = [
 
 Kind = Literal["background", "salient"]
 LATENTS: tuple[Kind, Kind] = ("background", "salient")
+TRAIN_SIZE = 0.9
+"""Share of the cells that train in the shell; the others are held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +181,42 @@ def chosen_schedule(name: str, preset: str | None) -> str:
     if name != "default":
         return name
     return "fast" if preset == "separated" else "reference"
+
+
+def fit_settings(
+    preset: str | None,
+    likelihood: Likelihood,
+    schedule: str,
+    *,
+    n_latents: tuple[int, int],
+    max_epochs: int | None,
+    batch_size: int,
+    may_stop_early: bool,
+) -> FitSettings:
+    """Collect what was chosen in the shell into the arguments of model and training.
+
+    Parameters
+    ----------
+    preset, likelihood
+        As returned by :func:`known_preset` and :func:`chosen_likelihood`.
+    schedule
+        As in :func:`chosen_schedule`.
+    n_latents
+        Dimensions of the background and of the salient latent.
+    max_epochs, batch_size
+        Arguments of ``train``.
+    may_stop_early
+        Whether cells of both populations are held out, which early stopping needs.
+    """
+    sizes = {f"n_{kind}_latent": n for kind, n in zip(LATENTS, n_latents, strict=True)}
+    train = {
+        "schedule": chosen_schedule(schedule, preset),
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "train_size": TRAIN_SIZE,
+        "early_stopping": may_stop_early,
+    }
+    return FitSettings(preset=preset, model={**sizes, "likelihood": likelihood}, train=train)
 
 
 def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
