@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -17,10 +17,23 @@ BACKGROUND = 0
 X = "x"
 """Name of the first modality, and of the site where it is observed: the counts of genes."""
 NOTHING = Observation()
-_FROM_OBSERVED: Any = ...  # so that `None` can be passed explicitly, as dataclasses.replace does
 
 
-@dataclass(frozen=True, slots=True, init=False)
+class _FromObserved:
+    """Default of arguments whose value is in `observed`: `None` says that there is nothing."""
+
+    def __repr__(self) -> str:
+        return "<as in `observed`>"
+
+
+_FROM_OBSERVED: Any = _FromObserved()
+
+
+def _as_observation(given: Observation | Tensor) -> Observation:
+    return given if isinstance(given, Observation) else Observation(given)
+
+
+@dataclass(frozen=True, init=False)
 class CellBatch:
     """Some cells: their observed data, conditions, batches and covariates.
 
@@ -43,8 +56,9 @@ class CellBatch:
         The same counts as sparse rows, which make the encoders faster. Optional; the caller must
         make sure that they agree with `x`.
     observed
-        Observations of each modality, by the name of its site. `x` and `rows` are those of the
-        site ``"x"``, and need not be given with it.
+        Observations of each modality by the name of its site: an `Observation`, or a tensor
+        ``[cells, features]``. `x` and `rows` are those of the site ``"x"``, and need not be given
+        again.
 
     Raises
     ------
@@ -75,20 +89,21 @@ class CellBatch:
         continuous: Tensor | None = None,
         library: Tensor | None = None,
         rows: SparseRows | None = _FROM_OBSERVED,
-        observed: Mapping[str, Observation] | None = None,
+        observed: Mapping[str, Observation | Tensor] | None = None,
     ) -> None:
-        observed = {X: NOTHING} | dict(observed or {})
+        seen = {site: _as_observation(given) for site, given in (observed or {}).items()}
+        seen = {X: NOTHING} | seen
         given = {"values": x, "rows": rows}
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not _FROM_OBSERVED}
         if changes:
-            observed[X] = replace(observed[X], totals=None, **changes)
+            seen[X] = replace(seen[X], totals=None, **changes)
         filled: dict[str, Any] = {
             "condition": condition,
             "batch": torch.zeros_like(condition) if batch is None else batch,
             "categorical": categorical,
             "continuous": continuous,
-            "library": observed[X].row_totals() if library is None else library,
-            "observed": observed,
+            "library": seen[X].row_totals() if library is None else library,
+            "observed": seen,
         }
         for name, value in filled.items():
             object.__setattr__(self, name, value)
@@ -182,14 +197,20 @@ class CellBatch:
         return type(self)(**taken, observed=observed)
 
     @classmethod
-    def cat(cls, batches: Sequence[CellBatch]) -> CellBatch:
+    def cat(cls, batches: Iterable[CellBatch]) -> CellBatch:
         """Join batches of cells, in the order given, without `rows`.
 
         Raises
         ------
         ValueError
-            If a field is present in some of them and missing in others.
+            If a field or a modality is present in some of them and missing in others.
         """
+        batches = list(batches)
+        sites = [set(batch.observed) for batch in batches]
+        if any(found != sites[0] for found in sites):
+            missing = sorted({site for found in sites for site in found ^ sites[0]})
+            msg = f"CellBatch.cat: {missing} are not observed in all batches to be joined."
+            raise ValueError(msg)
 
         def join(name: str, parts: Sequence[Tensor | None]) -> Tensor | None:
             present = [p for p in parts if p is not None]

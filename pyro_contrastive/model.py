@@ -12,7 +12,7 @@ from pyro.distributions import Distribution
 from torch import Tensor
 
 from pyro_contrastive._tools.pyro_names import NamedPyroModule
-from pyro_contrastive.cells import CellBatch, X
+from pyro_contrastive.cells import NOTHING, CellBatch, X
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
 from pyro_contrastive.likelihoods.modality import Modality
 from pyro_contrastive.networks import Body, Covariates
@@ -145,11 +145,13 @@ class ContrastiveModel(NamedPyroModule):
     ) -> Tensor:
         """Observe a modality, or draw it where the batch has none: ``[cells, features]``.
 
-        Its distribution is what the method named after its site returns: `x_dist`.
+        Its distribution is what the method ``<site>_dist`` returns, such as `x_dist`.
         """
         site = modality.site
         distribution = getattr(self, f"{site}_dist")(heads, library, batch)
-        value: Tensor = pyro.sample(site, distribution, obs=batch.observed[site].values)
+        value: Tensor = pyro.sample(
+            site, distribution, obs=batch.observed.get(site, NOTHING).values
+        )
         return value
 
     def shared(self, batch: CellBatch) -> dict[str, Tensor]:

@@ -167,7 +167,7 @@ class Setup:
             Whether to read the condition too; if not, its column is ignored: see
             :meth:`condition_codes`.
         on_demand
-            Read counts when they are asked for, cell by cell, rather than all of them now.
+            Read the counts of each group of cells when they are needed, not all of them now.
 
         Raises
         ------

@@ -52,7 +52,7 @@ class DiagnosisMethods(ModelBase):
         Parameters
         ----------
         adata, indices, silent
-            Which cells, no progress bar: *shared arguments* of
+            Cells and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         labels_key
             Column of labels that the conditions share, such as cell types. Default: the one set
@@ -79,8 +79,9 @@ class DiagnosisMethods(ModelBase):
             One row per diagnostic: ``value``, ``verdict`` (``"good"``, ``"look"``: look closer
             before relying on it, ``"bad"``), ``reading`` and ``try``.
 
-            * *salient map*: see above. The value is the excess of the silhouette of groups over
-              that of one cloud, or with a collapsed latent that of the next row.
+            * *salient map*: see above. The value says how much larger the silhouette of
+              groups is than that of a single cloud; if the latent has collapsed, it is the value
+              of the next row.
             * *use of the salient latent*: log-likelihood a treated cell would lose without s, nats.
             * *unused dimensions* of either: number of them. See :meth:`latent_signal`.
             * *condition in z*, *condition in s*, *labels in s*, *batch in s*, *batch in z*,
@@ -89,8 +90,9 @@ class DiagnosisMethods(ModelBase):
             * *pareto k*: median over cells. See :meth:`pareto_k`.
             * *looseness of the ELBO*: log p(x) less the ELBO, nats per cell.
             * *training*: the share of the fall of the negative ELBO that the last tenth of the
-              epochs brought, or the share by which it has risen since its best. Not after loading.
-              For a model that has not been trained it is the first row, with value 0.
+              epochs brought, or the share by which it has risen since its best. A
+              loaded model has no such row. For a model that has not been trained it is the first
+              row, with value 0.
             * with `nuts_cells`, *error of z* (and so on): root mean square difference of the
               encoder's means from those of NUTS, in posterior standard deviations; *width of z*:
               ratio of standard deviations; *amortisation gap*, nats per cell.
@@ -180,7 +182,7 @@ class DiagnosisMethods(ModelBase):
         Parameters
         ----------
         adata, indices, seed, silent
-            Which cells, seed, no progress bar: *shared arguments* of
+            Cells, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_samples
             Posterior draws per cell, at least 25. Default 500; a few hundred are needed to judge a
@@ -233,7 +235,7 @@ class DiagnosisMethods(ModelBase):
         Parameters
         ----------
         adata, indices, seed, silent
-            Which cells, seed, no progress bar: *shared arguments* of
+            Cells, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`. Here `indices` is required: about ten cells,
             since NUTS takes seconds to a minute for each.
         n_samples
@@ -301,7 +303,7 @@ class DiagnosisMethods(ModelBase):
         Parameters
         ----------
         adata, indices, seed, silent
-            The real cells, seed, no progress bar: *shared arguments* of
+            The real cells, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_simulations
             Number of cells to simulate, each in place of a real cell drawn at random. Default 500.

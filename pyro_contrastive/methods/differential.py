@@ -58,7 +58,7 @@ class DifferentialMethods(ModelBase):
         Parameters
         ----------
         adata, batch_size, silent, seed
-            Which cells, how many at a time, no progress bar, seed: *shared arguments* of
+            Cells, mini-batch size, progress bar and seed: see *Shared arguments* of
             :class:`~pyro_contrastive.ContrastiveVI`.
         groupby, group1, group2
             Column of ``adata.obs``; a group or several, each compared in turn (default: all); and

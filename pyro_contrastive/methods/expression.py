@@ -58,7 +58,7 @@ class ExpressionMethods(ModelBase):
         Parameters
         ----------
         adata, indices, batch_size, silent, seed
-            Which cells, how many at a time, no progress bar, seed: *shared arguments* of
+            Cells, mini-batch size, progress bar and seed: see *Shared arguments* of
             :class:`~pyro_contrastive.ContrastiveVI`.
         transform_batch
             Batch to decode under, or batches to average over. Default: each cell's own. Latents

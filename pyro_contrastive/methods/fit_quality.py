@@ -49,7 +49,7 @@ class FitQualityMethods(ModelBase):
         Parameters
         ----------
         adata, indices, batch_size, seed, silent
-            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         return_mean
             The mean over cells (default), or one value per cell, ``[cells]``.
@@ -146,7 +146,7 @@ class FitQualityMethods(ModelBase):
         Parameters
         ----------
         adata, indices, batch_size, seed, silent
-            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`. Cells that did not train are the harder test.
         n_samples
             Replicates of the data, 25 by default. The more, the smaller a p-value can get.

@@ -40,7 +40,7 @@ class LatentMethods(ModelBase):
         Parameters
         ----------
         adata, indices, batch_size, seed, silent
-            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         give_mean
             The posterior mean (default), or one draw from the posterior.
@@ -79,7 +79,7 @@ class LatentMethods(ModelBase):
         Parameters
         ----------
         adata, indices, batch_size, seed, silent
-            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         give_mean
             The mean of the log-normal posterior, exp(m + v / 2) (default), or one draw from it. An
@@ -113,7 +113,7 @@ class LatentMethods(ModelBase):
         representation_kind
             ``"salient"`` (default) or ``"background"``.
         adata, indices, batch_size, silent
-            Which cells, how many at a time, no progress bar: *shared arguments* of
+            Cells, mini-batch size and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`. For the salient latent, the target cells
             among them are used: the others have none.
         threshold
@@ -168,7 +168,7 @@ class LatentMethods(ModelBase):
         Parameters
         ----------
         adata, indices, seed, silent
-            Which cells, seed, no progress bar: *shared arguments* of
+            Cells, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
 
         Returns
@@ -191,7 +191,7 @@ class LatentMethods(ModelBase):
         Parameters
         ----------
         adata
-            The cells: *shared arguments* of :class:`~pyro_contrastive.ContrastiveVI`.
+            The cells: see *Shared arguments* in :class:`~pyro_contrastive.ContrastiveVI`.
         labels_key
             Column of labels that the conditions share. Default: the one set up, if any.
         seed
@@ -247,7 +247,7 @@ class LatentMethods(ModelBase):
         Parameters
         ----------
         adata, indices, silent
-            Which cells, no progress bar: *shared arguments* of
+            Cells and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`. A few thousand cells are enough; probes are
             slow.
         labels_keys

@@ -59,7 +59,7 @@ class PredictiveMethods(ModelBase):
         Parameters
         ----------
         adata, indices, batch_size, silent
-            Which cells, how many at a time, no progress bar: *shared arguments* of
+            Cells, mini-batch size and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_samples
             Replicates of each cell. Default 1.
@@ -218,7 +218,7 @@ class PredictiveMethods(ModelBase):
         Parameters
         ----------
         adata, indices, batch_size, seed, silent
-            Which cells, how many at a time, seed, no progress bar: *shared arguments* of
+            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_samples
             Draws. Default 100.

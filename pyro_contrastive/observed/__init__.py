@@ -1,1 +1,1 @@
-"""Observed counts, in the forms that model and guide take."""
+"""Observations of cells: wherever they are kept, and as the tensors of a mini-batch."""

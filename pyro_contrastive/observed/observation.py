@@ -93,6 +93,8 @@ class Observation:
         ``None``. On a GPU the cells come either dense or as sparse rows, never both: a product with
         all values costs it little, and the number of non-zero ones would vary from step to step.
         """
+        if not isinstance(matrix, np.ndarray) and matrix.format != "csr":
+            matrix = matrix.tocsr()  # by columns, the entries would be those of other cells
         rows = None
         on_host = torch.device(device).type == "cpu"
         if not isinstance(matrix, np.ndarray) and (not dense or on_host):

@@ -29,7 +29,18 @@ class Observed(ABC):
 
     @abstractmethod
     def rows(self, cells: Indices | None = None) -> Matrix:
-        """Return the rows of some cells (default: of all) in the host's memory."""
+        """Return the rows of some cells (default: of all) in the host's memory.
+
+        Parameters
+        ----------
+        cells
+            Positions, in the order of the answer. They need not be sorted, and may repeat.
+
+        Returns
+        -------
+        ``[cells, features]``: a NumPy array, or a SciPy CSR matrix without duplicate entries and
+        without stored zeros.
+        """
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import make_batch, make_vae
 from pyro import poutine
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 from pyro_contrastive import CellBatch
 from pyro_contrastive.data.cell_data import CellData
@@ -84,3 +84,25 @@ def test_counts_kept_elsewhere_need_two_members() -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
     summaries = [d.gene_summary(np.arange(20)) for d in (here, there)]
     np.testing.assert_array_equal(summaries[0].variance, summaries[1].variance)
+
+
+def test_modalities_may_be_given_as_tensors_and_are_never_dropped() -> None:
+    protein = torch.arange(4.0).reshape(2, 2)
+    plain = CellBatch(torch.tensor([0, 1]), torch.ones(2, 3))
+    both = dataclasses.replace(plain, observed=dict(plain.observed) | {"protein": protein})
+    assert both.observed["protein"].values is protein
+    joined = CellBatch.cat(batch for batch in (both, both))
+    assert torch.equal(joined.observed["protein"].values, torch.cat([protein, protein]))
+    for batches in ([plain, both], [both, plain]):
+        with pytest.raises(ValueError, match=r"\['protein'\] are not observed in all batches"):
+            CellBatch.cat(batches)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        both.x = None
+
+
+def test_rows_by_columns_are_those_of_the_same_cells() -> None:
+    counts = np.random.default_rng(0).poisson(0.1, (6, 6)).astype(np.float32)
+    for dense in (True, False):
+        found = Observation.of(csc_matrix(counts), "cpu", torch.float32, dense=dense)
+        product = found.rows.linear(torch.eye(6))
+        np.testing.assert_array_equal(product.numpy(), counts)

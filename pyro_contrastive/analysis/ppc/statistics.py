@@ -116,7 +116,7 @@ class BuiltIn:
     geometric
         Whether that trend averages geometrically, where the data are counts.
     needs_counts
-        Whether it has no meaning for values that may be negative and are never exactly 0.
+        Whether it has a meaning for counts only, not for values that may be negative.
     """
 
     of: Callable[[Moments], Floats]
