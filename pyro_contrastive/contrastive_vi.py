@@ -15,6 +15,7 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
+from pyro_contrastive.methods.effects import EffectMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.fit_quality import FitQualityMethods
 from pyro_contrastive.methods.latents import LatentMethods
@@ -30,6 +31,7 @@ class ContrastiveVI(
     TrainingMethods,
     LatentMethods,
     ExpressionMethods,
+    EffectMethods,
     DifferentialMethods,
     FitQualityMethods,
     PredictiveMethods,

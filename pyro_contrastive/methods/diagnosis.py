@@ -1,4 +1,4 @@
-"""Methods that check the posterior, and the diagnosis of everything in one call."""
+"""The diagnosis of a fit, in one call."""
 
 from __future__ import annotations
 
@@ -9,24 +9,15 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_contrastive._tools.torch_tools import seeded
-from pyro_contrastive.analysis import posterior_accuracy as accuracy
-from pyro_contrastive.analysis.calibration import Calibration, Method, calibrate
-from pyro_contrastive.analysis.comparison import estimate
-from pyro_contrastive.analysis.likelihood import log_weights_of_cells
-from pyro_contrastive.analysis.local_posterior import LocalFit
-from pyro_contrastive.analysis.nuts import NutsSettings
-from pyro_contrastive.analysis.pareto import check_draws, k_threshold
-from pyro_contrastive.analysis.posterior_accuracy import PosteriorAccuracy
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.columns import check_key, texts
-from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.methods.labels import known_conditions, label_keys
+from pyro_contrastive.methods.posterior import PosteriorMethods
 from pyro_contrastive.training.history import History
 
 
-class DiagnosisMethods(ModelBase):
-    """Pareto k, NUTS, simulation-based calibration, and all diagnostics in one call."""
+class DiagnosisMethods(PosteriorMethods):
+    """All diagnostics in one call, with a verdict for each."""
 
     def diagnose(
         self,
@@ -158,188 +149,6 @@ class DiagnosisMethods(ModelBase):
             )
             rows.append(posterior_findings.calibration_finding(ranked))
         return findings.as_table(rows)
-
-    def pareto_k(
-        self,
-        adata: AnnData | None = None,
-        indices: ArrayLike | None = None,
-        n_samples: int = 500,
-        batch_size: int | None = None,
-        *,
-        seed: int | None = None,
-        silent: bool = False,
-    ) -> pd.DataFrame:
-        r"""Return the Pareto k of the guide in each cell: how far from the posterior it is.
-
-        The shape of the tail of the importance weights
-        :math:`p(x, z, s, l) / q(z, s, l \mid x)` (Yao, Vehtari, Simpson & Gelman, ICML 2018;
-        Vehtari et al., JMLR 2024). Below 0.5 the weights have a variance and the guide can be
-        corrected. Above 0.7 it is not close to the posterior in all directions at once, although
-        means of single latents may still be right (:meth:`posterior_accuracy` measures these).
-        Above 1 the weights have no mean. It grows with the number of latents. The decoder is taken
-        as learned.
-
-        Parameters
-        ----------
-        adata, indices, seed, silent
-            Cells, seed and progress bar: see *Shared arguments* in
-            :class:`~pyro_contrastive.ContrastiveVI`.
-        n_samples
-            Posterior draws per cell, at least 25. Default 500; a few hundred are needed to judge a
-            tail.
-        batch_size
-            Cells at a time. Default 64 (memory is 50 draws x cells x genes).
-
-        Returns
-        -------
-        Indexed by cell: ``k``; ``high``, whether it is above the threshold for this many draws;
-        ``elbo``, ``log_p`` (importance-weighted, Pareto-smoothed) in nats.
-        """
-        check_draws(n_samples)
-        query = self._query_of_some(adata, indices, batch_size)
-        with seeded(seed), progress("Pareto k", len(query), silent=silent):
-            weights = log_weights_of_cells(query, n_samples)
-        found = estimate(weights)
-        return pd.DataFrame(
-            {
-                "k": found.k,
-                "high": found.k > k_threshold(n_samples),
-                "elbo": weights.mean(axis=1),
-                "log_p": found.psis,
-            },
-            index=query.names,
-        )
-
-    def posterior_accuracy(
-        self,
-        adata: AnnData | None = None,
-        indices: ArrayLike | None = None,
-        n_samples: int = 1000,
-        *,
-        nuts: bool = True,
-        n_draws: int = 200,
-        n_warmup: int = 100,
-        n_chains: int = 2,
-        local_steps: int = 200,
-        seed: int | None = None,
-        silent: bool = False,
-    ) -> PosteriorAccuracy:
-        """Compare the encoder with the best posterior of its family, and with NUTS, cell by cell.
-
-        The decoder is taken as learned, and parameters that have a prior are at their posterior
-        mean (for NUTS) or drawn (for the ELBOs). The amortisation gap is what the encoder loses
-        against a normal posterior fitted to the cell itself; the approximation gap is what that
-        posterior loses against log p(x) (Cremer, Li & Duvenaud, ICML 2018). NUTS draws from the
-        posterior itself.
-
-        Parameters
-        ----------
-        adata, indices, seed, silent
-            Cells, seed and progress bar: see *Shared arguments* in
-            :class:`~pyro_contrastive.ContrastiveVI`. Here `indices` is required: about ten cells,
-            since NUTS takes seconds to a minute for each.
-        n_samples
-            Posterior draws per cell for log p(x) and k, at least 25. Default 1,000.
-        nuts
-            Whether to run NUTS (default).
-        n_draws, n_warmup, n_chains
-            Draws of each chain that are kept (200), draws before them (100), chains per cell (2).
-        local_steps
-            Steps of Adam for the fitted posterior. Default 200.
-
-        Raises
-        ------
-        ValueError
-            If `indices` is not given, or a number is too small (four draws and one chain at
-            least, so that there is a variance).
-        TypeError
-            If the guide is not a `ContrastiveGuide`.
-        """
-        if indices is None:
-            msg = (
-                "posterior_accuracy takes seconds to a minute per cell: give the indices of a few."
-            )
-            raise ValueError(msg)
-        if nuts and (n_draws < 4 or n_warmup < 1 or n_chains < 1):  # noqa: PLR2004
-            msg = (
-                "NUTS needs n_draws of at least 4, and n_warmup and n_chains of at least 1, not "
-                f"{n_draws}, {n_warmup} and {n_chains}."
-            )
-            raise ValueError(msg)
-        check_draws(n_samples)
-        query = self._query_of_some(adata, indices)
-        with seeded(seed), progress("Posterior accuracy", len(query), silent=silent):
-            return accuracy.posterior_accuracy(
-                query,
-                n_samples=n_samples,
-                local=LocalFit(n_steps=local_steps),
-                nuts=NutsSettings(n_draws, n_warmup, n_chains) if nuts else None,
-            )
-
-    def simulation_based_calibration(
-        self,
-        adata: AnnData | None = None,
-        indices: ArrayLike | None = None,
-        n_simulations: int = 500,
-        n_draws: int = 99,
-        *,
-        method: Method = "guide",
-        seed: int | None = None,
-        silent: bool = False,
-    ) -> Calibration:
-        """Rank latents that made simulated cells among posterior draws given those cells.
-
-        Latents are drawn from their priors and data from the likelihood, in place of real cells
-        whose condition, batch, covariates and observed library size they take. If the posterior is
-        right, the ranks are uniform (Talts et al., arXiv 1804.06788, 2018). The log-likelihood is
-        ranked too, which detects a posterior that ignores the data (Modrák et al., Bayesian
-        Analysis 2023).
-
-        It asks whether the guide inverts the model where the *model* puts cells. If latents of real
-        cells do not look like draws from the prior, the encoder has seen no such cells in training,
-        and the ranks may fail although the posterior of real cells is right: check those with
-        :meth:`posterior_accuracy` and :meth:`pareto_k`.
-
-        Parameters
-        ----------
-        adata, indices, seed, silent
-            The real cells, seed and progress bar: see *Shared arguments* in
-            :class:`~pyro_contrastive.ContrastiveVI`.
-        n_simulations
-            Number of cells to simulate, each in place of a real cell drawn at random. Default 500.
-        n_draws
-            Posterior draws for each; ranks go from 0 to this number. Default 99; 19, 99 and 199
-            divide evenly into bins.
-        method
-            ``"guide"`` (default), or ``"nuts"``, to check that the fault is the guide's: slow, use
-            50 simulations.
-
-        Returns
-        -------
-        Calibration
-            ``.table`` tests the ranks of each quantity for uniformity; ``.ranks`` has them, for
-            :func:`pyro_contrastive.plotting.plot_ranks`.
-
-        Raises
-        ------
-        ValueError
-            If `method` is neither, or the numbers are too small to test anything (10 simulations).
-        """
-        if method not in {"guide", "nuts"}:
-            msg = f"method must be 'guide' or 'nuts', not {method!r}."
-            raise ValueError(msg)
-        if n_simulations < 10 or n_draws < 1:  # noqa: PLR2004  # two bins of five
-            msg = (
-                "Calibration needs at least 10 simulations and 1 draw, not "
-                f"{n_simulations} and {n_draws}."
-            )
-            raise ValueError(msg)
-        query = self._query_of_some(adata, indices)
-        rng = np.random.default_rng(seed)
-        replace = n_simulations > len(query)
-        query = query.of(rng.choice(query.cells, n_simulations, replace=replace))
-        with seeded(seed), progress("Calibration", len(query), silent=silent):
-            return calibrate(query, n_draws, method=method)
 
     def _shared_labels(
         self, obs: pd.DataFrame, cells: NDArray[np.int64], labels_key: str | None

@@ -1,25 +1,21 @@
-"""Normalised expression, counterfactuals and treatment effects."""
+"""Normalised expression."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
 from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
-from pyro_contrastive.analysis.counterfactuals import counterfactual_expression, treatment_effect
 from pyro_contrastive.analysis.decoding import decode_cells
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.data.indices import as_indices
-from pyro_contrastive.methods.base import Batches, Level, ModelBase
-from pyro_contrastive.methods.interventions import SalientSource, query_under
+from pyro_contrastive.methods.base import Batches, ModelBase
 from pyro_contrastive.methods.queries import (
     Covariates,
     Expression,
@@ -29,12 +25,9 @@ from pyro_contrastive.methods.queries import (
     warn_if_draws_are_tables,
 )
 
-PSEUDOCOUNT = 1e-5
-"""Added to expression that sums to 1 over genes, before it is compared."""
-
 
 class ExpressionMethods(ModelBase):
-    """Denoised expression of cells: observed, under another condition, and the difference."""
+    """What cells express, denoised."""
 
     def get_normalized_expression(
         self,
@@ -215,146 +208,6 @@ class ExpressionMethods(ModelBase):
                 (value,) = decode_cells(query, salient=(expression_type != "background",))
         warn_if_draws_are_tables(query, return_numpy)
         return named(self, query, value, library_size, return_numpy)
-
-    def get_counterfactual_expression(
-        self,
-        condition: Level,
-        adata: AnnData | None = None,
-        indices: ArrayLike | None = None,
-        transform_batch: Batches = None,
-        gene_list: Sequence[str] | None = None,
-        library_size: LibrarySize = 1.0,
-        n_samples: int = 25,
-        batch_size: int | None = None,
-        return_mean: bool = True,
-        return_numpy: bool | None = None,
-        *,
-        salient_source: SalientSource = "aggregate_posterior",
-        transform_covariates: Covariates = None,
-        seed: int | None = None,
-        silent: bool = False,
-    ) -> Expression:
-        """Return what cells would express under another condition (Pyro's do-operator).
-
-        A treated cell under the background condition loses its salient latent, and a cell under its
-        own condition keeps it. A cell under a treatment that it was not given, whether it is a
-        background cell or was given another treatment, has no posterior for s there. It keeps its
-        z, and each of its draws takes the s of a cell that was given that treatment, chosen at
-        random from those that trained the model and drawn from its q(s | x): the aggregate
-        posterior of the treatment. So use many draws, and note that the response does not depend on
-        the cell it is given to (for example on its type).
-
-        Parameters
-        ----------
-        condition
-            One of the registered conditions; 0 (background) or 1 (target) if none are registered.
-        adata, indices, transform_batch, gene_list, library_size, n_samples, batch_size
-            As in :meth:`get_normalized_expression`, with 25 draws by default.
-        return_mean, return_numpy, transform_covariates, seed, silent
-            As in :meth:`get_normalized_expression`.
-        salient_source
-            Source of s under a treatment that a cell was not given.
-            ``"aggregate_posterior"`` (default): see above. The treated cells are those of the
-            model's own data that trained, or all of the treatment where it is not known which
-            trained; they are of `adata` if the model has no data of its own. ``"prior"``: the
-            salient prior of that treatment. The default prior, N(0, I), is the same for every
-            treatment, and a warning says so; `PerConditionNormal` has one for each.
-
-        Returns
-        -------
-        ``[cells, genes]``, or ``[n_samples, cells, genes]`` for the posterior draws themselves.
-
-        Raises
-        ------
-        ValueError
-            If the condition is unknown, or that of a cell (the error lists the known ones),
-            `salient_source` is neither of the two, or there are no cells of the treatment.
-        """
-        query, intervention = query_under(
-            self, condition, adata, indices, batch_size, salient_source
-        )
-        decoding = decoding_of(
-            self,
-            gene_list=gene_list,
-            transform_batch=transform_batch,
-            library_size=library_size,
-            n_samples=n_samples,
-            return_mean=return_mean,
-            transform_covariates=transform_covariates,
-        )
-        query = replace(query, decoding=decoding)
-        with seeded(seed), progress("Counterfactual expression", len(query), silent=silent):
-            value = counterfactual_expression(query, intervention)
-        warn_if_draws_are_tables(query, return_numpy)
-        return named(self, query, value, library_size, return_numpy)
-
-    def get_treatment_effect(
-        self,
-        adata: AnnData | None = None,
-        indices: ArrayLike | None = None,
-        transform_batch: Batches = None,
-        gene_list: Sequence[str] | None = None,
-        n_samples: int = 100,
-        batch_size: int | None = None,
-        *,
-        transform_covariates: Covariates = None,
-        interval: float = 0.95,
-        pseudocount: float | None = None,
-        seed: int | None = None,
-        silent: bool = False,
-    ) -> dict[str, pd.DataFrame]:
-        """Return the effect of the treatment on each cell and gene, a log2 fold change.
-
-        log2 of the expression of the cell over what it would be without its salient latent, with
-        posterior mean and equal-tailed interval. Exactly 0 for background cells.
-
-        Parameters
-        ----------
-        adata, indices, transform_batch, gene_list, n_samples, batch_size
-            As in :meth:`get_normalized_expression`, with 100 draws by default.
-        transform_covariates, seed, silent
-            As in :meth:`get_normalized_expression`.
-        interval
-            Posterior probability between ``lower`` and ``upper``. Default 0.95. It needs at least
-            2 / (1 - `interval`) - 1 draws.
-        pseudocount
-            Added to both expressions. Default: that of the likelihood (`Gaussian`: 1), or else
-            1e-5, on the scale where expression sums to 1 over genes.
-
-        Returns
-        -------
-        ``{"mean": ..., "lower": ..., "upper": ...}``, data frames ``[cells, genes]``.
-
-        Raises
-        ------
-        ValueError
-            If `interval` is not between 0 and 1, or `n_samples` is too small for it.
-        """
-        if not 0 < interval < 1:
-            msg = f"interval must be between 0 and 1, not {interval}."
-            raise ValueError(msg)
-        fewest = math.ceil(2 / (1 - interval)) - 1
-        if n_samples < fewest:
-            msg = f"An interval of {interval} takes at least n_samples={fewest}, not {n_samples}."
-            raise ValueError(msg)
-        if pseudocount is None:
-            pseudocount = self.module.model.likelihood.pseudocount or PSEUDOCOUNT
-        query = self._query(adata, indices, batch_size)
-        decoding = decoding_of(
-            self,
-            gene_list=gene_list,
-            transform_batch=transform_batch,
-            n_samples=n_samples,
-            return_mean=True,
-            transform_covariates=transform_covariates,
-        )
-        query = replace(query, decoding=decoding)
-        with seeded(seed), progress("Treatment effects", len(query), silent=silent):
-            effect = treatment_effect(query, interval=interval, pseudocount=pseudocount)
-        tables: dict[str, Any] = {
-            name: named(self, query, getattr(effect, name)) for name in ("mean", "lower", "upper")
-        }
-        return tables
 
 
 def _sampled(query: Query, n_cells: int | None) -> Query:

@@ -20,7 +20,7 @@ from pyro_contrastive.analysis.counterfactuals import (
 from pyro_contrastive.analysis.decoding import decode_cells
 from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.data import CellData
-from pyro_contrastive.methods import expression as methods
+from pyro_contrastive.methods import effects as methods
 
 BACKGROUND, DRUG1, DRUG2 = np.arange(4), np.arange(4, 7), np.arange(7, 10)
 SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
