@@ -541,8 +541,13 @@ def test_ctrl_c_waits_for_the_model(out: Path, monkeypatch: pytest.MonkeyPatch) 
         save(model, dir_path, overwrite=overwrite)
 
     monkeypatch.setattr(StandInModel, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="not made: The latents"):
-        write(out)
+    # The tests themselves may run where Ctrl-C is ignored, as in the background of a script.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="not made: The latents"):
+            write(out)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert names(out) == {"model", "manifest.json"}
     assert (out / "model" / "model.safetensors").read_text() == "1"
 
