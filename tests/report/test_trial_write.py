@@ -145,7 +145,7 @@ def test_the_space_is_about_what_the_results_take(
     data = ad.AnnData(counts, obs=obs, layers={"sparse": scipy.sparse.csr_matrix(counts)})
     monkeypatch.setattr(trial, "_PAGE_BYTES", 0)
     disk(monkeypatch, 0)
-    with pytest.raises(OSError, match="take about") as caught:
+    with pytest.raises(OSError, match="need about") as caught:
         check(data, tmp_path / "a")
     found = re.search(r"about ([\d.]+) MB", str(caught.value))
     assert found is not None
