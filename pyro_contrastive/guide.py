@@ -160,6 +160,15 @@ class ContrastiveGuide(NamedPyroModule):
         return not self.takes_logs or self._is_own_program
 
     @property
+    def draws_from_moments(self) -> bool:
+        """Whether the latents are drawn from the moments of :meth:`encode`.
+
+        A subclass with a program of its own may draw them otherwise.
+        """
+        own = (type(self).forward, type(self).draw)
+        return own == (ContrastiveGuide.forward, ContrastiveGuide.draw)
+
+    @property
     def _is_own_program(self) -> bool:
         own = (type(self).encode, type(self).forward, type(self).draw)
         known = (ContrastiveGuide.encode, ContrastiveGuide.forward, ContrastiveGuide.draw)

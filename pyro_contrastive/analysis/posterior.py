@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pyro.poutine import Trace
-from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.refined_posterior import RefinedGuide
 from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.cells import CellBatch
 
@@ -39,12 +38,9 @@ def latent_representation(query: Query, kind: str, *, give_mean: bool) -> NDArra
         msg = f"representation_kind must be one of {list(SITES)}, not {kind!r}."
         raise ValueError(msg)
 
-    def value(_: CellBatch, posterior: Trace) -> Tensor:
-        return _value(posterior.nodes[SITES[kind]], give_mean)
-
     vae = query.vae
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
-    return _per_cell(query, SITES[kind], value, width, give_mean=give_mean)
+    return _per_cell(query, SITES[kind], width, give_mean=give_mean)
 
 
 def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
@@ -67,35 +63,37 @@ def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
     if not likelihood.uses_library:
         msg = f"{type(likelihood).__name__} has no library size."
         raise ValueError(msg)
-
-    def value(batch: CellBatch, posterior: Trace) -> Tensor:
-        if "library" not in posterior.nodes:
-            return batch.observed_library()
-        return _value(posterior.nodes["library"], give_mean)
-
-    return _per_cell(query, "library", value, 1, give_mean=give_mean)
+    if query.vae.model.library_prior is None:
+        parts = [batch.observed_library().cpu().numpy() for batch in query.minibatches(dense=False)]
+        return _joined(parts, 1)
+    return _per_cell(query, "library", 1, give_mean=give_mean)
 
 
-def _per_cell(
-    query: Query,
-    site: str,
-    value: Callable[[CellBatch, Trace], Tensor],
-    width: int,
-    *,
-    give_mean: bool,
-) -> NDArray[np.float32]:
-    """Join values of mini-batches, each with a posterior draw of `site`: ``[cells, width]``."""
-    vae = query.vae
-    guide = vae.guide.restricted_to(site)
+def _per_cell(query: Query, site: str, width: int, *, give_mean: bool) -> NDArray[np.float32]:
+    """Join the posterior means of `site`, or a draw from its posterior: ``[cells, width]``."""
+    vae, parts = query.vae, []
     # A mean needs no noise. The guide draws some all the same, which must not advance the global
     # random state: hence the seed.
     with evaluating(vae), seeded(0 if give_mean else None):
-        batches = query.minibatches(dense=vae.guide.needs_dense)
-        draws = ((batch, draw_posterior(vae, batch, guide=guide)) for batch in batches)
-        parts = [value(batch, draw).cpu().numpy() for batch, draw in draws]
+        for batch, guide in _programs(query, site):
+            if give_mean and isinstance(guide, RefinedGuide):
+                value = guide.posterior.means(site)
+            else:
+                drawn = draw_posterior(vae, batch, guide=guide).nodes[site]
+                value = (drawn["fn"].mean if give_mean else drawn["value"])[0]  # the only draw
+            parts.append(value.cpu().numpy())
+    return _joined(parts, width)
+
+
+def _programs(query: Query, site: str) -> Iterator[tuple[CellBatch, Any]]:
+    """Yield mini-batches with a program that draws `site`, and as little else as possible."""
+    if query.refined is not None:
+        yield from query.with_programs()
+        return
+    guide = query.vae.guide
+    for batch in query.minibatches(dense=guide.needs_dense):
+        yield batch, guide.restricted_to(site)
+
+
+def _joined(parts: list[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)
-
-
-def _value(site: dict[str, Any], give_mean: bool) -> Tensor:
-    value: Tensor = site["fn"].mean if give_mean else site["value"]
-    return value[0]  # the only draw

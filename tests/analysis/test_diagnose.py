@@ -301,7 +301,7 @@ def test_nuts_and_calibration_are_added_on_request() -> None:
     accuracy = model.posterior_accuracy
     # Shorter chains than the default: what is tested here is that the rows are there.
     model.posterior_accuracy = lambda *a, **k: accuracy(  # type: ignore[method-assign]
-        *a, n_draws=40, n_warmup=20, local_steps=5, **k
+        *a, n_draws=40, n_warmup=20, n_steps=5, **k
     )
     table = model.diagnose(nuts_cells=3, calibration_cells=200, n_cells=60, **FAST)
     assert table.loc["calibration", "verdict"] == "good"
@@ -321,7 +321,7 @@ def test_what_needs_conditions_says_so() -> None:
         model.posterior_accuracy()
     with pytest.raises(ValueError, match="n_draws of at least 4"):
         model.posterior_accuracy(indices=[0], n_draws=1)
-    with pytest.raises(ValueError, match="'guide' or 'nuts'"):
+    with pytest.raises(ValueError, match="'guide', 'refined', 'nuts'"):
         model.simulation_based_calibration(method="hmc")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="10 simulations"):
         model.simulation_based_calibration(n_simulations=3)
@@ -386,9 +386,7 @@ def test_every_likelihood_is_diagnosed(name: str) -> None:
     ranks = model.simulation_based_calibration(n_simulations=20, n_draws=9, seed=0).ranks
     assert ("library" in ranks) == (name == "zinb")
     assert ranks["log_likelihood"].between(0, 9).all()
-    found = model.posterior_accuracy(
-        indices=[0, 79], n_samples=30, nuts=False, local_steps=20, seed=0
-    )
+    found = model.posterior_accuracy(indices=[0, 79], n_samples=30, nuts=False, n_steps=20, seed=0)
     assert (found.cells["amortisation_gap"] > 0).all()
 
 
@@ -397,7 +395,7 @@ def test_every_likelihood_is_diagnosed(name: str) -> None:
 def test_nuts_runs_on_every_likelihood(name: str) -> None:
     model = varied(name)
     found = model.posterior_accuracy(
-        indices=[0, 79], n_samples=30, n_draws=15, n_warmup=15, local_steps=100, seed=0
+        indices=[0, 79], n_samples=30, n_draws=15, n_warmup=15, n_steps=100, seed=0
     )
     assert np.isfinite(found.latents[["nuts_mean", "nuts_sd"]]).all().all()
     fitted = found.summary().loc["local"]

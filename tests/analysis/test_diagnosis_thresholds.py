@@ -181,7 +181,7 @@ def test_the_salient_map_reads_differently_at_a_threshold(
 def accuracy(error: float = 0.0, ratio: float = 1.0, gap: float = 0.0) -> PosteriorAccuracy:
     latents = {"cell": ["a"], "site": ["z"], "dimension": [0]}
     latents |= {"encoder_mean": [error], "encoder_sd": [ratio]}
-    latents |= {"local_mean": [0.0], "local_sd": [1.0], "nuts_mean": [0.0], "nuts_sd": [1.0]}
+    latents |= {"refined_mean": [0.0], "refined_sd": [1.0], "nuts_mean": [0.0], "nuts_sd": [1.0]}
     return PosteriorAccuracy(pd.DataFrame({"amortisation_gap": [gap]}), pd.DataFrame(latents))
 
 

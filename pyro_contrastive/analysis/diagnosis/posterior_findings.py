@@ -13,7 +13,7 @@ MANY_QUANTITIES = 0.5
 
 
 def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
-    """Explain the comparison of the encoder with NUTS (or the local guide).
+    """Explain the comparison of the encoder with NUTS (or refined posteriors).
 
     An error of the mean below 0.3 posterior standard deviations does not change what is reported;
     above 1, most of the posterior is misplaced. A standard deviation within a quarter of the right
@@ -23,7 +23,7 @@ def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
     for (guide, site), row in found.summary().iterrows():
         if guide != "encoder":
             continue
-        reference = "NUTS" if row["reference"] == "nuts" else "the fitted posterior"
+        reference = "NUTS" if row["reference"] == "nuts" else "the refined posterior"
         error, ratio = float(row["mean_error"]), float(row["sd_ratio"])
         verdict = grade(error, 0.3, 1.0)
         reading = (
@@ -42,10 +42,12 @@ def accuracy_findings(found: PosteriorAccuracy) -> list[Finding]:
     # In nats: differences between models are of this size.
     verdict = grade(gap, 1.0, 5.0)
     reading = (
-        f"A posterior fitted to each cell has an ELBO {gap:.1f} nats higher than the encoder's."
+        f"The refined posterior of a cell has an ELBO {gap:.1f} nats higher than the encoder's."
     )
     advice = (
-        "" if verdict == "good" else "more epochs; wider encoders; local_steps= to compare models"
+        ""
+        if verdict == "good"
+        else "more epochs; refine=True for intervals, marginal likelihoods and tests"
     )
     return [*rows, Finding("amortisation gap", gap, verdict, reading, advice)]
 
