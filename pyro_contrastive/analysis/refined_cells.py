@@ -94,7 +94,7 @@ class RefinedCells:
             posterior = refine(self.vae, batch, self.settings)
         else:
             every = torch.arange(len(cells), device=batch.condition.device)
-            some = (batch.take(part) for part in every.split(CELLS_AT_A_TIME))
+            some = (batch.take(part) for part in torch.split(every, CELLS_AT_A_TIME))
             posterior = RefinedPosterior.cat([refine(self.vae, b, self.settings) for b in some])
         self._add(cells, posterior)
         failed = cells[posterior.failed.cpu().numpy()]

@@ -191,7 +191,13 @@ class PredictiveMethods(ModelBase):
         [(0, (2, 40, 2000)), (40, (2, 30, 2000))]
         """
         wanted = ReplicatesWanted(
-            n_samples, gene_list, condition, transform_batch, transform_covariates, salient_source
+            n_samples,
+            gene_list,
+            condition,
+            transform_batch,
+            transform_covariates,
+            salient_source,
+            refine,
         )
         query, intervention = query_for_replicates(self, adata, indices, batch_size, wanted)
         return replicates(query, Predicting(intervention=intervention, seed=seed))
