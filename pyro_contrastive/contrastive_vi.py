@@ -91,7 +91,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
     ``refine`` : bool or int, default ``False``
         Improve the posterior of each cell before it is used. The encoders serve all cells at once,
         and none gets the best posterior it could have. Refined, a cell has a multivariate normal
-        posterior over all its latents that was fitted to its own counts, the decoder fixed, in 20
+        posterior over all its latents that was fitted to its own counts, the decoder fixed, in 30
         steps or the number given: 5 to 10 ms per cell on one core for 2,000 genes. It matters for
         intervals, marginal likelihoods and weak responses, not for a map. The guide's posterior is
         kept in a cell where this does not improve the ELBO. :meth:`refine_posterior` keeps refined

@@ -81,7 +81,7 @@ class PosteriorMethods(ModelBase):
     def refine_posterior(
         self,
         indices: ArrayLike | None = None,
-        n_steps: int = 20,
+        n_steps: int = 30,
         batch_size: int | None = None,
         *,
         silent: bool = False,
@@ -98,7 +98,7 @@ class PosteriorMethods(ModelBase):
             Which of the model's cells, mini-batch size and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`. Posteriors kept before are replaced.
         n_steps
-            Steps. Default 20.
+            Steps. Default 30.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class PosteriorMethods(ModelBase):
         n_draws: int = 200,
         n_warmup: int = 100,
         n_chains: int = 2,
-        n_steps: int = 20,
+        n_steps: int = 30,
         seed: int | None = None,
         silent: bool = False,
     ) -> PosteriorAccuracy:
@@ -158,7 +158,7 @@ class PosteriorMethods(ModelBase):
         n_draws, n_warmup, n_chains
             Draws of each chain that are kept (200), draws before them (100), chains per cell (2).
         n_steps
-            Steps of the refinement. Default 20.
+            Steps of the refinement. Default 30.
 
         Raises
         ------

@@ -53,7 +53,7 @@ def test_the_whole_posterior_of_a_linear_model_is_found() -> None:
     np.testing.assert_allclose(weights, exact[:, None].expand(-1, 20), atol=0.3)
 
 
-def test_twenty_steps_close_nearly_all_of_the_gap() -> None:
+def test_the_usual_steps_close_nearly_all_of_the_gap() -> None:
     vae, batch = skewed()
     exact = exact_log_likelihood(loadings_of(False), batch)
     found = refine(vae, batch)
@@ -63,8 +63,7 @@ def test_twenty_steps_close_nearly_all_of_the_gap() -> None:
             for guide in (vae.guide, RefinedGuide(vae.guide, found))
         ]
     assert gaps[0].min() > 0.5
-    assert gaps[1].max() < 0.1
-    assert (gaps[1] > -1e-6).all()  # an ELBO is a lower bound
+    assert gaps[1].abs().max() < 0.02
 
 
 def test_of_a_background_cell_the_salient_latent_stays_the_encoders() -> None:

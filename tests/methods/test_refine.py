@@ -100,19 +100,17 @@ def test_refined_latents_are_the_means_of_the_refined_posteriors(model) -> None:
 
 def test_refined_posteriors_are_better(model) -> None:
     before, after = (
-        model.get_elbo(return_mean=False, seed=0, refine=choice) for choice in (False, True)
+        model.pareto_k(n_samples=200, seed=0, refine=choice) for choice in (False, True)
     )
-    assert after.mean() > before.mean() + 1
+    assert after["elbo"].mean() > before["elbo"].mean() + 0.5
+    assert (after["elbo"] > before["elbo"] - 0.2).all()
+    assert after["k"].median() < before["k"].median()
     few, more = (
         model.get_marginal_ll(n_mc_samples=30, seed=0, refine=choice) for choice in (False, True)
     )
     many = model.get_marginal_ll(n_mc_samples=3000, seed=1)
     assert few < more
     assert abs(more - many) < abs(few - many)  # 30 refined draws are worth thousands
-    k_before, k_after = (
-        model.pareto_k(n_samples=200, seed=0, refine=choice)["k"] for choice in (False, True)
-    )
-    assert k_after.median() < k_before.median()
 
 
 def test_weights_for_arviz_vary_less(model) -> None:
@@ -192,7 +190,7 @@ def test_kept_posteriors_are_used_and_change_nothing(own_model, n_refined) -> No
     found = model.get_treatment_effect(n_samples=39, seed=0, refine=True)["mean"]
     pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-4)
     model.get_latent_representation(refine=True)
-    model.get_elbo(indices=[4, 20], refine=20)  # the same number of steps
+    model.get_elbo(indices=[4, 20], refine=30)  # the same number of steps
     assert not n_refined
     model.get_elbo(indices=[4, 20], refine=19)
     assert n_refined == [2]
@@ -314,4 +312,4 @@ def test_numpy_numbers_are_numbers(model) -> None:
     assert model.get_elbo(indices=[0], seed=0, refine=np.False_) == model.get_elbo(
         indices=[0], seed=0
     )
-    assert Refinement().n_steps == 20
+    assert Refinement().n_steps == 30
