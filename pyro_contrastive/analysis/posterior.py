@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_contrastive._tools.torch_tools import evaluating, seeded
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.cells import CellBatch
@@ -39,12 +38,9 @@ def latent_representation(query: Query, kind: str, *, give_mean: bool) -> NDArra
         msg = f"representation_kind must be one of {list(SITES)}, not {kind!r}."
         raise ValueError(msg)
 
-    def value(_: CellBatch, posterior: Trace) -> Tensor:
-        return _value(posterior.nodes[SITES[kind]], give_mean)
-
     vae = query.vae
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
-    return _per_cell(query, SITES[kind], value, width, give_mean=give_mean)
+    return _per_cell(query, _value_of(query, SITES[kind], give_mean=give_mean), width)
 
 
 def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
@@ -68,34 +64,31 @@ def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
         msg = f"{type(likelihood).__name__} has no library size."
         raise ValueError(msg)
 
-    def value(batch: CellBatch, posterior: Trace) -> Tensor:
-        if "library" not in posterior.nodes:
-            return batch.observed_library()
-        return _value(posterior.nodes["library"], give_mean)
+    value = _value_of(query, "library", give_mean=give_mean)
+    if query.vae.model.library_prior is None:
+        value = CellBatch.observed_library
+    return _per_cell(query, value, 1)
 
-    return _per_cell(query, "library", value, 1, give_mean=give_mean)
+
+def _value_of(query: Query, site: str, *, give_mean: bool) -> Callable[[CellBatch], Tensor]:
+    """Return a function of cells: the posterior mean of a latent, or a draw of it."""
+    guide = query.vae.guide
+    if give_mean:
+        return partial(guide.posterior_mean, site)
+    program = guide.restricted_to(site)
+
+    def drawn(batch: CellBatch) -> Tensor:
+        value: Tensor = draw_posterior(query.vae, batch, guide=program).nodes[site]["value"]
+        return value[0]  # the only draw
+
+    return drawn
 
 
 def _per_cell(
-    query: Query,
-    site: str,
-    value: Callable[[CellBatch, Trace], Tensor],
-    width: int,
-    *,
-    give_mean: bool,
+    query: Query, value: Callable[[CellBatch], Tensor], width: int
 ) -> NDArray[np.float32]:
-    """Join values of mini-batches, each with a posterior draw of `site`: ``[cells, width]``."""
-    vae = query.vae
-    guide = vae.guide.restricted_to(site)
-    # A mean needs no noise. The guide draws some all the same, which must not advance the global
-    # random state: hence the seed.
-    with evaluating(vae), seeded(0 if give_mean else None):
-        batches = query.minibatches(dense=vae.guide.needs_dense)
-        draws = ((batch, draw_posterior(vae, batch, guide=guide)) for batch in batches)
-        parts = [value(batch, draw).cpu().numpy() for batch, draw in draws]
+    """Join values of mini-batches: ``[cells, width]``."""
+    with evaluating(query.vae):
+        batches = query.minibatches(dense=query.vae.guide.needs_dense)
+        parts = [value(batch).cpu().numpy() for batch in batches]
     return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)
-
-
-def _value(site: dict[str, Any], give_mean: bool) -> Tensor:
-    value: Tensor = site["fn"].mean if give_mean else site["value"]
-    return value[0]  # the only draw

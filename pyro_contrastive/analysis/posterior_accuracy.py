@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.likelihood import all_log_weights
-from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
+from pyro_contrastive.analysis.local_posterior import LocalFit, fit_local
 from pyro_contrastive.analysis.nuts import NutsDraws, NutsSettings, sample_nuts
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.analysis.query import Query
@@ -103,7 +103,7 @@ def posterior_accuracy(
     vae, names = query.vae, query.names
     batch = query.data.cells(query.cells, device_of(vae), dtype_of(vae))
     with counted(len(query)) as bar, evaluating(vae):
-        encoder = LocalGuide(vae.guide, batch)
+        encoder = vae.guide.marginals(batch)
         best = fit_local(vae, batch, local)
         cells = _gaps(vae, batch, best, n_samples)
         drawn = None
@@ -111,7 +111,7 @@ def posterior_accuracy(
             bar.advance(len(query))
         else:
             drawn = sample_nuts(vae, batch, best.moments(), nuts, bar.advance)
-    latents = _latents(encoder.moments(), best.moments(), drawn, batch.is_target)
+    latents = _latents(encoder, best.moments(), drawn, batch.is_target)
     latents.insert(0, "cell", names.to_numpy()[latents.pop("position")])
     table = pd.DataFrame({"cell": names.to_numpy(), **cells})
     if drawn is not None:
