@@ -189,10 +189,13 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
             dispersion_prior, likelihood, dispersion_posterior
         )
         guide.build(self._outline(dispersion, dropout_rate, n_hidden, n_layers))
+        if not hasattr(guide, "positive"):
+            msg = f"{type(guide).__name__}.build must call super().build(outline) first."
+            raise AttributeError(msg)
         self.guide = guide
         # Priors made of posteriors, such as the VampPrior, need the encoders.
-        for prior, encoder in (("background_prior", "z_encoder"), ("salient_prior", "s_encoder")):
-            getattr(self.model, prior).bind(getattr(guide, encoder))
+        self.model.background_prior.bind(guide.z_encoder)
+        self.model.salient_prior.bind(guide.s_encoder)
         wasserstein = [Wasserstein(wasserstein_penalty)] if wasserstein_penalty else []
         self.penalties = nn.ModuleList([*wasserstein, *self.given_penalties])  # type: ignore[assignment]  # a sequence of penalties, registered with the module
         self.seen_cells = SeenCells()

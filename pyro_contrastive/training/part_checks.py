@@ -77,14 +77,14 @@ def check_sites(vae: ContrastiveVAE, batch: CellBatch) -> None:
     with pyro.validation_enabled(False), without_expression():
         wanted = _latent_sites(vae.model, batch)
     name = f"{type(vae.guide).__name__} (guide)"
-    for site in wanted.keys() - found.keys():
+    for site in (site for site in wanted if site not in found):
         msg = (
             f"{name} does not draw the site {site!r}, which the model has: the sites of the model "
             f"are {list(wanted)}, and those of the guide {list(found)}. Draw every latent with "
             f"pyro.sample({site!r}, ...)."
         )
         raise ValueError(msg)
-    for site in found.keys() - wanted.keys():
+    for site in (site for site in found if site not in wanted):
         msg = (
             f"{name} draws the site {site!r}, which the model does not have: the sites of the "
             f"model are {list(wanted)}. Rename it, or leave it out; an intermediate draw that has "
