@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from collections.abc import Callable
-from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -52,13 +51,6 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
     library size of a background cell must not depend on its s, which the ELBO leaves out.
     :func:`pyro_contrastive.testing.check_guide` checks it.
 
-    Attributes
-    ----------
-    closed_marginals
-        Whether the moments that :meth:`encode` returns are those of the marginal distribution of
-        each latent (default). If not, :meth:`marginals` are found from draws; the same holds if a
-        class outside the library overrides `forward` or `draw`.
-
     Examples
     --------
     A guide that is twice as wide:
@@ -68,8 +60,6 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
     ...         found = super().encode(batch, only)
     ...         return {site: (mean, 4 * variance) for site, (mean, variance) in found.items()}
     """
-
-    closed_marginals: ClassVar[bool] = True
 
     def build(self, outline: ModelOutline) -> None:
         """Make the encoders, once the model is known. Called by the model, once.
@@ -98,11 +88,14 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
         self.dispersion_posterior = outline.dispersion_posterior
         self.covariates = outline.covariates
         self.z_encoder = self._encoder(outline, outline.n_background_latent)
-        self.s_encoder = self._encoder(outline, outline.n_salient_latent)
+        self.s_encoder = self._salient_encoder(outline)
         self.library_encoder = None
         if outline.library_log_mean is not None:
             self.library_encoder = self._encoder(outline, 1, n_layers=1)
             nn.init.constant_(self.library_encoder.mean.bias, outline.library_log_mean)
+
+    def _salient_encoder(self, outline: ModelOutline) -> Encoder:
+        return self._encoder(outline, outline.n_salient_latent)
 
     @staticmethod
     def _encoder(
@@ -200,15 +193,18 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
         """Whether a latent is positive, so that its logarithm has the moments."""
         return site == "library" or site in self.positive
 
-    def _real(self, site: str, value: Tensor, there: Tensor) -> Tensor:
+    def _real(self, site: str, value: Tensor, there: Tensor | None = None) -> Tensor:
         """Return a draw on the scale of its moments, whatever it is where it is not `there`."""
-        return torch.where(there, value, 1.0).log() if self.is_positive(site) else value
+        if not self.is_positive(site):
+            return value
+        return (value if there is None else torch.where(there, value, 1.0)).log()
 
     def marginals(self, batch: CellBatch, only: str | None = None) -> dict[str, Moments]:
         """Mean and variance of each latent's marginal distribution, whatever it depends on.
 
         This is what to use as *the* posterior of a latent. Here it is what :meth:`encode` returns;
-        for a guide without a closed form it is found from 200 draws with a fixed seed.
+        a guide without a closed form (:meth:`has_closed_marginal`) finds it from 200 draws with a
+        fixed seed.
 
         Parameters
         ----------
@@ -221,23 +217,28 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
         -------
         By site, each ``[cells, latents]``; of the logarithm of a positive latent.
         """
-        if not self._has_closed_marginals:
+        sites = ["z", "s"] if self.library_encoder is None else ["z", "s", "library"]
+        asked = [site for site in sites if only in {None, site}]
+        if not all(map(self.has_closed_marginal, asked)):
             found = sampled_moments(self, batch, CELLS, self.positive | {"library"})
             found["s"] = self._where_used(found["s"], batch)
         else:
             found = self.encode(batch) if self._overrides("encode") else self.encode(batch, only)
-        return {site: found[site] for site in found if only in {None, site}}
+        return {site: found[site] for site in asked}
 
     def posterior_mean(self, site: str, batch: CellBatch) -> Tensor:
         """Mean of a latent on the scale on which the model has it, ``[cells, latents]``."""
-        if self._has_closed_marginals:
-            mean: Tensor = self.factor(site, *self.marginals(batch, site)[site]).mean
-            return mean
-        return sampled_mean(self, batch, CELLS, site)
+        if not self.has_closed_marginal(site):
+            return sampled_mean(self, batch, CELLS, site)
+        mean: Tensor = self.factor(site, *self.marginals(batch, site)[site]).mean
+        return mean
 
-    @property
-    def _has_closed_marginals(self) -> bool:
-        return self.closed_marginals and not self._overrides("forward", "draw")
+    def has_closed_marginal(self, site: str) -> bool:
+        """Whether the moments of a latent in :meth:`encode` are those of its marginal distribution.
+
+        By default they are, unless a class outside the library overrides `forward` or `draw`.
+        """
+        return not self._overrides("forward", "draw")
 
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw every latent in `moments` from the factor with these moments."""

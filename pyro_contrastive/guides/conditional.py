@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
 from pyro_contrastive.model import CELLS
+from pyro_contrastive.networks import Encoder
 from pyro_contrastive.outline import ModelOutline
 
 
@@ -26,19 +27,13 @@ class ConditionalGuide(ContrastiveGuide):
     Given z, the counts say better what is left for s to explain. In a background cell, whose s is
     not part of its posterior, the encoder of s sees z = 0.
 
-    :meth:`encode` returns the moments of s at the mean of z. The marginal ones have no closed form,
+    :meth:`encode` returns the moments of s at the mean of z. Its marginal ones have no closed form,
     and are estimated from draws. A :class:`~pyro_contrastive.VampPrior` of s needs another guide,
     because it has no z to show to this encoder.
     """
 
-    closed_marginals = False
-
-    def build(self, outline: ModelOutline) -> None:
-        """Make the encoders; that of s has z among its covariates."""
-        super().build(outline)
-        self.s_encoder = self._encoder(
-            outline, outline.n_salient_latent, n_seen=outline.n_background_latent
-        )
+    def _salient_encoder(self, outline: ModelOutline) -> Encoder:
+        return self._encoder(outline, outline.n_salient_latent, n_seen=outline.n_background_latent)
 
     def encode(self, batch: CellBatch, only: str | None = None) -> dict[str, Moments]:
         """Evaluate the encoders; moments of s are those at the mean of z."""
@@ -68,7 +63,7 @@ class ConditionalGuide(ContrastiveGuide):
         self.shared()
         with pyro.plate(CELLS, len(batch), dim=-1):
             z = self._sample("z", self.factor("z", *moments["z"]), moments["z"])
-            of_s = moments["s"] if "s" in moments else self._given(self._standard(z), batch)
+            of_s = moments["s"] if "s" in moments else self._given(self._real("z", z), batch)
             self._sample("s", self.factor("s", *of_s), of_s)
             if "library" in moments:
                 found = moments["library"]
@@ -87,5 +82,6 @@ class ConditionalGuide(ContrastiveGuide):
         moments = self.s_encoder.of_product(product, torch.cat([covariates, z], dim=-1))
         return self._where_used(moments, batch)
 
-    def _standard(self, z: Tensor) -> Tensor:
-        return z.log() if self.is_positive("z") else z
+    def has_closed_marginal(self, site: str) -> bool:
+        """Return whether it is another latent than s."""
+        return site != "s" and super().has_closed_marginal(site)

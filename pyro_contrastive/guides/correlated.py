@@ -13,7 +13,7 @@ from torch.distributions import ExpTransform
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
-from pyro_contrastive.guides.summary import has_latents, n_summary, network, summary_of
+from pyro_contrastive.guides.summary import dependent_latents, n_summary, network, summary_of
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.outline import ModelOutline
 
@@ -65,7 +65,7 @@ class CorrelatedGuide(ContrastiveGuide):
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw z, s and, if latent, the library size, each given those before it."""
         self.shared()
-        there = has_latents(self.n_latents, batch, self.used_salient(batch))
+        there = dependent_latents(self.n_latents, batch, self.used_salient(batch))
         mask = torch.cat([there[site] for site in moments], dim=-1)
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
         numbers = self.correlations(summary_of(moments, batch, covariates))

@@ -12,7 +12,7 @@ from torch.distributions import AffineTransform, ExpTransform, Transform, constr
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
-from pyro_contrastive.guides.summary import has_latents, n_summary, network, summary_of
+from pyro_contrastive.guides.summary import dependent_latents, n_summary, network, summary_of
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.outline import ModelOutline
 from pyro_contrastive.priors.base import check_at_least
@@ -88,8 +88,6 @@ class FlowGuide(ContrastiveGuide):
         Width of the hidden layer of each. Default 64.
     """
 
-    closed_marginals = False
-
     def __init__(self, n_flows: int = 4, n_hidden: int = 64) -> None:
         super().__init__()
         check_at_least(1, "FlowGuide", n_flows=n_flows, n_hidden=n_hidden)
@@ -112,7 +110,7 @@ class FlowGuide(ContrastiveGuide):
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw z, s and, if latent, the library size, each given those before it."""
         self.shared()
-        there = has_latents(self.n_latents, batch, self.used_salient(batch))
+        there = dependent_latents(self.n_latents, batch, self.used_salient(batch))
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
         context = summary_of(moments, batch, covariates)  # later the latents drawn before too
         with pyro.plate(CELLS, len(batch), dim=-1):
@@ -141,3 +139,7 @@ class FlowGuide(ContrastiveGuide):
         if self.is_positive(site):
             transforms.append(ExpTransform())
         return dist.TransformedDistribution(noise, transforms)
+
+    def has_closed_marginal(self, site: str) -> bool:
+        """Return false: a flow has no moments in closed form."""
+        return False

@@ -44,7 +44,7 @@ def network(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), last)
 
 
-def has_latents(
+def dependent_latents(
     n_latents: Mapping[str, int], batch: CellBatch, used: Tensor | None
 ) -> dict[str, Tensor]:
     """Tell which latents of a cell may depend on others, by site: boolean ``[cells, latents]``.

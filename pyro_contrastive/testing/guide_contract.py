@@ -258,7 +258,7 @@ def _check_marginals(vae: ContrastiveVAE, batch: CellBatch) -> None:
                     guide,
                     f"the {what} of {name!r} in `marginals` is not that of its draws: latents and "
                     "tables would not describe the posterior that was trained.",
-                    "Set closed_marginals = False in the class, which finds them from draws; or "
-                    "let `encode` return the marginal mean and variance (of the log of a positive "
-                    "latent).",
+                    "Let `encode` return the marginal mean and variance (of the log of a positive "
+                    "latent), or let has_closed_marginal(site) return False, so that they are "
+                    "found from draws.",
                 )

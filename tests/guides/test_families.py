@@ -35,7 +35,7 @@ from pyro_contrastive import (
     LowRankGuide,
     PrivateSalient,
 )
-from pyro_contrastive.analysis.likelihood import log_weights
+from pyro_contrastive.analysis.likelihood import log_weights, losses_of
 
 SITES = ("z", "s", "library")
 
@@ -219,6 +219,21 @@ def test_with_the_exact_posterior_every_draw_has_the_log_likelihood_as_its_elbo(
     weights = log_weights(vae, batch, 5)
     expected = exact_log_likelihood(loadings(orthogonal=False), batch)
     torch.testing.assert_close(weights, expected.expand(5, -1), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_analytic_kl_divergences_have_the_mean_of_those_of_draws(name) -> None:
+    """Also where s depends on z: its divergence is then an average over z."""
+    torch.manual_seed(0)
+    vae, batch = strong(make_vae(guide=OURS[name](), latent_library=True)), cells()
+    sums = []
+    for analytic in (True, False):
+        with torch.no_grad():
+            terms = losses_of(vae, batch, 4000, analytic=analytic)
+        terms.pop("x")
+        sums.append(sum(term.expand(4000, len(batch)) for term in terms.values()))
+    error = (sums[0].var(0) + sums[1].var(0)).sqrt() / 4000**0.5
+    assert ((sums[0].mean(0) - sums[1].mean(0)).abs() < 6 * error).all()
 
 
 @pytest.mark.slow
