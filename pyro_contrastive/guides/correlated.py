@@ -71,6 +71,7 @@ class CorrelatedGuide(ContrastiveGuide):
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw z, s and, if latent, the library size, each given those before it."""
         self.shared()
+        moments = {site: moments[site] for site in self.n_latents}  # in this order
         there = dependent_latents(self.n_latents, batch, self.used_salient(batch))
         mask = torch.cat([there[site] for site in moments], dim=-1)
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)

@@ -115,6 +115,7 @@ class FlowGuide(ContrastiveGuide):
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw z, s and, if latent, the library size, each given those before it."""
         self.shared()
+        moments = {site: moments[site] for site in self.n_latents}  # in this order
         used = self.used_salient(batch)
         there = dependent_latents(self.n_latents, batch, used)
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
