@@ -89,6 +89,14 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
     ``seed`` : int, default ``None``
         Seed of all random draws. By default torch's global state, as set by ``pyro.set_rng_seed``.
         The global state is the same after a seeded call as before it.
+    ``refine`` : bool or int, default ``False``
+        Improve the posterior of each cell before it is used. The encoders serve all cells at once,
+        and none gets the best posterior it could have. Refined, a cell has a multivariate normal
+        posterior over all its latents that was fitted to its own counts, the decoder fixed, in 30
+        steps or the number given: 5 to 10 ms per cell on one core for 2,000 genes. It matters for
+        intervals, marginal likelihoods and weak responses, not for a map. The guide's posterior is
+        kept in a cell where this does not improve the ELBO. :meth:`refine_posterior` keeps refined
+        posteriors in the model.
     ``silent`` : bool, default ``False``
         Show no progress bar. By default a bar appears when a call takes more than a few seconds.
 

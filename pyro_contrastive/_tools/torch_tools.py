@@ -126,3 +126,16 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, mode in was_training:
             m.training = mode
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient inside: none is computed for the sake of one."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -15,12 +15,12 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating
-from pyro_contrastive.analysis.local_posterior import fit_local
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts, shared_values
 from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.refined_posterior import RefinedGuide
+from pyro_contrastive.analysis.refinement import refine
 from pyro_contrastive.analysis.runs import draw_posterior, run_model
 from pyro_contrastive.cells import CellBatch, X
-from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.module.populations import trace_of
 from pyro_contrastive.model import SALIENT
 from pyro_contrastive.sites import log_likelihood, observed_sites
@@ -29,7 +29,7 @@ from pyro_contrastive.vae import ContrastiveVAE
 __all__ = ["Calibration", "Method", "calibrate", "rank_histogram"]
 
 Array = NDArray[np.float64]
-Method = Literal["guide", "nuts"]
+Method = Literal["guide", "refined", "nuts"]
 
 LATENTS = ("z", "s", "library")
 EXPECTED_PER_BIN = 5
@@ -56,7 +56,7 @@ class Calibration:
     n_draws
         Draws per simulated cell.
     method
-        ``"guide"`` or ``"nuts"``: where the posterior draws come from.
+        ``"guide"``, ``"refined"`` or ``"nuts"``: where the posterior draws come from.
     """
 
     ranks: pd.DataFrame
@@ -148,7 +148,7 @@ def calibrate(
     n_draws
         Draws from the posterior of each simulated cell.
     method
-        Source of the posterior draws: the guide, or NUTS (slow).
+        Source of the posterior draws: the guide, refined posteriors, or NUTS (slow).
     nuts
         Settings of NUTS; its draws are thinned to `n_draws`.
     """
@@ -162,13 +162,16 @@ def calibrate(
             if method == "nuts":
                 draws = _nuts_draws(vae, cells, n_draws, nuts)
             else:
-                draws = _guide_draws(vae, cells, n_draws)
+                draws = _guide_draws(vae, cells, n_draws, is_refined=method == "refined")
             ranks.append(_ranks(vae, cells, truth, trace_of(draws | fixed), n_draws))
     return Calibration(pd.concat(ranks, ignore_index=True), n_draws, method)
 
 
-def _guide_draws(vae: ContrastiveVAE, batch: CellBatch, n_draws: int) -> dict[str, Tensor]:
-    nodes = draw_posterior(vae, batch, n_draws).nodes
+def _guide_draws(
+    vae: ContrastiveVAE, batch: CellBatch, n_draws: int, *, is_refined: bool
+) -> dict[str, Tensor]:
+    guide = RefinedGuide(vae.guide, refine(vae, batch)) if is_refined else vae.guide
+    nodes = draw_posterior(vae, batch, n_draws, guide=guide).nodes
     return {site: nodes[site]["value"] for site in LATENTS if site in nodes}
 
 
@@ -176,14 +179,13 @@ def _nuts_draws(
     vae: ContrastiveVAE, batch: CellBatch, n_draws: int, settings: NutsSettings | None
 ) -> dict[str, Tensor]:
     """Thin NUTS draws to `n_draws` per cell, evenly, and bring them back to their scale."""
-    moments = fit_local(vae, batch).moments()
-    values = sample_nuts(vae, batch, moments, settings).values
-    positive = {"library", *vae.guide.positive} if isinstance(vae.guide, ContrastiveGuide) else ()
+    refined = refine(vae, batch)
+    values = sample_nuts(vae, batch, refined.marginals(), settings).values
     drawn = {}
     for site, value in values.items():
         flat = value.flatten(0, 1)  # [draws, cells, latents]
         kept = torch.linspace(0, len(flat) - 1, n_draws).round().long()
-        drawn[site] = flat[kept].exp() if site in positive else flat[kept]
+        drawn[site] = flat[kept].exp() if site in refined.sites.positive else flat[kept]
     drawn[SALIENT] = torch.where(batch.is_target.unsqueeze(-1), drawn[SALIENT], 1.0)
     return drawn
 

@@ -180,6 +180,6 @@ def _reading(row: Mapping[str, object], is_best: bool) -> str:
     return (
         f"{place} Unreliable: Pareto k is above {row['k_threshold']:.2f} in "
         f"{row['share_high_k']:.0%} of the cells, for which log p(x) is underestimated. Try "
-        "local_steps=100; trust only differences much larger than the gaps between elpd_psis and "
+        "refine=True; trust only differences much larger than the gaps between elpd_psis and "
         "elpd_iw."
     )

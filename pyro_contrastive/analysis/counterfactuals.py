@@ -52,10 +52,11 @@ class Intervention:
 
 def draw_salient(donors: Query, n_samples: int, n_cells: int) -> Tensor:
     """Draw s from q(s | x) of donors chosen at random, ``[n_samples, n_cells, latents]``."""
-    chosen = torch.randint(len(donors), (n_samples * n_cells,)).numpy()
+    chosen = donors.cells[torch.randint(len(donors), (n_samples * n_cells,)).numpy()]
     vae = donors.vae
-    batch = donors.data.cells(donors.cells[chosen], device_of(vae), dtype_of(vae))
-    return draw_posterior(vae, batch).nodes["s"]["value"].reshape(n_samples, n_cells, -1)
+    batch = donors.data.cells(chosen, device_of(vae), dtype_of(vae))
+    drawn = draw_posterior(vae, batch, guide=donors.program(batch, chosen))
+    return drawn.nodes["s"]["value"].reshape(n_samples, n_cells, -1)
 
 
 def counterfactual_batch(
@@ -101,8 +102,8 @@ def counterfactual_expression(query: Query, intervention: Intervention) -> Array
     vae, n_samples = query.vae, query.decoding.n_samples
     result = []
     with evaluating(vae):
-        for batch in query.minibatches(n_samples):
-            posterior = draw_posterior(vae, batch, n_samples)
+        for batch, guide in query.with_programs(n_samples):
+            posterior = draw_posterior(vae, batch, n_samples, guide=guide)
             changed, do = counterfactual_batch(vae, batch, posterior, intervention, n_samples)
             result.append(decode_batch(query, changed, posterior, do))
     return np.concatenate(result, axis=0 if query.decoding.average else 1)
@@ -134,8 +135,8 @@ def treatment_effect(query: Query, *, interval: float, pseudocount: float) -> Ef
     parts: dict[str, list[Array]] = {"mean": [], "lower": [], "upper": []}
     tails = [(1 - interval) / 2, (1 + interval) / 2]
     with evaluating(vae):
-        for batch in query.minibatches(n_samples):
-            posterior = draw_posterior(vae, batch, n_samples)
+        for batch, guide in query.with_programs(n_samples):
+            posterior = draw_posterior(vae, batch, n_samples, guide=guide)
             with_s, without_s = (
                 np.log2(decode_batch(query, batch, posterior, do) + pseudocount)
                 for do in (None, without_salient(posterior))

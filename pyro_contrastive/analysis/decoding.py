@@ -46,8 +46,8 @@ def decode_cells(query: Query, *, salient: Sequence[bool] = (True,)) -> list[Arr
     n_samples = query.decoding.n_samples
     results: list[list[Array]] = [[] for _ in salient]
     with evaluating(query.vae):
-        for batch in query.minibatches(n_samples):
-            posterior = draw_posterior(query.vae, batch, n_samples)
+        for batch, guide in query.with_programs(n_samples):
+            posterior = draw_posterior(query.vae, batch, n_samples, guide=guide)
             for result, keep in zip(results, salient, strict=True):
                 do = None if keep else without_salient(posterior)
                 result.append(decode_batch(query, batch, posterior, do))

@@ -53,22 +53,15 @@ def log_weights(vae: ContrastiveVAE, batch: CellBatch, n_samples: int, guide: An
     return -torch.stack([t.double().expand(n_samples, len(batch)) for t in terms.values()]).sum(0)
 
 
-def log_weights_of_cells(
-    query: Query,
-    n_samples: int,
-    improve: Callable[[CellBatch], Any] = lambda _: None,
-) -> Array:
+def log_weights_of_cells(query: Query, n_samples: int) -> Array:
     """Return the :func:`log_weights` of many cells, ``[cells, n_samples]``.
 
     Parameters
     ----------
     query
-        The model, the data and which cells.
+        The model, the data, which cells, and their posteriors if these are refined.
     n_samples
         Posterior draws per cell.
-    improve
-        Makes a guide for the cells of a mini-batch, to draw from in place of the model's; ``None``
-        keeps the model's.
 
     Raises
     ------
@@ -78,8 +71,8 @@ def log_weights_of_cells(
     _check_draws(n_samples)
     parts = []
     with evaluating(query.vae):
-        for batch in _few_at_a_time(query).minibatches():
-            weights = all_log_weights(query.vae, batch, n_samples, improve(batch))
+        for batch, guide in _few_at_a_time(query).with_programs():
+            weights = all_log_weights(query.vae, batch, n_samples, guide)
             parts.append(weights.cpu().numpy())
     return np.concatenate(parts) if parts else np.empty((0, n_samples))
 
@@ -98,8 +91,8 @@ def all_log_weights(
 def elbo(query: Query) -> Array:
     """ELBO of each cell (higher is better), one posterior draw, analytic KL where there is one."""
 
-    def value(batch: CellBatch) -> Tensor:
-        terms = losses_of(query.vae, batch, 1, analytic=True)
+    def value(batch: CellBatch, guide: Any) -> Tensor:
+        terms = losses_of(query.vae, batch, 1, analytic=True, guide=guide)
         return -torch.stack([term.expand(1, len(batch)) for term in terms.values()]).sum(0)[0]
 
     return _per_cell(query, value)
@@ -108,8 +101,8 @@ def elbo(query: Query) -> Array:
 def log_likelihood_of_reconstruction(query: Query) -> Array:
     """Return log p(x | z, s, l) of each cell at one posterior draw (higher is better)."""
 
-    def value(batch: CellBatch) -> Tensor:
-        posterior = draw_posterior(query.vae, batch)
+    def value(batch: CellBatch, guide: Any) -> Tensor:
+        posterior = draw_posterior(query.vae, batch, guide=guide)
         return log_likelihood(run_model(query.vae, batch, posterior))[0]
 
     return _per_cell(query, value)
@@ -124,8 +117,9 @@ def marginal_log_likelihood(query: Query, n_samples: int) -> Array:
     Biased downwards; the bias falls with the number of draws.
     """
 
-    def value(batch: CellBatch) -> Tensor:
-        return all_log_weights(query.vae, batch, n_samples).logsumexp(-1) - math.log(n_samples)
+    def value(batch: CellBatch, guide: Any) -> Tensor:
+        weights = all_log_weights(query.vae, batch, n_samples, guide)
+        return weights.logsumexp(-1) - math.log(n_samples)
 
     _check_draws(n_samples)
     return _per_cell(_few_at_a_time(query), value)
@@ -142,7 +136,7 @@ def _check_draws(n_samples: int) -> None:
         raise ValueError(msg)
 
 
-def _per_cell(query: Query, value: Callable[[CellBatch], Tensor]) -> Array:
+def _per_cell(query: Query, value: Callable[[CellBatch, Any], Tensor]) -> Array:
     with evaluating(query.vae):
-        parts = [value(batch).double().cpu().numpy() for batch in query.minibatches()]
+        parts = [value(*pair).double().cpu().numpy() for pair in query.with_programs()]
     return np.concatenate(parts) if parts else np.empty(0)

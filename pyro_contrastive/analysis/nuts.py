@@ -105,7 +105,7 @@ def sample_nuts(
     start
         Mean and variance of each site, ``[cells, latents]``, as a guide has them (of the log where
         it is positive). The chains start at draws from them, and the sampler moves in these units.
-        They do not affect what is sampled, only how fast: take those of a local guide.
+        They do not affect what is sampled, only how fast: take those of refined posteriors.
     settings
         Default: :class:`NutsSettings`.
     advance

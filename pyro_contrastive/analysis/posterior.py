@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,6 @@ from torch import Tensor
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import draw_posterior
-from pyro_contrastive.cells import CellBatch
 
 SITES = {"salient": "s", "background": "z"}
 
@@ -40,7 +38,7 @@ def latent_representation(query: Query, kind: str, *, give_mean: bool) -> NDArra
 
     vae = query.vae
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
-    return _per_cell(query, _value_of(query, SITES[kind], give_mean=give_mean), width)
+    return _per_cell(query, SITES[kind], width, give_mean=give_mean)
 
 
 def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
@@ -63,32 +61,38 @@ def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
     if not likelihood.uses_library:
         msg = f"{type(likelihood).__name__} has no library size."
         raise ValueError(msg)
-
-    value = _value_of(query, "library", give_mean=give_mean)
     if query.vae.model.library_prior is None:
-        value = CellBatch.observed_library
-    return _per_cell(query, value, 1)
+        parts = [batch.observed_library().cpu().numpy() for batch in query.minibatches(dense=False)]
+        return _joined(parts, 1)
+    return _per_cell(query, "library", 1, give_mean=give_mean)
 
 
-def _value_of(query: Query, site: str, *, give_mean: bool) -> Callable[[CellBatch], Tensor]:
-    """Return a function of cells: the posterior mean of a latent, or a draw of it."""
-    guide = query.vae.guide
-    if give_mean:
-        return partial(guide.posterior_mean, site)
-    program = guide.restricted_to(site)
-
-    def drawn(batch: CellBatch) -> Tensor:
-        value: Tensor = draw_posterior(query.vae, batch, guide=program).nodes[site]["value"]
-        return value[0]  # the only draw
-
-    return drawn
-
-
-def _per_cell(
-    query: Query, value: Callable[[CellBatch], Tensor], width: int
-) -> NDArray[np.float32]:
-    """Join values of mini-batches: ``[cells, width]``."""
+def _per_cell(query: Query, site: str, width: int, *, give_mean: bool) -> NDArray[np.float32]:
+    """Join the posterior means of `site`, or a draw from its posterior: ``[cells, width]``."""
     with evaluating(query.vae):
-        batches = query.minibatches(dense=query.vae.guide.needs_dense)
-        parts = [value(batch).cpu().numpy() for batch in batches]
+        values = _means(query, site) if give_mean else _draws(query, site)
+        return _joined([value.cpu().numpy() for value in values], width)
+
+
+def _means(query: Query, site: str) -> Iterator[Tensor]:
+    guide = query.vae.guide
+    if query.refined is not None:
+        for _, refined in query.with_programs():
+            yield refined.posterior.means(site)
+        return
+    for batch in query.minibatches(dense=guide.needs_dense):
+        yield guide.posterior_mean(site, batch)
+
+
+def _draws(query: Query, site: str) -> Iterator[Tensor]:
+    guide = query.vae.guide
+    # The refined posterior is that of all latents together; of the guide's only this one is needed.
+    part = guide.restricted_to(site)
+    for batch, program in query.with_programs(dense=guide.needs_dense):
+        chosen = part if query.refined is None else program
+        value: Tensor = draw_posterior(query.vae, batch, guide=chosen).nodes[site]["value"]
+        yield value[0]  # the only draw
+
+
+def _joined(parts: list[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.empty((0, width), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The amortisation gap: the guide compared with the best of its family, and with NUTS."""
+"""The amortisation gap: the guide compared with refined posteriors, and with NUTS."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.likelihood import all_log_weights
-from pyro_contrastive.analysis.local_posterior import LocalFit, fit_local
 from pyro_contrastive.analysis.nuts import NutsDraws, NutsSettings, sample_nuts
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.refined_posterior import RefinedGuide
+from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
 from pyro_contrastive.analysis.runs import device_of, dtype_of
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import Moments
@@ -35,15 +36,15 @@ class PosteriorAccuracy:
     Parameters
     ----------
     cells
-        One row per cell, in nats: ``elbo_encoder`` and ``elbo_local``, the ELBO under the encoder
-        and under the best posterior of the same family; ``amortisation_gap``, their difference;
-        ``log_p``, importance-weighted log p(x) with draws from the latter; ``approximation_gap``,
-        the loss due to the family; ``k_encoder`` and ``k_local``, Pareto k; and with NUTS
-        ``max_rhat``, ``min_ess`` and ``n_divergent``.
+        One row per cell, in nats: ``elbo_encoder`` and ``elbo_refined``, the ELBO under the guide
+        and under the refined posterior; ``amortisation_gap``, their difference; ``log_p``,
+        importance-weighted log p(x) with draws from the latter; ``approximation_gap``, what is
+        left, because the posterior is not a normal; ``k_encoder`` and ``k_refined``, Pareto k; and
+        with NUTS ``max_rhat``, ``min_ess`` and ``n_divergent``.
     latents
         One row per cell, site and dimension, on the scale where the latent is unconstrained
         (logarithms of a library size, and of other positive latents): ``encoder_mean``,
-        ``encoder_sd``, ``local_mean``, ``local_sd``, and ``nuts_mean``, ``nuts_sd``, ``ess``,
+        ``encoder_sd``, ``refined_mean``, ``refined_sd``, and ``nuts_mean``, ``nuts_sd``, ``ess``,
         ``rhat``. ``s`` of target cells only.
     """
 
@@ -51,7 +52,7 @@ class PosteriorAccuracy:
     latents: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
-        """Distance from the reference, per site: NUTS, or the local guide where NUTS was not run.
+        """Distance from the reference, per site: NUTS, or refined posteriors if NUTS was not run.
 
         Returns
         -------
@@ -60,8 +61,8 @@ class PosteriorAccuracy:
         over that of the reference.
         """
         table = self.latents
-        reference = "nuts" if "nuts_mean" in table else "local"
-        guides = ["encoder", "local"] if reference == "nuts" else ["encoder"]
+        reference = "nuts" if "nuts_mean" in table else "refined"
+        guides = ["encoder", "refined"] if reference == "nuts" else ["encoder"]
         rows = []
         for site, found in table.groupby("site", sort=False):
             for guide in guides:
@@ -84,10 +85,10 @@ def posterior_accuracy(
     query: Query,
     *,
     n_samples: int,
-    local: LocalFit | None = None,
+    refinement: Refinement | None = None,
     nuts: NutsSettings | None = None,
 ) -> PosteriorAccuracy:
-    """Compare the guide with a local guide, and with NUTS, on some cells; call with a fixed seed.
+    """Compare the guide with refined posteriors and with NUTS; call with a fixed seed.
 
     Parameters
     ----------
@@ -95,23 +96,23 @@ def posterior_accuracy(
         The model, the data and a few cells, with their names.
     n_samples
         Draws per cell for ELBO, log p(x) and k.
-    local
-        Optimisation settings of the local guide.
+    refinement
+        How posteriors are refined.
     nuts
         How to run NUTS. ``None``: it is not run.
     """
     vae, names = query.vae, query.names
     batch = query.data.cells(query.cells, device_of(vae), dtype_of(vae))
     with counted(len(query)) as bar, evaluating(vae):
-        encoder = vae.guide.marginals(batch)
-        best = fit_local(vae, batch, local)
-        cells = _gaps(vae, batch, best, n_samples)
+        encoder = guide_moments(vae, batch)
+        refined = refine(vae, batch, refinement)
+        cells = _gaps(vae, batch, RefinedGuide(vae.guide, refined), n_samples)
         drawn = None
         if nuts is None:
             bar.advance(len(query))
         else:
-            drawn = sample_nuts(vae, batch, best.moments(), nuts, bar.advance)
-    latents = _latents(encoder, best.moments(), drawn, batch.is_target)
+            drawn = sample_nuts(vae, batch, refined.marginals(), nuts, bar.advance)
+    latents = _latents(encoder, refined.marginals(), drawn, batch.is_target)
     latents.insert(0, "cell", names.to_numpy()[latents.pop("position")])
     table = pd.DataFrame({"cell": names.to_numpy(), **cells})
     if drawn is not None:
@@ -123,28 +124,28 @@ def posterior_accuracy(
 
 
 def _gaps(
-    vae: ContrastiveVAE, batch: CellBatch, best: nn.Module, n_samples: int
+    vae: ContrastiveVAE, batch: CellBatch, best: RefinedGuide, n_samples: int
 ) -> dict[str, NDArray[np.float64]]:
-    """ELBOs, log p(x) and k of each cell under the encoder and under the local guide."""
+    """ELBOs, log p(x) and k of each cell under the guide and under refined posteriors."""
     weights = [
         all_log_weights(vae, batch, n_samples, guide).cpu().numpy() for guide in (None, best)
     ]
-    encoder, local = (estimate(w) for w in weights)
-    of_encoder, of_local = (w.mean(axis=1) for w in weights)
+    encoder, refined = (estimate(w) for w in weights)
+    of_encoder, of_refined = (w.mean(axis=1) for w in weights)
     return {
         "elbo_encoder": of_encoder,
-        "elbo_local": of_local,
-        "amortisation_gap": of_local - of_encoder,
-        "log_p": local.psis,
-        "approximation_gap": local.psis - of_local,
+        "elbo_refined": of_refined,
+        "amortisation_gap": of_refined - of_encoder,
+        "log_p": refined.psis,
+        "approximation_gap": refined.psis - of_refined,
         "k_encoder": encoder.k,
-        "k_local": local.k,
+        "k_refined": refined.k,
     }
 
 
 def _latents(
     encoder: Mapping[str, Moments],
-    local: Mapping[str, Moments],
+    refined: Mapping[str, Moments],
     drawn: NutsDraws | None,
     is_target: Tensor,
 ) -> pd.DataFrame:
@@ -152,7 +153,7 @@ def _latents(
     parts = []
     for site, (mean, _) in encoder.items():
         columns: dict[str, Tensor] = {}
-        for name, moments in (("encoder", encoder), ("local", local)):
+        for name, moments in (("encoder", encoder), ("refined", refined)):
             columns[f"{name}_mean"] = moments[site][0]
             columns[f"{name}_sd"] = moments[site][1].sqrt()
         if drawn is not None:

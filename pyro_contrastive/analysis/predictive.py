@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -75,11 +75,13 @@ def replicates(query: Query, predicting: Predicting) -> Iterator[Replicates]:
     vae, decoding = query.vae, query.decoding
     start, shared = 0, Trace()
     with ExitStack() as at_end:
-        batches = query.minibatches(decoding.n_samples)
+        if predicting.from_prior:
+            query = replace(query, refined=None)
+        batches = query.with_programs(decoding.n_samples)
         at_end.callback(batches.close)  # type: ignore[attr-defined]  # a generator
-        for number, batch in enumerate(batches):
+        for number, (batch, guide) in enumerate(batches):
             with evaluating(vae), seeded(minibatch_seed(predicting.seed, number)):
-                trace = _replicate(query, batch, predicting, shared)
+                trace = _replicate(query, batch, guide, predicting, shared)
                 shared = shared_sites(trace)
                 drawn = trace.nodes[X]["value"][..., decoding.genes].float().cpu().numpy()
                 del trace
@@ -94,13 +96,15 @@ def minibatch_seed(seed: int | None, number: int) -> int | None:
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
 
 
-def _replicate(query: Query, batch: CellBatch, predicting: Predicting, shared: Trace) -> Trace:
+def _replicate(
+    query: Query, batch: CellBatch, guide: Any, predicting: Predicting, shared: Trace
+) -> Trace:
     vae, decoding = query.vae, query.decoding
     n_samples = decoding.n_samples
     # The model draws sites that a trace lacks from their priors.
-    drawn = (
-        shared if predicting.from_prior else draw_posterior(vae, batch, n_samples, shared=shared)
-    )
+    drawn = shared
+    if not predicting.from_prior:
+        drawn = draw_posterior(vae, batch, n_samples, guide=guide, shared=shared)
     do = None
     if predicting.intervention is not None:
         batch, do = counterfactual_batch(vae, batch, drawn, predicting.intervention, n_samples)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.progress import counted
+from pyro_contrastive.analysis.refined_cells import RefinedCells
 from pyro_contrastive.analysis.runs import device_of, dtype_of
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
@@ -72,6 +75,8 @@ class Query:
         Settings of decoding, for questions about expression.
     obs_names
         Names of all cells of `data`, for tables.
+    refined
+        Refined posteriors of the cells of `data`. Default: the posterior of a cell is the guide's.
     """
 
     vae: ContrastiveVAE
@@ -80,6 +85,7 @@ class Query:
     batch_size: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
     obs_names: pd.Index | None = None
+    refined: RefinedCells | None = None
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -131,3 +137,22 @@ class Query:
                 batch = self.data.cells(some, device, dtype, dense=dense)
                 yield batch
                 bar.advance(len(batch))
+
+    def with_programs(
+        self, n_samples: int = 1, *, dense: bool = True
+    ) -> Iterator[tuple[CellBatch, Any]]:
+        """Yield the :meth:`minibatches`, each with the program that draws its latents.
+
+        That is the guide, or the program with refined posteriors if there are any.
+        """
+        dense = dense or self.refined is not None
+        start = 0
+        with closing(self.minibatches(n_samples, dense=dense)) as batches:  # type: ignore[type-var]  # a generator
+            for batch in batches:
+                cells = self.cells[start : start + len(batch)]
+                start += len(batch)
+                yield batch, self.program(batch, cells)
+
+    def program(self, batch: CellBatch, cells: NDArray[np.int64]) -> Any:
+        """Return the program that draws the latents of some cells, given with their positions."""
+        return self.vae.guide if self.refined is None else self.refined.guide(batch, cells)

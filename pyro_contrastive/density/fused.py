@@ -106,7 +106,7 @@ class _DecodedLogDensity(Function):
             return _differentiable_gradient(saved[:8], ctx.needs_input_grad, grad, ctx.half)
         hidden, library, t, w_scale, _, w_dropout = saved[1:7]
         d_scale, d_logits, d_t, total = saved[8:]
-        _, by_hidden, by_library, by_t, *_ = ctx.needs_input_grad
+        _, by_hidden, by_library, by_t, *by_layers, _ = ctx.needs_input_grad
         column = grad.unsqueeze(-1)
         # sum_n grad_n slope_ng hidden_nk: weight the narrow factor, [cells, n_hidden].
         weighted = hidden * column
@@ -122,11 +122,16 @@ class _DecodedLogDensity(Function):
             per_gene = t.shape == d_t.shape[1:]
             into_t = d_t.t() @ grad if per_gene else (d_t * column).sum_to_size(t.shape)
         into_layers: list[Tensor | None] = []
-        for slopes in (d_scale, d_logits):
-            no_layer = slopes is None
+        # Not needed where only the latents of cells are improved.
+        for slopes, by_weight, by_bias in zip(
+            (d_scale, d_logits), by_layers[::2], by_layers[1::2], strict=True
+        ):
+            if slopes is None:
+                into_layers += [None, None]
+                continue
             into_layers += [
-                None if no_layer else _product(slopes.t(), weighted, ctx.half),
-                None if no_layer else slopes.t() @ grad,
+                _product(slopes.t(), weighted, ctx.half) if by_weight else None,
+                slopes.t() @ grad if by_bias else None,
             ]
         return None, into_hidden, into_library, into_t, *into_layers, None
 

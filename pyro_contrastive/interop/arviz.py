@@ -161,10 +161,12 @@ def to_arviz(
 def _parts(query: Query, export: Export) -> Iterator[tuple[Arrays, Arrays]]:
     vae = query.vae
     posterior_shared, prior_shared = Trace(), Trace()
-    for number, batch in enumerate(query.minibatches(export.n_samples)):
+    for number, (batch, guide) in enumerate(query.with_programs(export.n_samples)):
         with evaluating(vae), seeded(minibatch_seed(export.seed, number)):
             with SalientOfTargets(batch.is_target):
-                posterior = draw_posterior(vae, batch, export.n_samples, shared=posterior_shared)
+                posterior = draw_posterior(
+                    vae, batch, export.n_samples, guide=guide, shared=posterior_shared
+                )
                 model = run_model(vae, batch, posterior, export.n_samples)
             posterior_shared = shared_sites(posterior)
             part = _observed(vae, batch, export, posterior, model)

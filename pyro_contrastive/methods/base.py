@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import device_of
+from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData, in_parts
 from pyro_contrastive.data.counts import cell_names, read_counts
@@ -27,6 +28,7 @@ from pyro_contrastive.methods.new_data import (
     check_filled,
     warn_of_unknown,
 )
+from pyro_contrastive.methods.refined import refined_cells, refinement_of
 from pyro_contrastive.observed.matrix import row_sums
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
@@ -55,6 +57,7 @@ class ModelBase:
     _warned_untrained: bool = False
 
     _trained_cells: TrainedCells | None = None  # of the last run of training
+    _stored_posteriors: StoredPosteriors | None = None  # what refine_posterior() made
 
     @property
     def train_indices(self) -> NDArray[np.int64] | None:
@@ -257,24 +260,30 @@ class ModelBase:
         batch_size: int | None = None,
         *,
         need_condition: bool = True,
+        refine: bool | int = False,
     ) -> Query:
         """Return a question about the cells asked for, with the default decoding.
 
         Their condition must be a registered one, unless it is not needed.
         """
+        refinement_of(refine, self)  # raises before the cells are read
         chosen = self._adata(adata)
         cells = as_indices(indices, chosen.obs_names)
         data = self._data(adata, cells if need_condition else NO_CELLS, cells)
-        return Query(self.module, data, cells, batch_size, obs_names=chosen.obs_names)
+        refined = refined_cells(self, adata, data, refine, cells)
+        names = chosen.obs_names
+        return Query(self.module, data, cells, batch_size, obs_names=names, refined=refined)
 
     def _query_of_some(
         self,
         adata: AnnData | None,
         indices: ArrayLike | None,
         batch_size: int | None = None,
+        *,
+        refine: bool | int = False,
     ) -> Query:
         """Return a question as :meth:`_query` does, about at least one cell."""
-        query = self._query(adata, indices, batch_size)
+        query = self._query(adata, indices, batch_size, refine=refine)
         if not len(query):
             msg = "indices selects no cells: there is nothing to compute."
             raise ValueError(msg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,14 +15,13 @@ from scipy.sparse import csr_matrix
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.comparison import CellEstimates, Comparison, compare, estimate
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
-from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
 from pyro_contrastive.analysis.pareto import check_draws
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.analysis.query import Query
-from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.methods.refined import refined_cells, refinement_of
 
 __all__ = ["compare_models"]
 
@@ -34,7 +33,7 @@ def compare_models(
     n_samples: int = 500,
     batch_size: int | None = None,
     *,
-    local_steps: int = 0,
+    refine: bool | int = False,
     seed: int = 0,
     silent: bool = False,
 ) -> Comparison:
@@ -66,10 +65,10 @@ def compare_models(
         Posterior draws per cell, at least 25. Default 500.
     batch_size
         Cells at a time. Default 64 (memory is 50 draws x cells x genes).
-    local_steps
-        Steps by which the posterior is fitted to each cell, starting at the encoder's, before draws
-        are made from it; 100 are enough. Default 0: draw from the encoder's. The integral is the
-        same but its estimate is better: try it where k is high.
+    refine
+        Refine the posterior of each cell before draws are made from it, as in *Shared arguments* of
+        :class:`~pyro_contrastive.ContrastiveVI`. Default ``False``. The integral is the same but
+        its estimate is far better.
     seed
         Seed of the draws. Default 0.
     silent
@@ -109,7 +108,9 @@ def compare_models(
         If some models observe the library size and others infer it: the former are given the total
         count of the cell they predict, which favours them.
     """
-    _check_arguments(models, n_samples, local_steps)
+    _check_arguments(models, n_samples)
+    for model in models.values():
+        refinement_of(refine, model)
     first = next(iter(models.values()))
     adata = first._adata(adata)
     _check_measures(models)
@@ -127,9 +128,10 @@ def compare_models(
     estimates: dict[str, CellEstimates] = {}
     with progress("Comparison", len(models) * len(cells), silent=silent):
         for name, model in models.items():
-            query = Query(model.module, data[name], cells, batch_size)
+            refined = refined_cells(model, adata, data[name], refine, cells)
+            query = Query(model.module, data[name], cells, batch_size, refined=refined)
             with seeded(seed):  # every model with the same seed
-                weights = log_weights_of_cells(query, n_samples, _improver(model, local_steps))
+                weights = log_weights_of_cells(query, n_samples)
             estimates[name] = estimate(weights)
     n_seen = {
         name: None if found is None else int(np.isin(cells, found).sum())
@@ -138,23 +140,14 @@ def compare_models(
     return Comparison(_table(estimates, n_seen), _by_cell(estimates, adata.obs_names[cells]))
 
 
-def _check_arguments(models: object, n_samples: int, local_steps: int) -> None:
+def _check_arguments(models: object, n_samples: int) -> None:
     if not isinstance(models, Mapping):
         msg = "compare_models takes the models by name, as {name: model}."
         raise TypeError(msg)
-    if local_steps < 0:
-        msg = f"local_steps must be at least 0, not {local_steps}."
-        raise ValueError(msg)
     check_draws(n_samples)
     if len(models) < 2:  # noqa: PLR2004  # a comparison takes two
         msg = f"compare_models needs two models or more, as {{name: model}}; got {list(models)}."
         raise ValueError(msg)
-
-
-def _improver(model: ModelBase, n_steps: int) -> Callable[[CellBatch], LocalGuide | None]:
-    """Return what fits the posterior to the cells of a mini-batch; nothing without steps."""
-    settings = LocalFit(n_steps=n_steps)
-    return lambda batch: fit_local(model.module, batch, settings) if n_steps else None
 
 
 def _table(

@@ -21,6 +21,7 @@ from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.methods.base import NO_CELLS, Batches, Level, ModelBase
+from pyro_contrastive.methods.refined import refined_cells, refinement_of
 
 
 class DifferentialMethods(ModelBase):
@@ -46,6 +47,7 @@ class DifferentialMethods(ModelBase):
         target_idx: Selection | None = None,
         n_samples: int = 1,
         *,
+        refine: bool | int = False,
         seed: int | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
@@ -57,8 +59,8 @@ class DifferentialMethods(ModelBase):
 
         Parameters
         ----------
-        adata, batch_size, silent, seed
-            Cells, mini-batch size, progress bar and seed: see *Shared arguments* of
+        adata, batch_size, silent, refine, seed
+            Cells, mini-batch size, progress bar, refinement and seed: see *Shared arguments* of
             :class:`~pyro_contrastive.ContrastiveVI`.
         groupby, group1, group2
             Column of ``adata.obs``; a group or several, each compared in turn (default: all); and
@@ -114,6 +116,7 @@ class DifferentialMethods(ModelBase):
         cells it finds less (``benchmarks/differential_truth.py``).
         """
         _refuse_unknown(kwargs)
+        refinement_of(refine, self)
         settings = DifferentialSettings(
             mode=mode,
             delta=delta,
@@ -141,10 +144,15 @@ class DifferentialMethods(ModelBase):
         data = self._data(adata, needed)
         if data.condition is None and target_idx is None and not self.is_trained:
             data = _all_as_targets(data)
+        refined = refined_cells(self, adata, data, refine)
+        if refined is not None and target_idx is not None:
+            # A cell has another posterior as a target cell than as a background cell.
+            refined = refined.anew()
         data = with_targets(data, obs, target_idx)
         n_draws = 2 * len(pairs) * settings.n_samples_overall
         with seeded(seed), progress("Differential expression", n_draws, silent=silent):
-            query = Query(self.module, data, np.arange(len(data)), batch_size)
+            cells = np.arange(len(data))
+            query = Query(self.module, data, cells, batch_size, refined=refined)
             return differential_expression(query, pairs, self.genes, settings, batches=batches)
 
     def _check_conditions_known(self, adata: AnnData | None, cells: NDArray[np.int64]) -> None:

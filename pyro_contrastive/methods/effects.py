@@ -47,6 +47,7 @@ class EffectMethods(ModelBase):
         *,
         salient_source: SalientSource = "aggregate_posterior",
         transform_covariates: Covariates = None,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> Expression:
@@ -66,7 +67,7 @@ class EffectMethods(ModelBase):
             One of the registered conditions; 0 (background) or 1 (target) if none are registered.
         adata, indices, transform_batch, gene_list, library_size, n_samples, batch_size
             As in :meth:`get_normalized_expression`, with 25 draws by default.
-        return_mean, return_numpy, transform_covariates, seed, silent
+        return_mean, return_numpy, transform_covariates, refine, seed, silent
             As in :meth:`get_normalized_expression`.
         salient_source
             Source of s under a treatment that a cell was not given.
@@ -87,7 +88,7 @@ class EffectMethods(ModelBase):
             `salient_source` is neither of the two, or there are no cells of the treatment.
         """
         query, intervention = query_under(
-            self, condition, adata, indices, batch_size, salient_source
+            self, condition, adata, indices, batch_size, salient_source, refine=refine
         )
         decoding = decoding_of(
             self,
@@ -116,6 +117,7 @@ class EffectMethods(ModelBase):
         transform_covariates: Covariates = None,
         interval: float = 0.95,
         pseudocount: float | None = None,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> dict[str, pd.DataFrame]:
@@ -128,7 +130,7 @@ class EffectMethods(ModelBase):
         ----------
         adata, indices, transform_batch, gene_list, n_samples, batch_size
             As in :meth:`get_normalized_expression`, with 100 draws by default.
-        transform_covariates, seed, silent
+        transform_covariates, refine, seed, silent
             As in :meth:`get_normalized_expression`.
         interval
             Posterior probability between ``lower`` and ``upper``. Default 0.95. It needs at least
@@ -155,7 +157,7 @@ class EffectMethods(ModelBase):
             raise ValueError(msg)
         if pseudocount is None:
             pseudocount = self.module.model.likelihood.pseudocount or PSEUDOCOUNT
-        query = self._query(adata, indices, batch_size)
+        query = self._query(adata, indices, batch_size, refine=refine)
         decoding = decoding_of(
             self,
             gene_list=gene_list,

@@ -44,14 +44,15 @@ class ExpressionMethods(ModelBase):
         silent: bool = False,
         *,
         transform_covariates: Covariates = None,
+        refine: bool | int = False,
         seed: int | None = None,
     ) -> dict[str, Expression]:
         """Return the decoder's normalised expression, with and without the salient latent.
 
         Parameters
         ----------
-        adata, indices, batch_size, silent, seed
-            Cells, mini-batch size, progress bar and seed: see *Shared arguments* of
+        adata, indices, batch_size, silent, refine, seed
+            Cells, mini-batch size, progress bar, refinement and seed: see *Shared arguments* of
             :class:`~pyro_contrastive.ContrastiveVI`.
         transform_batch
             Batch to decode under, or batches to average over. Default: each cell's own. Latents
@@ -85,7 +86,7 @@ class ExpressionMethods(ModelBase):
             If a gene or batch is unknown, the condition of a cell was not registered (the error
             lists the conditions that were), or the likelihood has no normalised expression.
         """
-        query = self._query(adata, indices, batch_size)
+        query = self._query(adata, indices, batch_size, refine=refine)
         decoding = decoding_of(
             self,
             gene_list=gene_list,
@@ -121,6 +122,7 @@ class ExpressionMethods(ModelBase):
         return_numpy: bool | None = None,
         *,
         transform_covariates: Covariates = None,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> Expression:
@@ -138,6 +140,7 @@ class ExpressionMethods(ModelBase):
             return_numpy,
             expression_type="salient",
             transform_covariates=transform_covariates,
+            refine=refine,
             seed=seed,
             silent=silent,
         )
@@ -158,6 +161,7 @@ class ExpressionMethods(ModelBase):
         indices_to_return_salient: ArrayLike | None = None,
         *,
         transform_covariates: Covariates = None,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> Expression:
@@ -167,7 +171,7 @@ class ExpressionMethods(ModelBase):
         ----------
         adata, indices, transform_batch, gene_list, library_size, n_samples, n_samples_overall
             As in :meth:`get_normalized_expression`.
-        batch_size, return_mean, return_numpy, transform_covariates, seed, silent
+        batch_size, return_mean, return_numpy, transform_covariates, refine, seed, silent
             As in :meth:`get_normalized_expression`.
         expression_type
             ``"salient"`` or ``"background"``.
@@ -189,7 +193,7 @@ class ExpressionMethods(ModelBase):
         # The condition of a cell matters only where it decides whether the cell has an s: not if
         # none is to have one, and not if the caller says which cells are to have one.
         by_condition = expression_type == "salient"
-        query = self._query(adata, indices, batch_size, need_condition=by_condition)
+        query = self._query(adata, indices, batch_size, need_condition=by_condition, refine=refine)
         if indices_to_return_salient is not None:
             query = _with_salient(query, indices_to_return_salient)
         decoding = decoding_of(
@@ -220,4 +224,6 @@ def _with_salient(query: Query, indices: ArrayLike) -> Query:
     names = len(query.data) if query.obs_names is None else query.obs_names
     salient = as_indices(indices, names, "indices_to_return_salient")
     others = np.setdiff1d(np.arange(len(query.data)), salient)
-    return replace(query, data=query.data.with_condition(others, salient))
+    # A cell has another posterior as a target cell than as a background cell.
+    refined = query.refined and query.refined.anew()
+    return replace(query, data=query.data.with_condition(others, salient), refined=refined)

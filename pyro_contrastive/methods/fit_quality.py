@@ -38,6 +38,7 @@ class FitQualityMethods(ModelBase):
         batch_size: int | None = None,
         return_mean: bool = True,
         *,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> PerCell:
@@ -48,8 +49,8 @@ class FitQualityMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, silent
-            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
+        adata, indices, batch_size, refine, seed, silent
+            Cells, mini-batch size, refinement, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         return_mean
             The mean over cells (default), or one value per cell, ``[cells]``.
@@ -59,7 +60,7 @@ class FitQualityMethods(ModelBase):
         ValueError
             If the condition of a cell was not registered; the error lists those that were.
         """
-        query = self._query(adata, indices, batch_size)
+        query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("ELBO", len(query), silent=silent):
             value = likelihood.elbo(query)
         return float(value.mean()) if return_mean else value
@@ -71,6 +72,7 @@ class FitQualityMethods(ModelBase):
         batch_size: int | None = None,
         return_mean: bool = True,
         *,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> dict[str, PerCell]:
@@ -78,14 +80,14 @@ class FitQualityMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, batch_size, return_mean, seed, silent
+        adata, indices, batch_size, return_mean, refine, seed, silent
             As in :meth:`get_elbo`.
 
         Returns
         -------
         ``{"reconstruction_loss": ...}``, as scvi-tools' models return it.
         """
-        query = self._query(adata, indices, batch_size)
+        query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Reconstruction", len(query), silent=silent):
             value = -likelihood.log_likelihood_of_reconstruction(query)
         return {"reconstruction_loss": float(value.mean()) if return_mean else value}
@@ -98,23 +100,25 @@ class FitQualityMethods(ModelBase):
         batch_size: int | None = None,
         return_mean: bool = True,
         *,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> PerCell:
         """Return an importance-weighted estimate of log p(x), in nats: per cell, or its mean.
 
-        Biased downwards, less so with more draws. In expectation it is at least the ELBO.
+        Biased downwards, less so with more draws, and far less with `refine`. In expectation it is
+        at least the ELBO.
 
         Parameters
         ----------
-        adata, indices, return_mean, seed, silent
+        adata, indices, return_mean, refine, seed, silent
             As in :meth:`get_elbo`.
         n_mc_samples
             Posterior draws per cell. Default 1,000.
         batch_size
             Cells at a time. Default 64 (memory is 50 draws x cells x genes).
         """
-        query = self._query(adata, indices, batch_size)
+        query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Marginal likelihood", len(query), silent=silent):
             value = likelihood.marginal_log_likelihood(query, n_mc_samples)
         return float(value.mean()) if return_mean else value
@@ -133,6 +137,7 @@ class FitQualityMethods(ModelBase):
         correlation_genes: Sequence[str] | None = None,
         interval: float = 0.9,
         name: str = "model",
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> PosteriorPredictiveCheck:
@@ -145,8 +150,8 @@ class FitQualityMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, silent
-            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
+        adata, indices, batch_size, refine, seed, silent
+            Cells, mini-batch size, refinement, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`. Cells that did not train are the harder test.
         n_samples
             Replicates of the data, 25 by default. The more, the smaller a p-value can get.
@@ -204,7 +209,7 @@ class FitQualityMethods(ModelBase):
         0   HES4   all  0.814286
         1  ISG15   all  0.371429
         """
-        wanted = ReplicatesWanted(n_samples=n_samples, gene_list=gene_list)
+        wanted = ReplicatesWanted(n_samples=n_samples, gene_list=gene_list, refine=refine)
         query, _ = query_for_replicates(self, adata, indices, batch_size, wanted)
         data = data_to_check(self, self._adata(adata).obs, query, groupby)
         own = as_statistics(functions, lambda n: dense(data.values[:n]))

@@ -15,6 +15,7 @@ from pyro_contrastive.analysis.counterfactuals import Intervention
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.methods.base import NO_CELLS, Level, ModelBase
+from pyro_contrastive.methods.refined import refined_cells
 
 SalientSource = Literal["aggregate_posterior", "prior"]
 
@@ -34,21 +35,26 @@ def query_under(
     indices: ArrayLike | None,
     batch_size: int | None,
     salient_source: SalientSource,
+    *,
+    refine: bool | int,
 ) -> tuple[Query, Intervention]:
     """Return a question about cells, and the intervention that gives them a condition."""
     code = model._condition_code(condition)
     check_salient_source(salient_source)
     # Under the background condition every cell has s = 0, whatever condition it was given.
-    query = model._query(adata, indices, batch_size, need_condition=code != BACKGROUND)
+    needed = code != BACKGROUND
+    query = model._query(adata, indices, batch_size, need_condition=needed, refine=refine)
     donors = None
     if code != BACKGROUND and salient_source == "prior":
         _warn_if_treatments_are_alike(model, code)
     elif code != BACKGROUND and query.data.condition is not None:
-        donors = _donors(model, code, condition, model._adata(adata))
+        donors = _donors(model, code, condition, model._adata(adata), refine)
     return query, Intervention(code, donors)
 
 
-def _donors(model: ModelBase, code: int, condition: Level, given: AnnData) -> Query:
+def _donors(
+    model: ModelBase, code: int, condition: Level, given: AnnData, refine: bool | int
+) -> Query:
     """Return the cells of a treatment that trained, of the model's own data if it has any."""
     adata = given if model.adata is None else model.adata
     data = model._extract(adata)
@@ -63,7 +69,10 @@ def _donors(model: ModelBase, code: int, condition: Level, given: AnnData) -> Qu
             "its data (model.adata, or load(..., adata=)), or use salient_source='prior'."
         )
         raise ValueError(msg)
-    return Query(model.module, data, found)
+    assert codes is not None  # or no cells would have been found
+    data = data.with_codes(np.maximum(codes, BACKGROUND))  # only donors are asked about
+    refined = refined_cells(model, adata, data, refine, found)
+    return Query(model.module, data, found, refined=refined)
 
 
 def _warn_if_treatments_are_alike(model: ModelBase, code: int) -> None:

@@ -32,6 +32,7 @@ class LatentMethods(ModelBase):
         batch_size: int | None = None,
         representation_kind: RepresentationKind = "salient",
         *,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> NDArray[np.float32]:
@@ -39,8 +40,8 @@ class LatentMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, silent
-            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
+        adata, indices, batch_size, refine, seed, silent
+            Cells, mini-batch size, refinement, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         give_mean
             The posterior mean (default), or one draw from the posterior.
@@ -53,14 +54,15 @@ class LatentMethods(ModelBase):
         q(s | x), whatever the condition of the cell. So there is one for background cells too, as
         in scvi-tools, although the decoder never uses it, and for cells whose condition is missing
         or was not registered. It says where among the treated cells such a cell would lie if it
-        were treated; it cannot say that it is.
+        were treated; it cannot say that it is. `refine` leaves it as it is in background cells,
+        whose counts carry no evidence about it.
 
         Raises
         ------
         ValueError
             If `representation_kind` is neither of the two.
         """
-        query = self._query(adata, indices, batch_size, need_condition=False)
+        query = self._query(adata, indices, batch_size, need_condition=False, refine=refine)
         with seeded(seed), progress("Latents", len(query), silent=silent):
             return latent_representation(query, representation_kind, give_mean=give_mean)
 
@@ -71,6 +73,7 @@ class LatentMethods(ModelBase):
         give_mean: bool = True,
         batch_size: int | None = None,
         *,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> NDArray[np.float32]:
@@ -78,8 +81,8 @@ class LatentMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, silent
-            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
+        adata, indices, batch_size, refine, seed, silent
+            Cells, mini-batch size, refinement, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         give_mean
             The mean of the log-normal posterior, exp(m + v / 2) (default), or one draw from it. An
@@ -89,7 +92,7 @@ class LatentMethods(ModelBase):
         -------
         Array ``[cells, 1]``.
         """
-        query = self._query(adata, indices, batch_size, need_condition=False)
+        query = self._query(adata, indices, batch_size, need_condition=False, refine=refine)
         with seeded(seed), progress("Library sizes", len(query), silent=silent):
             return library_size(query, give_mean=give_mean)
 

@@ -45,6 +45,7 @@ class PredictiveMethods(ModelBase):
         transform_covariates: Covariates = None,
         salient_source: SalientSource = "aggregate_posterior",
         sparse: bool = False,
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> Samples:
@@ -58,8 +59,8 @@ class PredictiveMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, batch_size, silent
-            Cells, mini-batch size and progress bar: see *Shared arguments* in
+        adata, indices, batch_size, refine, silent
+            Cells, mini-batch size, refinement and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_samples
             Replicates of each cell. Default 1.
@@ -93,7 +94,13 @@ class PredictiveMethods(ModelBase):
             data are not counts.
         """
         wanted = ReplicatesWanted(
-            n_samples, gene_list, condition, transform_batch, transform_covariates, salient_source
+            n_samples,
+            gene_list,
+            condition,
+            transform_batch,
+            transform_covariates,
+            salient_source,
+            refine,
         )
         query, intervention = query_for_replicates(self, adata, indices, batch_size, wanted)
         predicting = Predicting(intervention=intervention, seed=seed)
@@ -153,6 +160,7 @@ class PredictiveMethods(ModelBase):
         transform_batch: Level | None = None,
         transform_covariates: Covariates = None,
         salient_source: SalientSource = "aggregate_posterior",
+        refine: bool | int = False,
         seed: int | None = None,
     ) -> Iterator[Replicates]:
         """Yield what :meth:`posterior_predictive_sample` returns, some cells at a time.
@@ -183,7 +191,13 @@ class PredictiveMethods(ModelBase):
         [(0, (2, 40, 2000)), (40, (2, 30, 2000))]
         """
         wanted = ReplicatesWanted(
-            n_samples, gene_list, condition, transform_batch, transform_covariates, salient_source
+            n_samples,
+            gene_list,
+            condition,
+            transform_batch,
+            transform_covariates,
+            salient_source,
+            refine,
         )
         query, intervention = query_for_replicates(self, adata, indices, batch_size, wanted)
         return replicates(query, Predicting(intervention=intervention, seed=seed))
@@ -199,6 +213,7 @@ class PredictiveMethods(ModelBase):
         predictive: bool = True,
         prior: bool = True,
         log_likelihood: LogLikelihood | None = "cell",
+        refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
     ) -> Any:
@@ -217,8 +232,8 @@ class PredictiveMethods(ModelBase):
 
         Parameters
         ----------
-        adata, indices, batch_size, seed, silent
-            Cells, mini-batch size, seed and progress bar: see *Shared arguments* in
+        adata, indices, batch_size, refine, seed, silent
+            Cells, mini-batch size, refinement, seed and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
         n_samples
             Draws. Default 100.
@@ -255,7 +270,7 @@ class PredictiveMethods(ModelBase):
         if n_samples < 1:
             msg = f"n_samples must be at least 1, not {n_samples}."
             raise ValueError(msg)
-        query = self._query(adata, indices, batch_size)
+        query = self._query(adata, indices, batch_size, refine=refine)
         if not len(query):
             msg = "There are no cells to export: indices selects none."
             raise ValueError(msg)

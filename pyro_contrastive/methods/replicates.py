@@ -30,6 +30,7 @@ class ReplicatesWanted:
     transform_batch: Level | None = None
     transform_covariates: Covariates = None
     salient_source: SalientSource = "aggregate_posterior"
+    refine: bool | int = False
 
 
 def query_for_replicates(
@@ -58,10 +59,11 @@ def query_for_replicates(
     check_salient_source(wanted.salient_source)
     intervention = None
     if wanted.condition is None:
-        query = model._query(adata, indices, batch_size)
+        query = model._query(adata, indices, batch_size, refine=wanted.refine)
     else:
         query, intervention = query_under(
-            model, wanted.condition, adata, indices, batch_size, wanted.salient_source
+            *(model, wanted.condition, adata, indices, batch_size, wanted.salient_source),
+            refine=wanted.refine,
         )
     decoding = decoding_of(
         model,

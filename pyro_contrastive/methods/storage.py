@@ -13,6 +13,7 @@ from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive._tools.torch_tools import seeded
+from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.scvi_files import read_scvi
@@ -181,6 +182,7 @@ class StorageMethods(ModelBase):
         """
         refuse_prefix(prefix)
         _check_write_kwargs(anndata_write_kwargs, save_anndata=save_anndata)
+        stored = self._stored_posteriors
         saved = SavedModel(
             setup=self.setup,
             settings=self.settings,
@@ -191,6 +193,7 @@ class StorageMethods(ModelBase):
             weights=self.module.state_dict(),
             conditions=None if self._conditions is None else self._conditions.to_dict("split"),
             trained_cells=self._trained_cells,
+            posteriors=None if stored is None else stored.to_saved(),
         )
         adata = self._adata(None) if save_anndata else None
         write_folder(Path(dir_path), saved, adata, anndata_write_kwargs, overwrite=overwrite)
@@ -312,6 +315,8 @@ penalties
         trained = saved.trained_cells
         if trained is not None and (adata is None or trained.are_of(adata.obs_names)):
             model._trained_cells = trained
+        if saved.posteriors is not None:
+            model._stored_posteriors = StoredPosteriors.from_saved(saved.posteriors)
         if adata is not None:
             model._extract(adata)  # raises now if the data differ
         return model

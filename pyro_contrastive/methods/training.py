@@ -223,6 +223,7 @@ class TrainingMethods(ModelBase):
                 *(self.module, data, split, plan, self._history, settings), fabric=fabric, rng=rng
             )
         self.is_trained = True
+        self._stored_posteriors = None  # of the weights before this run
         self._trained_cells = TrainedCells.of(split, adata.obs_names, data.totals())
         if background_indices is not None and self.setup.condition_key is None:
             self._note_populations(adata.obs_names, data, np.concatenate(cells))

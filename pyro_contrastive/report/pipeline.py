@@ -114,7 +114,9 @@ def prepare_model(
     """
     model = make_model(adata, settings, seed=seed)
     sizes = [settings.model.get(f"n_{kind}_latent", _USUAL_LATENTS) for kind in LATENTS]
-    check_results_can_be_written(model, adata, folder, study, n_latents=sum(sizes))
+    check_results_can_be_written(
+        model, adata, folder, study, n_latents=sum(sizes), refine=settings.refine
+    )
     return model
 
 

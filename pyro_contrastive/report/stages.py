@@ -100,6 +100,11 @@ class Stage:
     needs: tuple[str, ...] = ()
 
 
+def _refine(results: Results) -> None:
+    if results.settings.refine:
+        results.model.refine_posterior()
+
+
 def _save_model(results: Results) -> None:
     try:
         with interrupts_wait():
@@ -113,8 +118,9 @@ def _save_model(results: Results) -> None:
 
 
 def _read_latents(results: Results) -> None:
+    choice: dict[str, Any] = {"refine": True} if results.settings.refine else {}
     for kind in LATENTS:
-        latent = results.model.get_latent_representation(representation_kind=kind)
+        latent = results.model.get_latent_representation(representation_kind=kind, **choice)
         results.latents[kind] = np.asarray(latent)
 
 
@@ -195,8 +201,9 @@ def _write_page(results: Results) -> None:
 
 
 STAGES = {
+    "posteriors": Stage("The refined posteriors", _refine),
     "model": Stage("The model", _save_model, "model"),
-    "latents": Stage("The latents", _read_latents),
+    "latents": Stage("The latents", _read_latents, needs=("posteriors",)),
     "table": Stage("latents.csv", _write_table, "latents.csv", needs=("latents",)),
     "data": Stage("{name}.h5ad", _write_data, "{name}.h5ad", needs=("latents",)),
     "scores": Stage("scores.csv", _score, "scores.csv", needs=("latents",)),
@@ -223,11 +230,12 @@ def _response(adata: ad.AnnData, condition: pd.Series, study: Study) -> ReportTa
 
 
 def _file_list(results: Results) -> dict[str, str]:
+    refined = ", with the refined posterior of every cell" if results.settings.refine else ""
     listed = {
         "index.html": "this page",
         f"{results.study.name}.h5ad": "the counts, with both latents in obsm",
         "latents.csv": "both latents as a table with a row for each cell",
-        "model/": "the fitted model",
+        "model/": f"the fitted model{refined}",
         "scores.csv": "the table of scores",
         "figures/": "the figures of this page as PNG, and latents.png with all maps in one",
         "manifest.json": "the list of all files; the next run replaces only these",

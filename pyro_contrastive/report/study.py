@@ -48,11 +48,15 @@ class FitSettings:
         Given to ``model.train(...)``.
     preset
         A row of :func:`pyro_contrastive.presets`. Default: none, the constructor's own defaults.
+    refine
+        Refine the posterior of every cell after training, and take the latents from it. Default:
+        ``False``.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
+    refine: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +147,12 @@ class FittedModel(Protocol):
     def history(self) -> Mapping[str, pd.DataFrame]:
         """Tables of the training by epoch."""
 
-    def get_latent_representation(self, *, representation_kind: Kind) -> NDArray[Any]:
+    def refine_posterior(self) -> None:
+        """Refine the posteriors of all cells, and keep them."""
+
+    def get_latent_representation(
+        self, *, representation_kind: Kind, refine: bool = False
+    ) -> NDArray[Any]:
         """Latent means [cells, latents]."""
 
     def save(self, dir_path: str, *, overwrite: bool = False) -> None:
@@ -193,6 +202,7 @@ def fit_settings(
     max_epochs: int | None,
     batch_size: int,
     may_stop_early: bool,
+    refine: bool = False,
     guide: str | None = None,
 ) -> FitSettings:
     """Collect what was chosen in the shell into the arguments of model and training.
@@ -209,6 +219,8 @@ def fit_settings(
         Arguments of ``train``.
     may_stop_early
         Whether cells of both populations are held out, which early stopping needs.
+    refine
+        See :class:`FitSettings`.
     guide
         Short name of a guide. Default: that of the model.
     """
@@ -223,7 +235,7 @@ def fit_settings(
     model: dict[str, Any] = {**sizes, "likelihood": likelihood}
     if guide is not None:
         model["guide"] = GUIDES[guide]()
-    return FitSettings(preset=preset, model=model, train=train)
+    return FitSettings(preset=preset, model=model, train=train, refine=refine)
 
 
 def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
@@ -231,6 +243,7 @@ def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
     flat: dict[str, object] = {} if settings.preset is None else {"preset": settings.preset}
     flat |= {f"model: {name}": _in_short(value) for name, value in settings.model.items()}
     flat |= {f"train: {name}": value for name, value in settings.train.items()}
+    flat["refine"] = settings.refine
     flat["seed"] = more["seed"]
     flat["scores: n_neighbors"] = more["n_neighbors"]
     return flat

@@ -29,7 +29,13 @@ Write = Callable[[ad.AnnData], int]
 
 
 def check_results_can_be_written(
-    model: FittedModel, adata: ad.AnnData, folder: ResultsFolder, study: Study, *, n_latents: int
+    model: FittedModel,
+    adata: ad.AnnData,
+    folder: ResultsFolder,
+    study: Study,
+    *,
+    n_latents: int,
+    refine: bool = False,
 ) -> None:
     """Write the untrained model and the data without most of the counts, and delete both.
 
@@ -45,6 +51,8 @@ def check_results_can_be_written(
         Names the file.
     n_latents
         Number of latents that will be written.
+    refine
+        Whether refined posteriors will be saved with the model. Default: ``False``.
 
     Raises
     ------
@@ -67,6 +75,8 @@ def check_results_can_be_written(
         latents = _BYTES_PER_LATENT * adata.n_obs * n_latents
         folder.data_bytes = _size_of(adata, rows, write) + latents
         size += folder.data_bytes + latents + _PAGE_BYTES
+        # Mean and lower triangle of the covariance's factor, in single precision.
+        size += adata.n_obs * 2 * n_latents * (n_latents + 3) if refine else 0
     except Exception as error:
         if not is_full_disk(error):
             raise

@@ -28,11 +28,16 @@ from pyro_contrastive.saving.saved_config import (
     read_config,
 )
 from pyro_contrastive.saving.saved_model import SavedModel
+from pyro_contrastive.saving.saved_posteriors import PREFIX as POSTERIORS
+from pyro_contrastive.saving.saved_posteriors import SavedPosteriors
 from pyro_contrastive.training.history import History
-from pyro_contrastive.training.trained_cells import PREFIX, TrainedCells
+from pyro_contrastive.training.trained_cells import PREFIX as CELLS
+from pyro_contrastive.training.trained_cells import TrainedCells
 
 PACKAGES = ("pyro-contrastive", "torch", "pyro-ppl", "anndata", "numpy")
 """Packages whose versions are saved."""
+NOT_WEIGHTS = (CELLS, POSTERIORS)
+"""Prefixes of tensors that are saved with the weights."""
 
 
 def write_folder(
@@ -65,6 +70,7 @@ def write_folder(
         "conditions": saved.conditions,
         "trained_on": None if saved.trained_cells is None else saved.trained_cells.digest,
         "history": saved.history.to_json(),
+        "refined": None if saved.posteriors is None else saved.posteriors.entries,
     }
     text = json.dumps(config, indent=1, default=as_json_value)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,8 @@ def write_folder(
         weights = {k: v.detach().cpu().clone().contiguous() for k, v in saved.weights.items()}
         if saved.trained_cells is not None:
             weights |= saved.trained_cells.to_tensors()
+        if saved.posteriors is not None:
+            weights |= saved.posteriors.to_tensors()
         # safetensors' save_file would make a file that only its owner may read.
         (new / WEIGHTS).write_bytes(save(weights))
         if adata is not None:
@@ -135,8 +143,10 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
             history=History.from_json(config["history"]),
             is_trained=config["is_trained"],
             conditions=config["conditions"],
-            weights={k: v for k, v in tensors.items() if not k.startswith(PREFIX)},
+            weights={k: v for k, v in tensors.items() if not k.startswith(NOT_WEIGHTS)},
             trained_cells=TrainedCells.from_tensors(tensors, config["trained_on"]),
+            # Earlier versions did not write this entry.
+            posteriors=SavedPosteriors.read(config.get("refined"), tensors),
         )
     except SafetensorError as error:
         msg = f"{folder / WEIGHTS} is damaged: {error}."

@@ -20,6 +20,7 @@ from pyro_contrastive.likelihoods.dispersion import DispersionPrior
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.priors import LogNormalLibrary
 from pyro_contrastive.saving.saved_config import ELBOS
+from pyro_contrastive.saving.saved_posteriors import SavedPosteriors
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import TrainedCells
 from pyro_contrastive.vae import ContrastiveVAE
@@ -40,6 +41,7 @@ class SavedModel:
     weights: Mapping[str, Tensor]
     conditions: dict[str, Any] | None = None  # code by cell name, if they were given to `train`
     trained_cells: TrainedCells | None = None
+    posteriors: SavedPosteriors | None = None
 
     def elbo_class(self) -> type[Trace_ELBO]:
         """Pyro's ELBO class by its saved name."""

@@ -107,15 +107,22 @@ def test_two_models_on_cells_held_out_from_both(cells: ad.AnnData) -> None:
     assert "reading" in found._repr_html_()
 
 
-def test_a_local_fit_raises_the_estimate_and_lowers_k(cells: ad.AnnData) -> None:
-    models = {"a": untrained(cells, Poisson()), "b": untrained(cells, Poisson(), n_hidden=6)}
+def test_refinement_raises_the_estimate_and_lowers_k(cells: ad.AnnData) -> None:
+    models = {"nb": trained(cells, NegativeBinomial()), "poisson": trained(cells, Poisson())}
     some = np.arange(10)
     plain = compare_models(models, indices=some, n_samples=50).table
-    local = compare_models(models, indices=some, n_samples=50, local_steps=60).table
-    assert (local["elpd_iw"] > plain["elpd_iw"].reindex(local.index) + 10).all()
-    assert (local["median_k"] < plain["median_k"].reindex(local.index)).all()
-    assert local["n_trained_on"].isna().all()
-    assert local["reading"].str.contains("not known whether").all()
+    refined = compare_models(models, indices=some, n_samples=50, refine=True).table
+    assert (refined["elpd_iw"] > plain["elpd_iw"].reindex(refined.index) + 10).all()
+    assert (refined["median_k"] < plain["median_k"].reindex(refined.index)).all()
+
+
+def test_an_untrained_model_is_not_refined(cells: ad.AnnData) -> None:
+    models = {"a": untrained(cells, Poisson()), "b": untrained(cells, Poisson(), n_hidden=6)}
+    with pytest.raises(ValueError, match="has not been trained"):
+        compare_models(models, indices=[0, 1], n_samples=50, refine=True)
+    table = compare_models(models, indices=[0, 1], n_samples=50).table
+    assert table["n_trained_on"].isna().all()
+    assert table["reading"].str.contains("not known whether").all()
 
 
 def test_training_cells_are_pointed_out(cells: ad.AnnData) -> None:

@@ -1,4 +1,4 @@
-"""k, local guides, NUTS and calibration, where the posterior has a closed form."""
+"""k, refined posteriors, NUTS and calibration, where the posterior has a closed form."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.calibration import Calibration, calibrate, rank_histogram
 from pyro_contrastive.analysis.comparison import estimate
 from pyro_contrastive.analysis.diagnosis.posterior_findings import calibration_finding
-from pyro_contrastive.analysis.likelihood import all_log_weights, log_weights_of_cells
-from pyro_contrastive.analysis.local_posterior import LocalFit, LocalGuide, fit_local
+from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts
 from pyro_contrastive.analysis.posterior_accuracy import posterior_accuracy
 from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
 from pyro_contrastive.plotting import plot_ranks
 
 ALL = np.arange(8)
@@ -70,41 +70,12 @@ def test_estimates_of_a_wide_guide_are_near_the_marginal_likelihood() -> None:
     assert (np.abs(found.iw - exact) < 6 * np.sqrt(found.variance) + 1e-3).all()
 
 
-def test_a_local_guide_finds_the_best_of_its_family() -> None:
-    """For a normal posterior that is its mean, and the inverse diagonal of its precision."""
-    vae, data = linear_vae(orthogonal=False, exact=False), linear_data(3, 3)
-    before = {name: value.clone() for name, value in vae.state_dict().items()}
-    batch = batch_of(data, 6)
-    torch.manual_seed(0)
-    local = fit_local(vae, batch, LocalFit(n_steps=200))
-    mean, covariance = exact_posterior(loadings(False), batch)
-    precision = torch.linalg.inv(covariance).diagonal(dim1=-2, dim2=-1)
-    moments = local.moments()
-    target = batch.is_target
-    z_mean, z_variance = moments["z"]
-    s_mean, s_variance = moments["s"]
-    np.testing.assert_allclose(z_mean, mean[:, :N_Z], atol=0.1)
-    np.testing.assert_allclose(s_mean[target], mean[target, N_Z:], atol=0.1)
-    np.testing.assert_allclose(z_variance * precision[:, :N_Z], 1.0, atol=0.2)
-    np.testing.assert_allclose(s_variance[target] * precision[target, N_Z:], 1.0, atol=0.2)
-    with evaluating(vae):
-        encoder_elbo, local_elbo = (
-            all_log_weights(vae, batch, 50, guide).mean(1) for guide in (None, local)
-        )
-    assert (local_elbo > encoder_elbo).all()
-    exact = exact_log_likelihood(loadings(False), batch)
-    assert (local_elbo < exact + 0.3).all()
-    for name, value in vae.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert all(parameter.grad is None for parameter in vae.parameters())
-
-
 @pytest.mark.slow
 def test_nuts_draws_from_the_posterior_wherever_it_starts() -> None:
     vae, data = linear_vae(orthogonal=False, exact=False), linear_data(1, 2)
     batch = batch_of(data, 3)
     torch.manual_seed(0)
-    start = LocalGuide(vae.guide, batch).moments()  # of an untrained encoder: off
+    start = guide_moments(vae, batch)  # of an untrained encoder: off
     draws = sample_nuts(vae, batch, start, NutsSettings(n_draws=120, n_warmup=60))
     mean, covariance = exact_posterior(loadings(False), batch)
     sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -134,7 +105,7 @@ def test_accuracy_of_an_exact_guide_is_perfect_and_of_a_bad_one_is_not() -> None
     def run(vae):
         torch.manual_seed(0)
         return posterior_accuracy(
-            Query(vae, data, some, obs_names=names), n_samples=200, local=LocalFit(150)
+            Query(vae, data, some, obs_names=names), n_samples=200, refinement=Refinement(40)
         )
 
     good, bad = run(linear_vae()), run(linear_vae(width=0.4, shift=1.0))
@@ -157,7 +128,7 @@ def test_nuts_is_the_reference_where_it_was_run() -> None:
     found = posterior_accuracy(
         Query(vae, data, np.arange(4), obs_names=names),
         n_samples=100,
-        local=LocalFit(5),
+        refinement=Refinement(5),
         nuts=NutsSettings(n_draws=50, n_warmup=25),
     )
     summary = found.summary()
@@ -213,7 +184,7 @@ def test_a_posterior_that_ignores_the_data_is_noticed_by_the_likelihood_alone() 
 @pytest.mark.slow
 def test_ranks_by_nuts_are_uniform_where_those_of_the_guide_are_not() -> None:
     vae, data = linear_vae(width=0.3), linear_data(20, 20)
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     settings = NutsSettings(n_draws=40, n_warmup=40, cells_at_a_time=40)
     nuts = calibrate(Query(vae, data, np.arange(40)), 19, method="nuts", nuts=settings).table
     guide = calibrate(Query(vae, data, np.arange(40)), 19).table
@@ -280,8 +251,8 @@ def test_a_latent_library_size_is_that_of_quadrature() -> None:
     counts[:, 0] = totals
     batch = CellBatch(condition=torch.tensor([0, 1]), x=torch.as_tensor(counts))
     torch.manual_seed(0)
-    local = fit_local(vae, batch, LocalFit(n_steps=500))  # of an untrained encoder: far off
-    draws = sample_nuts(vae, batch, local.moments(), NutsSettings(n_draws=80, n_warmup=40))
+    moments = refine(vae, batch, Refinement(n_steps=60)).marginals()  # from an untrained encoder
+    draws = sample_nuts(vae, batch, moments, NutsSettings(n_draws=80, n_warmup=40))
     found = draws.summary("library")
     log_l = np.linspace(-3, 9, 4001)
     for cell, total in enumerate(totals):
@@ -293,7 +264,7 @@ def test_a_latent_library_size_is_that_of_quadrature() -> None:
         sd = np.sqrt((density * (log_l - mean) ** 2).sum())
         assert found["mean"][cell, 0] == pytest.approx(mean, abs=0.4 * sd)
         assert found["sd"][cell, 0] == pytest.approx(sd, rel=0.3)
-        fitted_mean, fitted_variance = (m[cell, 0].item() for m in local.moments()["library"])
+        fitted_mean, fitted_variance = (m[cell, 0].item() for m in moments["library"])
         assert fitted_mean == pytest.approx(mean, abs=0.2 * sd)
         assert np.sqrt(fitted_variance) == pytest.approx(sd, rel=0.15)
     assert draws.summary("z")["mean"].abs().max() < 0.4  # its prior

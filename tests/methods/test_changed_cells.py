@@ -161,7 +161,9 @@ def test_donors_are_training_cells_by_name(model: ContrastiveVI) -> None:
     before = model.adata.copy()
 
     def donors() -> set[str]:
-        _, intervention = query_under(model, "treated", None, None, None, "aggregate_posterior")
+        _, intervention = query_under(
+            model, "treated", None, None, None, "aggregate_posterior", refine=False
+        )
         assert intervention.donors is not None
         return set(model.adata.obs_names[intervention.donors.cells])
 

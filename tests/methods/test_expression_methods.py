@@ -195,9 +195,9 @@ def test_memory_does_not_grow_with_the_number_of_draws(adata, monkeypatch) -> No
     monkeypatch.setattr(query, "DRAWS_AT_A_TIME", 40)
     draw = decoding.draw_posterior
 
-    def recorded(vae, batch, n_samples=1):
+    def recorded(vae, batch, n_samples=1, **kwargs):
         sizes.append(len(batch) * n_samples)
-        return draw(vae, batch, n_samples)
+        return draw(vae, batch, n_samples, **kwargs)
 
     for module in (decoding, counterfactuals):
         monkeypatch.setattr(module, "draw_posterior", recorded)

@@ -48,7 +48,7 @@ def test_no_cells(model, call) -> None:
         (lambda m: m.leakage(labels_keys="nope"), KeyError, "no column .'nope'.; it has"),
         (lambda m: m.leakage(n_permutations=-1), ValueError, "n_permutations must be at least 1"),
         (lambda m: compare_models([m, m]), TypeError, "by name"),
-        (lambda m: compare_models({"a": m, "b": m}, local_steps=-1), ValueError, "local_steps"),
+        (lambda m: compare_models({"a": m, "b": m}, refine=0), ValueError, "refine must be"),
         (lambda m: m.get_normalized_expression(gene_list="g1"), TypeError, "a list of genes"),
         (
             lambda m: m.posterior_predictive_check(functions={"library_size": lambda x: x.sum(1)}),

@@ -254,6 +254,25 @@ def test_the_options_reach_the_fit(
     assert "MM-cVAE" in page
 
 
+def test_refined_posteriors_are_kept_and_their_latents_written(
+    counts: Path, tmp_path: Path
+) -> None:
+    options = {"--preset": "none", "--max-epochs": "2", "--embedding": "pca"}
+    result = run(app, [*fit_arguments(counts, tmp_path / "out", **options), "--refine"])
+    assert result.exit_code == 0, result.output
+    data = ad.read_h5ad(tmp_path / "out" / "counts_latents.h5ad")
+    model = ContrastiveVI.load(tmp_path / "out" / "model", adata=data)
+    assert len(model._stored_posteriors.cells) == data.n_obs
+    plain, refined = (
+        model.get_latent_representation(representation_kind="background", refine=choice)
+        for choice in (False, True)
+    )
+    np.testing.assert_allclose(data.obsm["X_background"], refined, rtol=1e-5, atol=1e-6)
+    assert np.abs(plain - refined).max() > 0.01
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "with the refined posterior of every cell" in page
+
+
 @pytest.mark.filterwarnings("default::UserWarning")  # which the shell shows in its own way
 def test_warnings_are_one_line_each(counts: Path, tmp_path: Path) -> None:
     options = {"--batch-key": "dose", "--embedding": "pca", "--max-epochs": "1"}

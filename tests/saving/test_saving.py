@@ -393,7 +393,7 @@ def test_an_incomplete_configuration(tmp_path):
     make_model(trained=False).save(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
-    for key in config:
+    for key in set(config) - {"refined"}:  # which earlier versions did not write
         path.write_text(json.dumps({k: v for k, v in config.items() if k != key}))
         with pytest.raises(ValueError, match=f"config.json is damaged.*{key}"):
             ContrastiveVI.load(tmp_path / "model")
