@@ -24,8 +24,7 @@ class ConditionalGuide(ContrastiveGuide):
             s_n ~ Normal(mean_s(x_n, z_n), variance_s(x_n, z_n))
             l_n ~ LogNormal(mean_l(x_n), variance_l(x_n))
 
-    Given z, the counts say better what is left for s to explain. In a background cell, whose s is
-    not part of its posterior, the encoder of s sees z = 0.
+    Given z, the counts say better what is left for s to explain.
 
     :meth:`encode` returns the moments of s at the mean of z. Its marginal ones have no closed form,
     and are estimated from draws. A :class:`~pyro_contrastive.VampPrior` of s needs another guide,
@@ -71,7 +70,8 @@ class ConditionalGuide(ContrastiveGuide):
 
     def _given(self, z: Tensor, batch: CellBatch) -> Moments:
         """Moments of s given z on its real scale, ``[..., cells, latents]``."""
-        z = torch.where(batch.is_target.unsqueeze(-1), z, 0.0)
+        # Penalties on s of background cells are not to change their z.
+        z = torch.where(batch.is_target.unsqueeze(-1), z, z.detach())
         covariates = self.covariates(batch, like=z)
         covariates = covariates.expand(*z.shape[:-1], covariates.shape[-1])
         weight = self.s_encoder.input_weight

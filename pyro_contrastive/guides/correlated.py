@@ -13,7 +13,13 @@ from torch.distributions import ExpTransform
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
-from pyro_contrastive.guides.summary import dependent_latents, n_summary, network, summary_of
+from pyro_contrastive.guides.summary import (
+    dependent_latents,
+    n_summary,
+    network,
+    summary_of,
+    without_salient,
+)
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.outline import ModelOutline
 
@@ -65,10 +71,11 @@ class CorrelatedGuide(ContrastiveGuide):
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw z, s and, if latent, the library size, each given those before it."""
         self.shared()
+        moments = {site: moments[site] for site in self.n_latents}  # in this order
         there = dependent_latents(self.n_latents, batch, self.used_salient(batch))
         mask = torch.cat([there[site] for site in moments], dim=-1)
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
-        numbers = self.correlations(summary_of(moments, batch, covariates))
+        numbers = self.correlations(summary_of(without_salient(moments, batch), covariates))
         factor = self.correlation_factor(numbers, mask.to(numbers))
         noise: list[Tensor] = []  # epsilon of the sites drawn so far
         with pyro.plate(CELLS, len(batch), dim=-1):

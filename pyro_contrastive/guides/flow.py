@@ -12,7 +12,13 @@ from torch.distributions import AffineTransform, ExpTransform, Transform, constr
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
-from pyro_contrastive.guides.summary import dependent_latents, n_summary, network, summary_of
+from pyro_contrastive.guides.summary import (
+    dependent_latents,
+    n_summary,
+    network,
+    summary_of,
+    without_salient,
+)
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.outline import ModelOutline
 from pyro_contrastive.priors.base import check_at_least
@@ -75,8 +81,7 @@ class FlowGuide(ContrastiveGuide):
     and each f a composition of `n_flows` layers that scale and shift one half of the dimensions by
     functions of the other half, of the encoders' output and of the latents drawn before, as in the
     inverse autoregressive flow of Kingma et al. (NeurIPS 2016). It starts close to the mean-field
-    guide. s of background cells, which is not part of their posterior, depends on no other latent
-    and none depends on it.
+    guide. No latent depends on s of a background cell, which is not part of its posterior.
 
     :meth:`marginals` have no closed form, and are estimated from draws.
 
@@ -110,22 +115,27 @@ class FlowGuide(ContrastiveGuide):
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw z, s and, if latent, the library size, each given those before it."""
         self.shared()
-        there = dependent_latents(self.n_latents, batch, self.used_salient(batch))
+        moments = {site: moments[site] for site in self.n_latents}  # in this order
+        used = self.used_salient(batch)
+        there = dependent_latents(self.n_latents, batch, used)
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
-        context = summary_of(moments, batch, covariates)  # later the latents drawn before too
+        of_posterior = summary_of(without_salient(moments, batch), covariates)
+        drawn: list[Tensor] = []
         with pyro.plate(CELLS, len(batch), dim=-1):
             for site, (mean, variance) in moments.items():
-                bent = self._flow(site, context, (mean, variance), there[site])
-                value = self._sample(site, bent, (mean, variance))
+                context, bent = of_posterior, there[site]
+                if site == "s":  # bent in all cells, so that background cells have the same map
+                    context = summary_of(moments, covariates)
+                    bent = torch.ones_like(bent) if used is None else used.expand_as(bent)
+                q = self._flow(site, _joined(site, context, drawn, batch), (mean, variance), bent)
+                value = self._sample(site, q, (mean, variance))
                 standard = (self._real(site, value, there[site]) - mean) / variance.sqrt()
-                standard = torch.where(there[site], standard, 0.0)
-                context = context.expand(*standard.shape[:-1], context.shape[-1])
-                context = torch.cat([context, standard], dim=-1)
+                drawn.append(torch.where(there[site], standard, 0.0))
 
     def _flow(
-        self, site: str, context: Tensor, moments: Moments, there: Tensor
+        self, site: str, context: Tensor, moments: Moments, bent: Tensor
     ) -> dist.TransformedDistribution:
-        """Return the distribution of a latent given those before it, which are in `context`."""
+        """Return the distribution of a latent, of which the dimensions `bent` may be changed."""
         mean, variance = moments
         mean = mean.expand(*context.shape[:-1], mean.shape[-1])
         noise = dist.Normal(torch.zeros_like(mean), torch.ones_like(mean)).to_event(1)
@@ -134,7 +144,7 @@ class FlowGuide(ContrastiveGuide):
         for i, layer in enumerate(cast(nn.ModuleList, self.flows[site])):
             # 1s and 0s; the only dimension, if there is one, is changed by the only layer.
             kept = (dimensions % 2 != i % 2).to(mean)
-            transforms.append(_Coupling(layer, context, kept, there.to(mean)))
+            transforms.append(_Coupling(layer, context, kept, bent.to(mean)))
         transforms.append(AffineTransform(mean, variance.sqrt(), event_dim=1))
         if self.is_positive(site):
             transforms.append(ExpTransform())
@@ -143,3 +153,15 @@ class FlowGuide(ContrastiveGuide):
     def has_closed_marginal(self, site: str) -> bool:
         """Return false: a flow has no moments in closed form."""
         return False
+
+
+def _joined(site: str, summary: Tensor, drawn: list[Tensor], batch: CellBatch) -> Tensor:
+    """Join what a flow sees of a cell: the summary, and the latents drawn before."""
+    if not drawn:
+        return summary
+    summary = summary.expand(*drawn[0].shape[:-1], summary.shape[-1])
+    joined = torch.cat([summary, *drawn], dim=-1)
+    if site != "s":
+        return joined
+    # Penalties on s of background cells are not to change their z.
+    return torch.where(batch.is_target.unsqueeze(-1), joined, joined.detach())

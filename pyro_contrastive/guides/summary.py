@@ -20,19 +20,25 @@ def n_summary(outline: ModelOutline) -> int:
     return 2 * sum(outline.n_latents.values()) + outline.covariates.n_out
 
 
-def summary_of(moments: Mapping[str, Moments], batch: CellBatch, covariates: Tensor) -> Tensor:
+def summary_of(moments: Mapping[str, Moments], covariates: Tensor) -> Tensor:
     """Return means, log variances and covariates of each cell, ``[..., cells, n_summary]``.
 
     Where latents lie and how well they are known determines, through the decoder, how they are
-    correlated; so a family needs no further layers on the genes. A background cell has no s: in its
-    place there are 0s, so that no part of its posterior depends on q(s | x).
+    correlated; so a family needs no further layers on the genes.
     """
-    parts = []
-    for site, (mean, variance) in moments.items():
-        both = torch.cat([mean, variance.log()], dim=-1)
-        parts.append(torch.where(batch.is_target.unsqueeze(-1), both, 0.0) if site == "s" else both)
+    parts = [part for mean, variance in moments.values() for part in (mean, variance.log())]
     covariates = covariates.expand(*parts[0].shape[:-1], covariates.shape[-1])
     return torch.cat([*parts, covariates], dim=-1)
+
+
+def without_salient(moments: Mapping[str, Moments], batch: CellBatch) -> dict[str, Moments]:
+    """Replace the moments of s in background cells by 0 and 1.
+
+    A background cell has no s, so that no part of its posterior may depend on q(s | x).
+    """
+    there = batch.is_target.unsqueeze(-1)
+    mean, variance = moments["s"]
+    return dict(moments) | {"s": (torch.where(there, mean, 0.0), torch.where(there, variance, 1.0))}
 
 
 def network(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:

@@ -112,7 +112,7 @@ def explain_non_finite(
     return NonFiniteLossError(
         f"The loss is not finite {when}: {where} not finite. The weights are those before that "
         "step (with early stopping, the best ones). Lower the learning rate (plan_kwargs={'lr': "
-        "...}), or check the prior, likelihood or penalty you changed."
+        "...}), or check the prior, likelihood, guide or penalty you changed."
     )
 
 

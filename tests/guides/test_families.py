@@ -120,6 +120,21 @@ def without_others(family: Any, numbers: np.ndarray, used: np.ndarray) -> np.nda
     return numbers * np.array(pairs)
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_the_order_in_which_moments_are_given_does_not_matter(name) -> None:
+    torch.manual_seed(0)
+    vae, batch = strong(make_vae(guide=OURS[name](), latent_library=True)), cells()
+    moments = vae.guide.encode(batch)
+    given = [moments, {site: moments[site] for site in reversed(moments)}]
+    values = {site: torch.rand_like(mean) for site, (mean, _) in moments.items()}
+    found = []
+    for order in given:
+        program = poutine.condition(vae.guide.draw, data=values)
+        trace = poutine.trace(program).get_trace(order, batch)
+        found.append(trace.log_prob_sum())
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_the_density_of_a_flow_has_the_jacobian_of_its_map(site) -> None:
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from helpers import make_batch, make_vae
 from small_model import make, small_adata
 from torch import nn
 
-from pyro_contrastive import ConditionalGuide
+from pyro_contrastive import MMD, ConditionalGuide, NarrowSalient, Wasserstein
 from pyro_contrastive.analysis.runs import draw_posterior
 
 N = 20_000
@@ -93,3 +93,27 @@ def test_latents_of_a_model_are_those_marginals(name) -> None:
         mean, variance = guide.marginals(batch)["z"]
     np.testing.assert_allclose(z["variance_of_means"], mean.var(0, correction=0), rtol=1e-4)
     np.testing.assert_allclose(z["mean_variance"], variance.mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_pin_of_background_cells_is_the_mean_square_of_their_s(name) -> None:
+    """Wasserstein's W = E |s|^2: with s given z, or without closed form, on average over draws."""
+    torch.manual_seed(0)
+    vae, batch = make_vae(guide=MADE[name]()).eval(), make_batch(4, 3)
+    with torch.no_grad():
+        trace = draw_posterior(vae, batch, N)
+        found = Wasserstein.per_cell(trace).expand(N, 7).double()
+    squares = trace.nodes["s"]["value"].double().square().sum(-1)
+    error = (squares.var(0) + found.var(0)).sqrt() / N**0.5
+    assert ((found.mean(0) - squares.mean(0)).abs() < 6 * error)[:4].all()
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("penalty", [Wasserstein(1.0), NarrowSalient(), MMD(1.0, "s")])
+def test_penalties_on_s_of_background_cells_do_not_move_their_z(name, penalty) -> None:
+    # Not in training mode, in which batch norm lets every cell depend on every other.
+    vae, batch = make_vae(guide=OURS[name]()).eval(), make_batch(6, 4)
+    (traces,) = vae.objective.traces(vae.model, vae.guide, batch)
+    penalty(*traces, batch).backward()
+    assert all(p.grad is None or not p.grad.any() for p in vae.guide.z_encoder.parameters())
+    assert all(p.grad.any() for p in vae.guide.s_encoder.mean.parameters())
