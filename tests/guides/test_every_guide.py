@@ -70,6 +70,8 @@ def test_every_question_has_an_answer(guide, model, tmp_path) -> None:
         "likelihood": fitted.get_marginal_ll(n_mc_samples=3, return_mean=False, seed=0),
         "k": fitted.pareto_k(indices=cells, n_samples=25, seed=0),
         "signal": fitted.latent_signal(seed=0).select_dtypes("number").drop(columns="kl"),
+        "refined s": fitted.get_latent_representation(refine=10),
+        "refined k": fitted.pareto_k(indices=cells, n_samples=25, refine=10, seed=0),
         "replicate": fitted.posterior_predictive_sample(indices=cells, n_samples=2, seed=0),
     }
     for name, answer in answers.items():
