@@ -72,6 +72,8 @@ def test_every_question_has_an_answer(guide, model, tmp_path) -> None:
         "refined": fitted.get_elbo(return_mean=False, refine=2, seed=0),
         "refined s": fitted.get_latent_representation(give_mean=False, refine=2, seed=0),
         "signal": fitted.latent_signal(seed=0).select_dtypes("number").drop(columns="kl"),
+        "refined s": fitted.get_latent_representation(refine=10),
+        "refined k": fitted.pareto_k(indices=cells, n_samples=25, refine=10, seed=0),
         "replicate": fitted.posterior_predictive_sample(indices=cells, n_samples=2, seed=0),
     }
     for name, answer in answers.items():
