@@ -69,8 +69,6 @@ def test_every_question_has_an_answer(guide, model, tmp_path) -> None:
         "elbo": fitted.get_elbo(return_mean=False, seed=0),
         "likelihood": fitted.get_marginal_ll(n_mc_samples=3, return_mean=False, seed=0),
         "k": fitted.pareto_k(indices=cells, n_samples=25, seed=0),
-        "refined": fitted.get_elbo(return_mean=False, refine=2, seed=0),
-        "refined s": fitted.get_latent_representation(give_mean=False, refine=2, seed=0),
         "signal": fitted.latent_signal(seed=0).select_dtypes("number").drop(columns="kl"),
         "refined s": fitted.get_latent_representation(refine=10),
         "refined k": fitted.pareto_k(indices=cells, n_samples=25, refine=10, seed=0),
