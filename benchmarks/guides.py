@@ -131,6 +131,11 @@ def main() -> None:
                 np.mean([model.get_elbo(indices=held_out, seed=i) for i in range(5)])
             )
             row |= weights_of(model, batch)
+            refined = model.pareto_k(
+                indices=of_target[: options.cells], n_samples=N_DRAWS, refine=True, seed=0
+            )
+            row["ELBO, refined"] = refined["elbo"].mean()
+            row["k < .7, refined"] = (refined["k"] < GOOD_K).mean()
             if options.nuts_cells and seed == 0:  # minutes
                 few = batch.take(torch.arange(options.nuts_cells))
                 row |= distance_to_nuts(model, few, NutsSettings(200, 100))

@@ -334,7 +334,7 @@ def _is_positive(name: str, support: Any) -> bool:
         support = support.base_constraint
     if support in {constraints.real, constraints.real_vector}:
         return False
-    if support is constraints.positive:
+    if support in {constraints.positive, constraints.nonnegative}:  # the latter: a gamma's
         return True
     msg = (
         f"Refinement needs latents that are real or positive numbers; the prior of the site "

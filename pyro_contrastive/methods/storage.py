@@ -44,7 +44,8 @@ class StorageMethods(ModelBase):
         return (
             f"ContrastiveVI ({trained})\n{settings}\n"
             f"{len(self.setup.genes)} genes, {self.setup.n_batch} batches, "
-            f"likelihood: {likelihood}, conditions: {', '.join(self.setup.conditions) or 'not set'}"
+            f"likelihood: {likelihood}, guide: {type(self.module.guide).__name__}, "
+            f"conditions: {', '.join(self.setup.conditions) or 'not set'}"
         )
 
     @property
