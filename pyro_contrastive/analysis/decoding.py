@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_contrastive._tools.torch_tools import evaluating
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.analysis.runs import draw_posterior, value_at, without_salient
 from pyro_contrastive.cells import CellBatch
 
-__all__ = ["decode_batch", "decode_cells", "decoded_under"]
+__all__ = ["decode_batch", "decode_cells", "decoded_under", "has_expression"]
 
 Array = NDArray[np.float32]
 
@@ -91,6 +91,14 @@ def decode_batch(
         value = value[..., decoding.genes]
         total = total + (value.mean(0) if decoding.average else value)
     return (total / len(codes)).cpu().numpy()
+
+
+def has_expression(query: Query) -> bool:
+    """Tell whether the likelihood has normalised expression, by decoding the first cell."""
+    with seeded(0), evaluating(query.vae):
+        batch = next(query.of(query.cells[:1]).minibatches())
+        posterior = draw_posterior(query.vae, batch)
+        return value_at("scale", query.vae, batch, posterior) is not None
 
 
 def decoded_under(batch: CellBatch, decoding: Decoding, code: int | None) -> CellBatch:
