@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from importlib.util import find_spec
@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from pyro_contrastive._tools.shell import errors_on_one_line, plain_warnings, print_error
-from pyro_contrastive.likelihoods import SHORT_NAMES
+from pyro_contrastive.guides import SHORT_NAMES as GUIDES
+from pyro_contrastive.likelihoods import SHORT_NAMES as LIKELIHOODS
 
 # Commands import what they need themselves, so that --help answers at once.
 
@@ -41,11 +42,15 @@ class Schedule(StrEnum):
     reference = "reference"
 
 
-def _short_name(name: str) -> str:
-    """Accept the short name of a likelihood."""
-    if name not in SHORT_NAMES:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(SHORT_NAMES)}.")
-    return name
+def _one_of(names: Collection[str]) -> Callable[[str], str]:
+    """Return a parser that accepts one of these short names."""
+
+    def parse(name: str) -> str:
+        if name not in names:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}.")
+        return name
+
+    return parse
 
 
 OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -76,10 +81,19 @@ ScheduleOption = Annotated[
 LikelihoodOption = Annotated[
     str | None,
     typer.Option(
-        parser=_short_name,
-        metavar=f"[{'|'.join(SHORT_NAMES)}]",
+        parser=_one_of(LIKELIHOODS),
+        metavar=f"[{'|'.join(LIKELIHOODS)}]",
         help="Distribution of the data: of counts, of zeros and ones (bernoulli), or of "
         "log-normalised values (gaussian). Default: the preset's, mostly zinb.",
+        show_default=False,
+    ),
+]
+GuideOption = Annotated[
+    str | None,
+    typer.Option(
+        parser=_one_of(GUIDES),
+        metavar=f"[{'|'.join(GUIDES)}]",
+        help="Family of the posterior of a cell. Default: mean-field.",
         show_default=False,
     ),
 ]
@@ -195,6 +209,7 @@ def fit(
     ] = None,
     preset: PresetOption = "separated",
     likelihood: LikelihoodOption = None,
+    guide: GuideOption = None,
     n_background_latent: Annotated[int, typer.Option(min=1, help="Background latents.")] = 10,
     n_salient_latent: Annotated[int, typer.Option(min=1, help="Salient latents.")] = 10,
     schedule: ScheduleOption = Schedule.default,
@@ -248,6 +263,7 @@ def fit(
                 n_latents=(n_background_latent, n_salient_latent),
                 max_epochs=max_epochs,
                 batch_size=batch_size,
+                guide=guide,
                 may_stop_early=inputs.can_hold_out(cells, study, 1 - studies.TRAIN_SIZE),
                 refine=refine,
             )

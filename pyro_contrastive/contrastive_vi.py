@@ -8,9 +8,10 @@ from typing import Any, Self
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
-from pyro_contrastive.components.parts import likelihood_given, penalties_given
+from pyro_contrastive.components.parts import guide_given, likelihood_given, penalties_given
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
+from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
@@ -62,7 +63,7 @@ class ContrastiveVI(
     wasserstein_penalty
         Weight of the penalty that pins the salient latent of background cells to 0.
     likelihood, background_prior, salient_prior, library_prior, dispersion_prior, \
-dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
+dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         As in :class:`~pyro_contrastive.ContrastiveVAE`.
 
     Raises
@@ -128,6 +129,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
         library_prior: PriorLike | None = None,
         dispersion_prior: PriorLike | None = None,
         dispersion_posterior: Posterior = "variational",
+        guide: ContrastiveGuide | None = None,
         n_layers_decoder: int | None = None,
         penalties: Sequence[Penalty] = (),
         elbo: type[Trace_ELBO] = Trace_ELBO,
@@ -168,6 +170,7 @@ dispersion_posterior, n_layers_decoder, penalties, elbo, elbo_kwargs
             "salient_prior": salient_prior,
             "library_prior": library_prior,
             "dispersion_prior": dispersion_prior,
+            "guide": guide_given(guide),
             "penalties": penalties_given(penalties),
         }
         check_conditions(components, setup.conditions)

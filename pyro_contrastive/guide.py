@@ -1,8 +1,9 @@
-"""The guide q(z | x) q(s | x) q(l | x), as a Pyro program."""
+"""The guide q(z, s, l | x) as a Pyro program: mean-field, and the base of other families."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from abc import ABCMeta
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -11,18 +12,26 @@ from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from pyro_contrastive._tools.pyro_names import NamedPyroModule
+from pyro_contrastive._tools.site_moments import sampled_mean, sampled_moments
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.components.component import PACKAGE, Component
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
-from pyro_contrastive.likelihoods.dispersion import DispersionPosterior
 from pyro_contrastive.model import CELLS
-from pyro_contrastive.networks import Covariates, Encoder
+from pyro_contrastive.networks import Encoder
+from pyro_contrastive.outline import ModelOutline
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of a latent, each ``[cells, latents]``; of the log for a positive one."""
+MOMENTS = "moments"
+"""Entry of a site's ``infer`` with the moments from which its distribution was made."""
 
 
-class ContrastiveGuide(NamedPyroModule):
-    """Mean-field amortised posterior of contrastiveVI.
+class _GuideMeta(type(NamedPyroModule), ABCMeta):  # type: ignore[misc]  # of two bases at run time
+    """Metaclass of a component that is also a Pyro module."""
+
+
+class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
+    """Mean-field amortised posterior of contrastiveVI, the default, and the base of other guides.
 
     ::
 
@@ -35,87 +44,92 @@ class ContrastiveGuide(NamedPyroModule):
     q(s | x) is computed for background cells too, because penalties and diagnostics use it; the
     objective leaves it out of the ELBO.
 
-    Parameters
-    ----------
-    n_input
-        Number of genes.
-    n_background_latent, n_salient_latent
-        Dimensions of z and s.
-    library_log_mean
-        Typical log library size, at which q(l | x) starts; ``None``: the library size is observed.
-        An encoder that starts at 0, as in scvi-tools, needs hundreds of epochs to get there. It
-        always has one hidden layer.
-    covariates
-        Covariates that the encoders see besides the counts.
-    n_hidden, n_layers, dropout_rate
-        Width and number of hidden layers of each encoder, and their dropout.
-    positive
-        Which of ``"z"`` and ``"s"`` are positive: their posterior is log-normal, and the encoded
-        mean and variance are those of the logarithm.
-    used_salient
-        Function that returns the dimensions of s that a cell has: :meth:`Prior.used` of the salient
-        prior.
-    dispersion_posterior
-        Posterior of the inverse dispersions, if they have a prior.
-    encoder_input
-        Transforms the data for the encoders; default ``log(1 + x)``.
+    For a posterior of your own, subclass it. Override :meth:`encode` for other moments,
+    :meth:`draw` for another distribution with these moments, or :meth:`forward` for another program
+    altogether; make layers in :meth:`build`, after that of the base class. The program draws the
+    sites of the model and no others, in a plate ``cells``, and what it draws of z and of the
+    library size of a background cell must not depend on its s, which the ELBO leaves out.
+    :func:`pyro_contrastive.testing.check_guide` checks it.
+
+    Examples
+    --------
+    A guide that is twice as wide:
+
+    >>> class WideGuide(ContrastiveGuide):
+    ...     def encode(self, batch, only=None):
+    ...         found = super().encode(batch, only)
+    ...         return {site: (mean, 4 * variance) for site, (mean, variance) in found.items()}
     """
 
-    def __init__(
-        self,
-        *,
-        n_input: int,
-        n_background_latent: int,
-        n_salient_latent: int,
-        library_log_mean: float | None,
-        covariates: Covariates,
-        n_hidden: int,
-        n_layers: int,
-        dropout_rate: float,
-        positive: Collection[str] = (),
-        used_salient: Callable[[CellBatch], Tensor | None] = lambda _: None,
-        dispersion_posterior: DispersionPosterior | None = None,
-        encoder_input: Callable[[Tensor], Tensor] = torch.log1p,
-    ) -> None:
-        super().__init__()
-        self.encoder_input = encoder_input
-        default = getattr(encoder_input, "__func__", encoder_input)
-        self.takes_logs = default in {torch.log1p, Likelihood.encoder_input}
-        self.positive = frozenset(positive)
-        self.used_salient = used_salient
-        self.dispersion_posterior = dispersion_posterior
-        self.covariates = covariates
+    def build(self, outline: ModelOutline) -> None:
+        """Make the encoders, once the model is known. Called by the model, once.
 
-        def encoder(n_output: int, n_layers: int) -> Encoder:
-            return Encoder(
-                n_input,
-                n_output,
-                n_covariates=covariates.n_out,
-                n_hidden=n_hidden,
-                n_layers=n_layers,
-                dropout_rate=dropout_rate,
+        Parameters
+        ----------
+        outline
+            Sizes and parts of the model.
+
+        Raises
+        ------
+        ValueError
+            If the guide already belongs to a model.
+        """
+        if "z_encoder" in self._modules:
+            msg = (
+                f"This {type(self).__name__} object already belongs to a model. Make a new one "
+                "for every model; otherwise the two would train each other's encoders."
             )
-
-        self.z_encoder = encoder(n_background_latent, n_layers)
-        self.s_encoder = encoder(n_salient_latent, n_layers)
+            raise ValueError(msg)
+        self.encoder_input = outline.encoder_input
+        default = getattr(outline.encoder_input, "__func__", outline.encoder_input)
+        self.takes_logs = default in {torch.log1p, Likelihood.encoder_input}
+        self.positive = frozenset(outline.positive)
+        self.used_salient = outline.used_salient
+        self.dispersion_posterior = outline.dispersion_posterior
+        self.covariates = outline.covariates
+        self.z_encoder = self._encoder(outline, outline.n_background_latent)
+        self.s_encoder = self._salient_encoder(outline)
         self.library_encoder = None
-        if library_log_mean is not None:
-            self.library_encoder = encoder(1, n_layers=1)
-            nn.init.constant_(self.library_encoder.mean.bias, library_log_mean)
+        if outline.library_log_mean is not None:
+            self.library_encoder = self._encoder(outline, 1, n_layers=1)
+            nn.init.constant_(self.library_encoder.mean.bias, outline.library_log_mean)
+
+    def _salient_encoder(self, outline: ModelOutline) -> Encoder:
+        return self._encoder(outline, outline.n_salient_latent)
+
+    @staticmethod
+    def _encoder(
+        outline: ModelOutline, n_output: int, n_layers: int | None = None, n_seen: int = 0
+    ) -> Encoder:
+        """Make an encoder that sees the counts, the covariates and `n_seen` further numbers."""
+        return Encoder(
+            outline.n_input,
+            n_output,
+            n_covariates=outline.covariates.n_out + n_seen,
+            n_hidden=outline.n_hidden,
+            n_layers=outline.n_layers if n_layers is None else n_layers,
+            dropout_rate=outline.dropout_rate,
+        )
 
     def forward(self, batch: CellBatch) -> None:
         """Encode the counts of `batch` and draw the latents."""
         self.draw(self.encode(batch), batch)
 
     def restricted_to(self, site: str) -> Callable[[CellBatch], None]:
-        """Return the guide of one latent only: given x, no latent depends on another.
+        """Return a program that draws one latent as the guide does.
 
-        For a subclass with a program of its own, where latents may depend on each other, this is
-        the whole guide.
+        If given x no latent depends on another, only that one is encoded and drawn; otherwise this
+        is the whole guide.
         """
-        if self._is_own_program:
+        if not self.is_mean_field:
             return self
         return lambda batch: self.draw(self.encode(batch, only=site), batch)
+
+    @property
+    def is_mean_field(self) -> bool:
+        """Whether latents are independent given x: the program is that of this class."""
+        own = (type(self).forward, type(self).draw, type(self).encode)
+        return own == (ContrastiveGuide.forward, ContrastiveGuide.draw, ContrastiveGuide.encode)
 
     def encode(self, batch: CellBatch, only: str | None = None) -> dict[str, Moments]:
         """Evaluate the encoders: mean and variance of z, s and, if latent, the log library size.
@@ -144,35 +158,29 @@ class ContrastiveGuide(NamedPyroModule):
                 name: encoder.of_product(logs.linear(encoder.input_weight), covariates)
                 for name, encoder in encoders.items()
             }
-        elif batch.x is None:
-            msg = "The guide needs observed counts: this CellBatch was made without `x`."
-            raise ValueError(msg)
         else:
-            x = self.encoder_input(batch.x)  # [cells, genes]
+            x = self._dense_input(batch)
             moments = {name: encoder(x, covariates) for name, encoder in encoders.items()}
         if "s" in moments:
             moments["s"] = self._where_used(moments["s"], batch)
         return moments
 
+    def _dense_input(self, batch: CellBatch) -> Tensor:
+        """Return the input of the encoders, ``[cells, genes]``."""
+        if batch.x is None:
+            msg = "The guide needs observed counts: this CellBatch was made without `x`."
+            raise ValueError(msg)
+        return self.encoder_input(batch.x)
+
     @property
     def needs_dense(self) -> bool:
         """Whether it needs ``x`` itself, besides sparse rows: a subclass may read it."""
-        return not self.takes_logs or self._is_own_program
+        return not self.takes_logs or self._overrides("encode", "forward", "draw")
 
-    @property
-    def draws_from_moments(self) -> bool:
-        """Whether the latents are drawn from the moments of :meth:`encode`.
-
-        A subclass with a program of its own may draw them otherwise.
-        """
-        own = (type(self).forward, type(self).draw)
-        return own == (ContrastiveGuide.forward, ContrastiveGuide.draw)
-
-    @property
-    def _is_own_program(self) -> bool:
-        own = (type(self).encode, type(self).forward, type(self).draw)
-        known = (ContrastiveGuide.encode, ContrastiveGuide.forward, ContrastiveGuide.draw)
-        return own != known
+    def _overrides(self, *methods: str) -> bool:
+        """Tell whether a class outside the library overrides one of these methods."""
+        modules = [getattr(type(self), name).__module__ for name in methods]
+        return not all(module.startswith(f"{PACKAGE}.") for module in modules)
 
     def _where_used(self, moments: Moments, batch: CellBatch) -> Moments:
         used = self.used_salient(batch)
@@ -181,18 +189,79 @@ class ContrastiveGuide(NamedPyroModule):
         mean, variance = moments
         return torch.where(used, mean, 0.0), torch.where(used, variance, 1.0)
 
+    def is_positive(self, site: str) -> bool:
+        """Whether a latent is positive, so that its logarithm has the moments."""
+        return site == "library" or site in self.positive
+
+    def _real(self, site: str, value: Tensor, there: Tensor | None = None) -> Tensor:
+        """Return a draw on the scale of its moments, whatever it is where it is not `there`."""
+        if not self.is_positive(site):
+            return value
+        return (value if there is None else torch.where(there, value, 1.0)).log()
+
+    def marginals(self, batch: CellBatch, only: str | None = None) -> dict[str, Moments]:
+        """Mean and variance of each latent's marginal distribution, whatever it depends on.
+
+        This is what to use as *the* posterior of a latent. Here it is what :meth:`encode` returns;
+        a guide without a closed form (:meth:`has_closed_marginal`) finds it from 200 draws with a
+        fixed seed.
+
+        Parameters
+        ----------
+        batch
+            The cells.
+        only
+            The only latent; default all.
+
+        Returns
+        -------
+        By site, each ``[cells, latents]``; of the logarithm of a positive latent.
+        """
+        sites = ["z", "s"] if self.library_encoder is None else ["z", "s", "library"]
+        asked = [site for site in sites if only in {None, site}]
+        if not all(map(self.has_closed_marginal, asked)):
+            found = sampled_moments(self, batch, CELLS, self.positive | {"library"})
+            found["s"] = self._where_used(found["s"], batch)
+        else:
+            found = self.encode(batch) if self._overrides("encode") else self.encode(batch, only)
+        return {site: found[site] for site in asked}
+
+    def posterior_mean(self, site: str, batch: CellBatch) -> Tensor:
+        """Mean of a latent on the scale on which the model has it, ``[cells, latents]``."""
+        if not self.has_closed_marginal(site):
+            return sampled_mean(self, batch, CELLS, site)
+        mean: Tensor = self.factor(site, *self.marginals(batch, site)[site]).mean
+        return mean
+
+    def has_closed_marginal(self, site: str) -> bool:
+        """Whether the moments of a latent in :meth:`encode` are those of its marginal distribution.
+
+        By default they are, unless a class outside the library overrides `forward` or `draw`.
+        """
+        return not self._overrides("forward", "draw")
+
     def draw(self, moments: dict[str, Moments], batch: CellBatch) -> None:
         """Draw every latent in `moments` from the factor with these moments."""
         self.shared()
-        factors = {"z": self.z_dist, "s": self.s_dist, "library": self.library_dist}
         with pyro.plate(CELLS, len(batch), dim=-1):
-            for site, (mean, variance) in moments.items():
-                pyro.sample(site, factors[site](mean, variance))
+            for site, found in moments.items():
+                self._sample(site, self.factor(site, *found), found)
+
+    @staticmethod
+    def _sample(site: str, distribution: Distribution, moments: Moments) -> Tensor:
+        """Draw a latent, and note from which moments."""
+        value: Tensor = pyro.sample(site, distribution, infer={MOMENTS: moments})
+        return value
 
     def shared(self) -> None:
         """Draw the parameters that have a prior, once for all cells."""
         if self.dispersion_posterior is not None:
             pyro.sample(INVERSE_DISPERSION, self.dispersion_posterior())
+
+    def factor(self, site: str, mean: Tensor, variance: Tensor) -> Distribution:
+        """Return the independent posterior of a latent with these moments."""
+        factors = {"z": self.z_dist, "s": self.s_dist, "library": self.library_dist}
+        return factors[site](mean, variance)
 
     def z_dist(self, mean: Tensor, variance: Tensor) -> Distribution:
         """q(z | x): event shape ``[n_background_latent]``."""

@@ -29,7 +29,7 @@ _expression: ContextVar[bool] = ContextVar("expression", default=True)
 
 @contextmanager
 def without_expression() -> Iterator[None]:
-    """Run models inside without their sites ``scale`` and ``rate``.
+    """Run models inside without their sites ``scale``, ``rate``, ``mean_scale`` and ``mean``.
 
     These sites are arrays of all cells and genes, which an ELBO does not need; and once the head
     behind them has been evaluated, the log-density takes its slowest way (`density`).
@@ -58,11 +58,12 @@ class ContrastiveModel(NamedPyroModule):
             scale_n, ... = decoder(z_n, s_n, batch of n)
             x_n ~ likelihood(scale_n, ..., l_n)
 
-    Sites: ``z``, ``s``, ``library`` (deterministic when observed), ``x``; deterministic ``scale``
-    (normalised expression; rho, on the simplex over genes, for likelihoods with a scale head) and
-    ``rate`` (l * rho), for likelihoods that have them; ``library`` is 1 where the likelihood does
-    not use it. One plate, ``cells``. Each factor is a method that can be overridden: `z_dist`,
-    `s_dist`, `library_dist`, `x_dist`.
+    Sites: ``z``, ``s``, ``library`` (deterministic when observed), ``x``; for likelihoods that have
+    them deterministic ``scale`` (normalised expression; rho, on the simplex over genes, for
+    likelihoods with a scale head), ``rate`` (l * rho), ``mean_scale`` (E[x] / l, which counts
+    structural zeros) and ``mean`` (E[x]); ``library`` is 1 where the likelihood does not use it.
+    One plate, ``cells``. Each factor is a method that can be overridden: `z_dist`, `s_dist`,
+    `library_dist`, `x_dist`.
 
     Parameters
     ----------
@@ -239,9 +240,9 @@ class ContrastiveModel(NamedPyroModule):
     def expression(
         self, heads: Mapping[str, Tensor], library: Tensor
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the deterministic sites `scale` and `rate`, if the likelihood has them.
+        """Yield the deterministic sites, from `scale` to `mean`, that the likelihood has.
 
-        They are made lazily, so stopping at `scale` skips `rate`.
+        They are made lazily, so stopping at `scale` skips the others.
         """
         scale = self.likelihood.expression(heads)
         if scale is not None:
@@ -249,6 +250,11 @@ class ContrastiveModel(NamedPyroModule):
         rate = self.likelihood.rate(heads, library)
         if rate is not None:
             yield "rate", rate
+        mean_scale = self.likelihood.mean_scale(heads, library)
+        if mean_scale is not None:
+            yield "mean_scale", mean_scale
+            if self.likelihood.uses_library:
+                yield "mean", library * mean_scale
 
     def x_dist(
         self, heads: Mapping[str, Tensor], library: Tensor, batch: CellBatch

@@ -274,8 +274,10 @@ class ContrastiveELBO(_ContrastiveTerms, Trace_ELBO):
 class ContrastiveMeanFieldELBO(_ContrastiveTerms, TraceMeanField_ELBO):
     """The same objective with analytic KL divergences (:class:`pyro.infer.TraceMeanField_ELBO`).
 
-    Equal to scvi-tools' contrastiveVI loss for the same draws. See :class:`ContrastiveELBO` for
-    parameters and attributes.
+    Equal to scvi-tools' contrastiveVI loss for the same draws. In a guide whose latents depend on
+    each other, the KL divergence of a site is that given those drawn before it; their sum has the
+    right mean, because the priors of the latents do not depend on each other. See
+    :class:`ContrastiveELBO` for parameters and attributes.
     """
 
     analytic_kl = True

@@ -10,6 +10,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_contrastive.components.parts import (
+    guide_given,
     library_prior_given,
     likelihood_given,
     parts_of,
@@ -31,6 +32,7 @@ from pyro_contrastive.likelihoods.dispersion import (
 from pyro_contrastive.model import ContrastiveModel
 from pyro_contrastive.networks import Covariates
 from pyro_contrastive.objective import contrastive_elbo
+from pyro_contrastive.outline import ModelOutline
 from pyro_contrastive.penalties import Penalty, Wasserstein
 from pyro_contrastive.priors import PriorLike, as_prior
 
@@ -82,6 +84,12 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     dispersion_prior
         Prior of the inverse dispersions, e.g. ``dist.Gamma(2., 1.)``, shared by all cells and
         weighted once per data set; default none.
+    guide
+        Family of the posterior q(z, s, l | x). Default :class:`~pyro_contrastive.ContrastiveGuide`:
+        given x, all latents are independent. Others are
+        :class:`~pyro_contrastive.FullCovarianceGuide`, :class:`~pyro_contrastive.LowRankGuide`,
+        :class:`~pyro_contrastive.FlowGuide`, :class:`~pyro_contrastive.ConditionalGuide`, and
+        subclasses of your own.
     dispersion_posterior
         With a `dispersion_prior`: ``"variational"`` (default), a log-normal posterior for each, or
         ``"map"``, the value of highest posterior density.
@@ -136,6 +144,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         library_prior: PriorLike | None = None,
         dispersion_prior: PriorLike | None = None,
         dispersion_posterior: Posterior = "variational",
+        guide: ContrastiveGuide | None = None,
         n_layers_decoder: int | None = None,
         penalties: Sequence[Penalty] = (),
         elbo: type[Trace_ELBO] = Trace_ELBO,
@@ -156,6 +165,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         self.use_observed_lib_size = use_observed_lib_size
         covariates = Covariates(n_batch, n_cats_per_cov, n_continuous_cov)
         likelihood = likelihood_given(likelihood)
+        guide = guide_given(guide)
         # Without the penalty that `wasserstein_penalty` adds.
         self.given_penalties = penalties_given(penalties)
         self.model = ContrastiveModel(
@@ -178,23 +188,30 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         self.model.dispersion_prior, dispersion = dispersion_factors(
             dispersion_prior, likelihood, dispersion_posterior
         )
-        self.guide = self._make_guide(dispersion, dropout_rate, n_hidden, n_layers)
+        guide.build(self._outline(dispersion, dropout_rate, n_hidden, n_layers))
+        if not hasattr(guide, "positive"):
+            msg = f"{type(guide).__name__}.build must call super().build(outline) first."
+            raise AttributeError(msg)
+        self.guide = guide
+        # Priors made of posteriors, such as the VampPrior, need the encoders.
+        self.model.background_prior.bind(guide.z_encoder)
+        self.model.salient_prior.bind(guide.s_encoder)
         wasserstein = [Wasserstein(wasserstein_penalty)] if wasserstein_penalty else []
         self.penalties = nn.ModuleList([*wasserstein, *self.given_penalties])  # type: ignore[assignment]  # a sequence of penalties, registered with the module
         self.seen_cells = SeenCells()
         self.objective = contrastive_elbo(elbo, self.penalties, **(elbo_kwargs or {}))
-        register_owned(parts_of(self.model, self.penalties))
+        register_owned(parts_of(self.model, self.guide, self.penalties))
 
-    def _make_guide(
+    def _outline(
         self,
         dispersion: DispersionPosterior | None,
         dropout_rate: float,
         n_hidden: int,
         n_layers: int,
-    ) -> ContrastiveGuide:
-        """Make the guide that goes with the model: its latents have the support of their priors."""
+    ) -> ModelOutline:
+        """Describe the model to its guide, whose latents have the support of their priors."""
         model = self.model
-        guide = ContrastiveGuide(
+        return ModelOutline(
             n_input=self.n_input,
             n_background_latent=self.n_background_latent,
             n_salient_latent=self.n_salient_latent,
@@ -208,10 +225,6 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
             n_hidden=n_hidden,
             n_layers=n_layers,
         )
-        # Priors made of posteriors, such as the VampPrior, need the encoders.
-        model.background_prior.bind(guide.z_encoder)
-        model.salient_prior.bind(guide.s_encoder)
-        return guide
 
 
 def _check_sizes(**sizes: int) -> None:

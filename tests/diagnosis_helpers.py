@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pyro_contrastive.analysis.diagnosis.findings import findings
-from pyro_contrastive.analysis.diagnosis.measurements import Measurements, Structure
+from pyro_contrastive.analysis.diagnosis.measurements import Closeness, Measurements, Structure
 
 
 def probe_of(excess: float) -> dict[str, float | str]:
@@ -32,6 +32,10 @@ def usage(n_z: int = 3, n_s: int = 3) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["latent", "dimension", "used"])
 
 
+def closeness(k: float = 0.3, elbo: float = -301.0, log_p: float = -300.0) -> Closeness:
+    return Closeness(np.full(20, k), elbo, log_p)
+
+
 GOOD = Measurements(
     usage=usage(),
     salient_nats=50.0,
@@ -39,9 +43,9 @@ GOOD = Measurements(
     condition_in_z=probe_of(0.05),
     condition_in_s=probe_of(0.95),
     structure=Structure(0.3, 3),
-    k=np.full(20, 0.3),
+    guide=closeness(),
+    refined=closeness(elbo=-300.5),
     n_draws=400,
-    gap=1.0,
     shared_in_s={"cell_type": probe_of(0.1)},
     elbo=np.concatenate([np.linspace(500, 300, 50), np.full(50, 300.0)]),
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_contrastive import CellBatch, ContrastiveGuide, ContrastiveVAE, Gaussian
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.networks import Covariates
+from pyro_contrastive.outline import ModelOutline
 
 N_Z, N_S = 3, 2
 NOISE = 0.5
@@ -30,16 +31,19 @@ class ExactGuide(ContrastiveGuide):
     """The diagonal of the exact posterior, by closed form; narrowed or shifted on request."""
 
     def __init__(self, weights: Tensor, *, width: float = 1.0, shift: float = 0.0) -> None:
-        super().__init__(
-            n_input=N_GENES,
-            n_background_latent=N_Z,
-            n_salient_latent=N_S,
-            library_log_mean=None,
-            covariates=Covariates(0),
-            n_hidden=4,
-            n_layers=1,
-            dropout_rate=0.0,
-            encoder_input=lambda x: x,
+        super().__init__()
+        self.build(
+            ModelOutline(
+                n_input=N_GENES,
+                n_background_latent=N_Z,
+                n_salient_latent=N_S,
+                library_log_mean=None,
+                covariates=Covariates(0),
+                n_hidden=4,
+                n_layers=1,
+                dropout_rate=0.0,
+                encoder_input=lambda x: x,
+            )
         )
         self.weights, self.width, self.shift = weights, width, shift
 

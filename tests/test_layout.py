@@ -17,7 +17,7 @@ ROOMS = (
     ("observed", "cells"),
     ("density", "components"),
     ("likelihoods", "priors", "penalties", "networks"),
-    ("model", "guide"),
+    ("model", "guide", "outline", "guides"),
     ("sites", "objective"),
     ("components.parts",),
     ("interop.module",),

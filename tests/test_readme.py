@@ -28,6 +28,8 @@ def test_every_python_block_runs(tmp_path, monkeypatch) -> None:
     assert {"observed", "reading"} <= set(names["summary"])
     assert names["draws"].posterior_predictive.sizes["gene"] == 1
     assert names["table"].loc["salient map", "reading"]
+    assert names["refined"]["upper"].shape == (50, 1)
+    assert len(names["k_refined"]) == 50
     assert len(names["leaks"]) == 4
     assert names["replicate"]["x"].shape == (10, 256, 2000)
     assert names["zeros_replicated"].shape == (10,)

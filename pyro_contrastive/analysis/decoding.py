@@ -81,10 +81,11 @@ def decode_batch(
         decoded = decoded_under(batch, decoding, code)
         value = value_at(decoding.site, query.vae, decoded, posterior, decoding.n_samples, do)
         if value is None:
+            override = "mean_scale" if decoding.site.startswith("mean") else "expression"
             msg = (
                 f"{type(query.vae.model.likelihood).__name__} has no {decoding.site!r}: normalised "
                 "expression has no meaning for this likelihood. One of your own can say what it "
-                "is: override Likelihood.expression."
+                f"is: override Likelihood.{override}."
             )
             raise ValueError(msg)
         value = value[..., decoding.genes]

@@ -50,12 +50,11 @@ def latent_usage(query: Query) -> pd.DataFrame:
         for batch in query.minibatches(KL_DRAWS):
             posterior = draw_posterior(vae, batch, KL_DRAWS)
             model = run_model(vae, batch, posterior, KL_DRAWS)
+            marginals = vae.guide.marginals(batch)
             for site, found in parts.items():
-                q = posterior.nodes[site]
-                kl = _kl_by_dimension(q, model.nodes[site]["fn"])
-                mean, variance = (
-                    moment.expand_as(q["value"])[0] for moment in (q["fn"].mean, q["fn"].variance)
-                )
+                q, draws = vae.guide.factor(site, *marginals[site]), posterior.nodes[site]["value"]
+                kl = _kl_by_dimension(q, draws, model.nodes[site]["fn"])
+                mean, variance = (moment.expand_as(draws)[0] for moment in (q.mean, q.variance))
                 if site == SALIENT:
                     used = vae.model.salient_prior.used(batch)
                     there = batch.is_target.unsqueeze(-1).expand_as(mean)
@@ -72,16 +71,26 @@ def latent_usage(query: Query) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _kl_by_dimension(q: dict[str, Any], prior: Any) -> Tensor:
-    """KL divergence of every dimension, ``[cells, latents]``; NaN if the prior does not factor."""
-    value: Tensor = q["value"]
-    posterior, prior = _dimensions(q["fn"]), _dimensions(prior)
+def _kl_by_dimension(marginal: Any, draws: Tensor, prior: Any) -> Tensor:
+    """KL divergence of every dimension, ``[cells, latents]``; NaN if the prior does not factor.
+
+    Parameters
+    ----------
+    marginal
+        Independent posterior of every dimension. If the guide has none in closed form, the normal
+        or log-normal one with its moments.
+    draws
+        Draws of the latent, ``[draws, cells, latents]``.
+    prior
+        The prior.
+    """
+    posterior, prior = _dimensions(marginal), _dimensions(prior)
     if posterior is None or prior is None:
-        return torch.full_like(value[0], torch.nan)
+        return torch.full_like(draws[0], torch.nan)
     try:
-        kl = kl_divergence(posterior, prior).expand_as(value)
+        kl = kl_divergence(posterior, prior).expand_as(draws)
     except NotImplementedError:  # no closed form for this pair: the mean over draws
-        kl = posterior.log_prob(value) - prior.log_prob(value)
+        kl = posterior.log_prob(draws) - prior.log_prob(draws)
     return kl.mean(0)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pyro_contrastive._tools.torch_tools import evaluating, seeded
+from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis.query import Query
-from pyro_contrastive.analysis.refined_posterior import RefinedGuide
 from pyro_contrastive.analysis.runs import draw_posterior
-from pyro_contrastive.cells import CellBatch
 
 SITES = {"salient": "s", "background": "z"}
 
@@ -71,28 +69,29 @@ def library_size(query: Query, *, give_mean: bool) -> NDArray[np.float32]:
 
 def _per_cell(query: Query, site: str, width: int, *, give_mean: bool) -> NDArray[np.float32]:
     """Join the posterior means of `site`, or a draw from its posterior: ``[cells, width]``."""
-    vae, parts = query.vae, []
-    # A mean needs no noise. The guide draws some all the same, which must not advance the global
-    # random state: hence the seed.
-    with evaluating(vae), seeded(0 if give_mean else None):
-        for batch, guide in _programs(query, site):
-            if give_mean and isinstance(guide, RefinedGuide):
-                value = guide.posterior.means(site)
-            else:
-                drawn = draw_posterior(vae, batch, guide=guide).nodes[site]
-                value = (drawn["fn"].mean if give_mean else drawn["value"])[0]  # the only draw
-            parts.append(value.cpu().numpy())
-    return _joined(parts, width)
+    with evaluating(query.vae):
+        values = _means(query, site) if give_mean else _draws(query, site)
+        return _joined([value.cpu().numpy() for value in values], width)
 
 
-def _programs(query: Query, site: str) -> Iterator[tuple[CellBatch, Any]]:
-    """Yield mini-batches with a program that draws `site`, and as little else as possible."""
-    if query.refined is not None:
-        yield from query.with_programs()
-        return
+def _means(query: Query, site: str) -> Iterator[Tensor]:
     guide = query.vae.guide
+    if query.refined is not None:
+        for _, refined in query.with_programs():
+            yield refined.posterior.means(site)
+        return
     for batch in query.minibatches(dense=guide.needs_dense):
-        yield batch, guide.restricted_to(site)
+        yield guide.posterior_mean(site, batch)
+
+
+def _draws(query: Query, site: str) -> Iterator[Tensor]:
+    guide = query.vae.guide
+    # The refined posterior is that of all latents together; of the guide's only this one is needed.
+    part = guide.restricted_to(site)
+    for batch, program in query.with_programs(dense=guide.needs_dense):
+        chosen = part if query.refined is None else program
+        value: Tensor = draw_posterior(query.vae, batch, guide=chosen).nodes[site]["value"]
+        yield value[0]  # the only draw
 
 
 def _joined(parts: list[NDArray[np.float32]], width: int) -> NDArray[np.float32]:

@@ -32,7 +32,8 @@ class Decoding:
     Parameters
     ----------
     site
-        ``"scale"`` (normalised expression) or ``"rate"`` (times the library size).
+        ``"scale"`` (normalised expression), ``"mean_scale"`` (the same with structural zeros, the
+        mean of the counts), or, times the library size, ``"rate"`` or ``"mean"``.
     genes
         Indices of the genes to return. Default all.
     n_samples

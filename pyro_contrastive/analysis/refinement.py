@@ -30,13 +30,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_contrastive._tools.site_moments import sampled_moments
 from pyro_contrastive._tools.torch_tools import evaluating, frozen, seeded
 from pyro_contrastive.analysis.prior_widths import prior_widths
 from pyro_contrastive.analysis.refined_posterior import RefinedPosterior, Sites, times
 from pyro_contrastive.analysis.runs import draw_posterior, run_model, shared_sites
 from pyro_contrastive.cells import CellBatch, X
-from pyro_contrastive.guide import ContrastiveGuide, Moments
-from pyro_contrastive.model import SALIENT, without_expression
+from pyro_contrastive.guide import Moments
+from pyro_contrastive.model import CELLS, SALIENT, without_expression
 from pyro_contrastive.sites import SalientOfTargets, is_local
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -54,7 +55,6 @@ START_WIDTH = 0.7
 """Smallest standard deviation at the start, in those of the prior. With 0.5 more cells simulated
 from the prior have a Pareto k above 0.7; with 1, a few in a hundred are not there in 30 steps."""
 NOISE_ROWS = 4096
-N_MOMENT_DRAWS = 200
 N_JUDGING_PAIRS = 4
 """Pairs of draws that decide whether a cell's refined posterior is better than the guide's."""
 
@@ -349,7 +349,7 @@ def _is_positive(name: str, support: Any) -> bool:
         support = support.base_constraint
     if support in {constraints.real, constraints.real_vector}:
         return False
-    if support is constraints.positive:
+    if support in {constraints.positive, constraints.nonnegative}:  # the latter: a gamma's
         return True
     msg = (
         f"Refinement needs latents that are real or positive numbers; the prior of the site "
@@ -360,13 +360,8 @@ def _is_positive(name: str, support: Any) -> bool:
 
 def _moments(vae: ContrastiveVAE, batch: CellBatch, sites: Sites) -> dict[str, Moments]:
     """Mean and variance of each latent under the guide, of the log of a positive one."""
-    guide = vae.guide
-    if isinstance(guide, ContrastiveGuide) and guide.draws_from_moments:
-        return guide.encode(batch)
-    drawn = draw_posterior(vae, batch, N_MOMENT_DRAWS).nodes
-    moments = {}
-    for site in sites.widths:
-        value = drawn[site]["value"]
-        value = value.log() if site in sites.positive else value
-        moments[site] = value.mean(0), value.var(0)
-    return moments
+    found = vae.guide.marginals(batch)
+    if found.keys() >= sites.widths.keys():
+        return found
+    # A model of the user's own may have further latents.
+    return sampled_moments(vae.guide, batch, CELLS, sites.positive)

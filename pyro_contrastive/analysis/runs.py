@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.model import without_expression
 from pyro_contrastive.sites import is_local
 from pyro_contrastive.vae import ContrastiveVAE
 
@@ -76,7 +77,10 @@ def run_model(
     *,
     replicate: bool = False,
 ) -> Trace:
-    """Run the model on draws of the posterior.
+    """Run the model on draws of the posterior, without its deterministic sites of expression.
+
+    Those are what :func:`value_at` is for. Without them the log-density is evaluated in its fastest
+    way.
 
     Parameters
     ----------
@@ -94,7 +98,8 @@ def run_model(
     # Innermost: outside `do`, it would release the sites that `do` sets.
     model: Any = poutine.uncondition(vae.model) if replicate else vae.model
     program = _replayed(model, posterior, n_samples, do)
-    return poutine.trace(program).get_trace(batch)
+    with without_expression():
+        return poutine.trace(program).get_trace(batch)
 
 
 def without_salient(posterior: Trace) -> dict[str, Tensor]:

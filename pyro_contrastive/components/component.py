@@ -1,4 +1,4 @@
-"""The base class of priors, likelihoods and penalties: modules whose arguments can be saved."""
+"""The base class of priors, likelihoods, guides and penalties: modules with savable arguments."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def check_component(given: object, cls: type[Component], keyword: str) -> None:
     given
         The object that the user passed.
     cls
-        `Prior`, `Likelihood` or `Penalty`.
+        `Prior`, `Likelihood`, `ContrastiveGuide` or `Penalty`.
     keyword
         Name of the argument, for the error message.
 

@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {"Likelihood": "likelihoods", "Prior": "priors", "Penalty": "penalties"}
+_ROOMS = {
+    "Likelihood": "likelihoods",
+    "Prior": "priors",
+    "ContrastiveGuide": "guides",
+    "Penalty": "penalties",
+}
 PART_KINDS = {
     "likelihood": "Likelihood",
     "background_prior": "Prior",
     "salient_prior": "Prior",
     "library_prior": "Prior",
     "dispersion_prior": "Prior",
+    "guide": "ContrastiveGuide",
     "penalties": "Penalty",
 }
 """Kind of part that a model takes under each keyword."""

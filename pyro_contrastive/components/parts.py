@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch.distributions import constraints
 
 from pyro_contrastive.components.component import Component, check_component
+from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.likelihoods.dispersion import check_positive, draws_of
 from pyro_contrastive.model import ContrastiveModel
@@ -45,6 +46,20 @@ def likelihood_given(likelihood: object) -> Likelihood:
         )
         raise TypeError(msg)
     return given
+
+
+def guide_given(guide: object) -> ContrastiveGuide:
+    """Return the guide of a model, refusing what cannot be one; by default the mean-field one.
+
+    Raises
+    ------
+    TypeError
+        If it is not a `ContrastiveGuide`.
+    """
+    if guide is None:
+        return ContrastiveGuide()
+    check_component(guide, ContrastiveGuide, "guide")
+    return cast(ContrastiveGuide, guide)
 
 
 def penalties_given(penalties: object) -> tuple[Penalty, ...]:
@@ -132,13 +147,20 @@ def typical_log_library(prior: Prior | None) -> float | None:
     return float(draws_of(prior).log().median())
 
 
-def parts_of(model: ContrastiveModel, penalties: Iterable[Penalty]) -> Iterator[Part]:
-    """Yield likelihood, priors and penalties, each after the name of its argument."""
+def parts_of(
+    model: ContrastiveModel, guide: object, penalties: Iterable[Penalty]
+) -> Iterator[Part]:
+    """Yield likelihood, priors, guide and penalties, each after the name of its argument.
+
+    A program that has replaced the guide is left out, since it is not a part that was given.
+    """
     yield "likelihood", model.likelihood
     for keyword in PRIORS:
         prior = getattr(model, keyword)
         if prior is not None:
             yield keyword, prior
+    if isinstance(guide, ContrastiveGuide):
+        yield "guide", guide
     for penalty in penalties:
         yield "penalties", penalty
 

@@ -147,8 +147,9 @@ class Likelihood(Component):
     def expression(self, heads: Mapping[str, Tensor]) -> Tensor | None:
         """Return normalised expression, ``[..., cells, genes]``: by default the scale head.
 
-        It is the site ``scale`` of the model, and differential expression compares it. ``None`` if
-        the likelihood has none; methods that need it then raise an error.
+        It is the site ``scale`` of the model, and differential expression compares it. Where zeros
+        are inflated it is what a gene would have without its structural zeros; :meth:`mean_scale`
+        counts these. ``None`` if the likelihood has none; methods that need it then raise an error.
         """
         return heads.get(SCALE)
 
@@ -159,6 +160,26 @@ class Likelihood(Component):
         """
         expression = self.expression(heads)
         return None if expression is None else library * expression
+
+    def mean_scale(self, heads: Mapping[str, Tensor], library: Tensor) -> Tensor | None:
+        r"""Return the mean of the data per unit of library size, ``[..., cells, genes]``.
+
+        .. math:: E[x_{ng} \mid z_n, s_n, l_n] \, / \, l_n
+
+        It is the site ``mean_scale`` of the model, and what treatment effects and counterfactuals
+        compare. By default it is the mean of the distribution that :meth:`forward` returns, so that
+        structural zeros are counted, which :meth:`expression` leaves out. For data that are not
+        counts it is :meth:`expression`. ``None`` if there is no such thing.
+        """
+        if not self.support.is_discrete:
+            return self.expression(heads)
+        # An empty cell has size 0: for counts, the ratio is the same at size 1.
+        size = library.clamp(min=1)
+        try:
+            mean: Tensor = self(heads, size).mean
+        except NotImplementedError:
+            return None
+        return mean / size
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """Turn data ``[cells, genes]`` into the input of the encoders: by default ``log(1 + x)``.

@@ -78,15 +78,17 @@ class DiagnosisMethods(PosteriorMethods):
             * *condition in z*, *condition in s*, *labels in s*, *batch in s*, *batch in z*,
               *treatments in s*: how well a probe predicts them from posterior draws, 0 for chance
               and 1 for always right. See :meth:`leakage`.
-            * *pareto k*: median over cells. See :meth:`pareto_k`.
-            * *looseness of the ELBO*: log p(x) less the ELBO, nats per cell.
+            * *pareto k*, of the guide, and *pareto k, refined*: medians over cells. See
+              :meth:`pareto_k`.
+            * *amortisation gap*: what refinement adds to the ELBO, nats per cell.
+            * *looseness of the ELBO*: log p(x) less the ELBO of the guide, nats per cell.
             * *training*: the share of the fall of the negative ELBO that the last tenth of the
               epochs brought, or the share by which it has risen since its best. A
               loaded model has no such row. For a model that has not been trained it is the first
               row, with value 0.
             * with `nuts_cells`, *error of z* (and so on): root mean square difference of the
               encoder's means from those of NUTS, in posterior standard deviations; *width of z*:
-              ratio of standard deviations; *amortisation gap*, nats per cell.
+              ratio of standard deviations.
             * with `calibration_cells`, *calibration*: number of quantities whose ranks are not
               uniform.
 
@@ -120,7 +122,7 @@ class DiagnosisMethods(PosteriorMethods):
         )
 
         _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
-        query = self._query_of_some(adata, indices)
+        query = self._query_of_some(adata, indices, refine=self.is_trained)
         codes = known_conditions(query.data)
         query = query.of(measure.balanced_sample(codes, query.cells, n_cells, seed))
         shared, batch = self._shared_labels(self._adata(adata).obs, query.cells, labels_key)

@@ -20,6 +20,7 @@ from pyro_contrastive.methods.queries import (
     Covariates,
     Expression,
     LibrarySize,
+    Quantity,
     decoding_of,
     named,
     warn_if_draws_are_tables,
@@ -52,6 +53,7 @@ class EffectMethods(ModelBase):
         *,
         salient_source: SalientSource = "aggregate_posterior",
         transform_covariates: Covariates = None,
+        quantity: Quantity = "mean",
         refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
@@ -74,6 +76,11 @@ class EffectMethods(ModelBase):
             As in :meth:`get_normalized_expression`, with 25 draws by default.
         return_mean, return_numpy, transform_covariates, refine, seed, silent
             As in :meth:`get_normalized_expression`.
+        quantity
+            ``"mean"`` (default): the mean of the counts per unit of library size, structural zeros
+            included. ``"scale"``: the decoder's scale, without them, as
+            :meth:`get_normalized_expression` returns it by default. They differ only for
+            likelihoods that inflate zeros (and for `Bernoulli`).
         salient_source
             Source of s under a treatment that a cell was not given.
             ``"aggregate_posterior"`` (default): see above. The treated cells are those of the
@@ -103,6 +110,7 @@ class EffectMethods(ModelBase):
             n_samples=n_samples,
             return_mean=return_mean,
             transform_covariates=transform_covariates,
+            quantity=quantity,
         )
         query = replace(query, decoding=decoding)
         with seeded(seed), progress("Counterfactual expression", len(query), silent=silent):
@@ -122,6 +130,7 @@ class EffectMethods(ModelBase):
         transform_covariates: Covariates = None,
         interval: float = 0.95,
         pseudocount: float | None = None,
+        quantity: Quantity = "mean",
         refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
@@ -137,6 +146,9 @@ class EffectMethods(ModelBase):
             As in :meth:`get_normalized_expression`, with 100 draws by default.
         transform_covariates, refine, seed, silent
             As in :meth:`get_normalized_expression`.
+        quantity
+            As in :meth:`get_counterfactual_expression`. Where the treatment changes the structural
+            zeros of a gene, ``"scale"`` misses that part of the effect.
         interval
             Posterior probability between ``lower`` and ``upper``. Default 0.95. It needs at least
             2 / (1 - `interval`) - 1 draws.
@@ -170,6 +182,7 @@ class EffectMethods(ModelBase):
             n_samples=n_samples,
             return_mean=True,
             transform_covariates=transform_covariates,
+            quantity=quantity,
         )
         query = replace(query, decoding=decoding)
         with seeded(seed), progress("Treatment effects", len(query), silent=silent):

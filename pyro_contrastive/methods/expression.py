@@ -20,6 +20,7 @@ from pyro_contrastive.methods.queries import (
     Covariates,
     Expression,
     LibrarySize,
+    Quantity,
     decoding_of,
     named,
     warn_if_draws_are_tables,
@@ -44,6 +45,7 @@ class ExpressionMethods(ModelBase):
         silent: bool = False,
         *,
         transform_covariates: Covariates = None,
+        quantity: Quantity = "scale",
         refine: bool | int = False,
         seed: int | None = None,
     ) -> dict[str, Expression]:
@@ -72,6 +74,11 @@ class ExpressionMethods(ModelBase):
             Return arrays rather than data frames. Draws are always returned as an array.
         transform_covariates
             Further covariates to decode under, ``{key: value}``. Default: each cell's own.
+        quantity
+            ``"scale"`` (default), as in scvi-tools: the decoder's scale, which is what a gene would
+            have without structural zeros. ``"mean"``: the mean of the counts per unit of library
+            size, with them, as treatment effects use it. The two differ for likelihoods that
+            inflate zeros, such as the default one.
 
         Returns
         -------
@@ -95,6 +102,7 @@ class ExpressionMethods(ModelBase):
             n_samples=n_samples,
             return_mean=return_mean,
             transform_covariates=transform_covariates,
+            quantity=quantity,
         )
         query = replace(query, decoding=decoding)
         with seeded(seed):
@@ -122,6 +130,7 @@ class ExpressionMethods(ModelBase):
         return_numpy: bool | None = None,
         *,
         transform_covariates: Covariates = None,
+        quantity: Quantity = "scale",
         refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
@@ -140,6 +149,7 @@ class ExpressionMethods(ModelBase):
             return_numpy,
             expression_type="salient",
             transform_covariates=transform_covariates,
+            quantity=quantity,
             refine=refine,
             seed=seed,
             silent=silent,
@@ -161,6 +171,7 @@ class ExpressionMethods(ModelBase):
         indices_to_return_salient: ArrayLike | None = None,
         *,
         transform_covariates: Covariates = None,
+        quantity: Quantity = "scale",
         refine: bool | int = False,
         seed: int | None = None,
         silent: bool = False,
@@ -171,7 +182,9 @@ class ExpressionMethods(ModelBase):
         ----------
         adata, indices, transform_batch, gene_list, library_size, n_samples, n_samples_overall
             As in :meth:`get_normalized_expression`.
-        batch_size, return_mean, return_numpy, transform_covariates, refine, seed, silent
+        batch_size, return_mean, return_numpy, transform_covariates, quantity, refine, seed
+            As in :meth:`get_normalized_expression`.
+        silent
             As in :meth:`get_normalized_expression`.
         expression_type
             ``"salient"`` or ``"background"``.
@@ -204,6 +217,7 @@ class ExpressionMethods(ModelBase):
             n_samples=n_samples,
             return_mean=return_mean,
             transform_covariates=transform_covariates,
+            quantity=quantity,
         )
         query = replace(query, decoding=decoding)
         with seeded(seed):

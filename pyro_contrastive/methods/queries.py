@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from pyro_contrastive.methods.base import Batches, Level, ModelBase
 Expression: TypeAlias = Array | pd.DataFrame
 LibrarySize: TypeAlias = float | str
 Covariates: TypeAlias = Mapping[str, Level] | None
+Quantity: TypeAlias = Literal["scale", "mean"]
 
 
 def decoding_of(
@@ -31,6 +32,7 @@ def decoding_of(
     n_samples: int = 1,
     return_mean: bool = False,
     transform_covariates: Covariates = None,
+    quantity: Quantity = "scale",
 ) -> Decoding:
     """Check what a user asked for, and turn names into numbers.
 
@@ -46,7 +48,7 @@ def decoding_of(
     batches = model._batch_codes(transform_batch)
     categorical, continuous = _covariate_codes(transform_covariates, model.setup)
     return Decoding(
-        site="rate" if library_size == "latent" else "scale",
+        site=_site(quantity, of_counts=library_size == "latent"),
         genes=genes,
         n_samples=n_samples,
         average=return_mean or n_samples == 1,
@@ -54,6 +56,15 @@ def decoding_of(
         categorical=categorical,
         continuous=continuous,
     )
+
+
+def _site(quantity: str, *, of_counts: bool) -> str:
+    """Return the site of the model that is decoded."""
+    sites = {"scale": ("scale", "rate"), "mean": ("mean_scale", "mean")}
+    if quantity not in sites:
+        msg = f"quantity must be 'scale' or 'mean', not {quantity!r}."
+        raise ValueError(msg)
+    return sites[quantity][of_counts]
 
 
 def named(

@@ -15,6 +15,7 @@ from pyro.infer import Trace_ELBO
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.scvi_files import read_scvi
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.base import ModelBase
@@ -43,7 +44,8 @@ class StorageMethods(ModelBase):
         return (
             f"ContrastiveVI ({trained})\n{settings}\n"
             f"{len(self.setup.genes)} genes, {self.setup.n_batch} batches, "
-            f"likelihood: {likelihood}, conditions: {', '.join(self.setup.conditions) or 'not set'}"
+            f"likelihood: {likelihood}, guide: {type(self.module.guide).__name__}, "
+            f"conditions: {', '.join(self.setup.conditions) or 'not set'}"
         )
 
     @property
@@ -211,6 +213,7 @@ class StorageMethods(ModelBase):
         salient_prior: PriorLike | None = None,
         library_prior: PriorLike | None = None,
         dispersion_prior: PriorLike | None = None,
+        guide: ContrastiveGuide | None = None,
         penalties: Sequence[Penalty] | None = None,
     ) -> Self:
         """Load what :meth:`save` wrote, wherever it was trained.
@@ -227,7 +230,8 @@ class StorageMethods(ModelBase):
             ``"cuda"``; and the number of the device.
         prefix
             Must be ``None``: every model has its own folder.
-        likelihood, background_prior, salient_prior, library_prior, dispersion_prior, penalties
+        likelihood, background_prior, salient_prior, library_prior, dispersion_prior, guide, \
+penalties
             Your own components, made with the arguments they had. A folder can only name components
             of this library, and loading it runs no code that its files name, so that your own
             components must be given.
@@ -246,6 +250,7 @@ class StorageMethods(ModelBase):
             "salient_prior": salient_prior,
             "library_prior": library_prior,
             "dispersion_prior": dispersion_prior,
+            "guide": guide,
             "penalties": penalties,
         }
         refuse_prefix(prefix)

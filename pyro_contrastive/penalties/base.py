@@ -64,7 +64,9 @@ class Penalty(Component):
         model_trace, guide_trace
             Traces of one run of model and guide. ``trace.nodes["s"]["fn"]`` is the distribution at
             a site, ``["value"]`` its value. With vectorised particles both have a leading axis of
-            particles: average over it.
+            particles: average over it. In a guide whose latents depend on each other, the
+            distribution is that given the latents drawn before, except for s of a background cell;
+            that of a :class:`~pyro_contrastive.FlowGuide` has no mean or variance in closed form.
         batch
             The cells of the mini-batch.
         """

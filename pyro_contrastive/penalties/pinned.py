@@ -19,7 +19,8 @@ class Wasserstein(Penalty):
     .. math:: W_n = \lVert E_q[s_n] \rVert^2 + \sum_k \mathrm{Var}_q[s_{nk}]
 
     averaged over the background cells of the mini-batch; 0 if there are none. It is at least 0, in
-    units of s squared.
+    units of s squared. For a posterior without closed form it is the squared norm of the draw,
+    which has this mean.
 
     Parameters
     ----------
@@ -38,8 +39,12 @@ class Wasserstein(Penalty):
     @staticmethod
     def per_cell(guide_trace: Trace) -> Tensor:
         """Return W of every cell, target cells included, shape ``[..., cells]``."""
-        posterior = guide_trace.nodes["s"]["fn"]
-        return (posterior.mean.square() + posterior.variance).sum(-1)
+        site = guide_trace.nodes["s"]
+        try:
+            squares = site["fn"].mean.square() + site["fn"].variance
+        except NotImplementedError:  # no closed form for this posterior: one draw
+            squares = site["value"].square()
+        return squares.sum(-1)
 
 
 class NarrowSalient(Penalty):

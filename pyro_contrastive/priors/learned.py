@@ -70,8 +70,10 @@ class VampPrior(Prior):
     where q is the guide's own encoder of that latent, and the pseudo-inputs :math:`u_k` are learned
     on the encoder's scale, log(1 + counts), where they may leave the range of real counts. The
     encoder is evaluated at them without dropout and with its running batch-norm statistics, so that
-    they neither depend on nor disturb the mini-batch. q is the normal of ``ContrastiveGuide``; a
-    guide with another posterior family needs another prior.
+    they neither depend on nor disturb the mini-batch. q is the normal with the encoder's mean and
+    variance, whatever else the guide makes of them. In a
+    :class:`~pyro_contrastive.ConditionalGuide` the encoder of s also sees z, so that s needs
+    another prior.
 
     The encoder belongs to the guide; the prior refers to it and saves none of its parameters. It
     has to receive it through :meth:`bind` before use, also after loading a model. Make the prior
@@ -161,7 +163,8 @@ class VampPrior(Prior):
                     f"VampPrior was made for {self.n_input} genes and {self.n_covariates} covariate"
                     f" columns; the encoder takes {first.n_in} genes and {n_covariates} columns "
                     "(one per batch and per level of a categorical covariate, in the order set up, "
-                    "then the continuous ones). Give from_counts the counts of these genes and "
+                    "then the continuous ones; with a ConditionalGuide also z, and then s cannot "
+                    "have this prior). Give from_counts the counts of these genes and "
                     'covariates=, for batches e.g. pd.get_dummies(adata.obs["batch"], dtype=float).'
                 )
                 raise ValueError(msg)

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_contrastive.components.component import Component
+from pyro_contrastive.guides import SHORT_NAMES as GUIDES
 from pyro_contrastive.likelihoods import SHORT_NAMES, Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.presets import PRESETS, Sizes, preset_arguments
 
@@ -202,6 +203,7 @@ def fit_settings(
     batch_size: int,
     may_stop_early: bool,
     refine: bool = False,
+    guide: str | None = None,
 ) -> FitSettings:
     """Collect what was chosen in the shell into the arguments of model and training.
 
@@ -219,6 +221,8 @@ def fit_settings(
         Whether cells of both populations are held out, which early stopping needs.
     refine
         See :class:`FitSettings`.
+    guide
+        Short name of a guide. Default: that of the model.
     """
     sizes = {f"n_{kind}_latent": n for kind, n in zip(LATENTS, n_latents, strict=True)}
     train = {
@@ -228,7 +232,9 @@ def fit_settings(
         "train_size": TRAIN_SIZE,
         "early_stopping": may_stop_early,
     }
-    model = {**sizes, "likelihood": likelihood}
+    model: dict[str, Any] = {**sizes, "likelihood": likelihood}
+    if guide is not None:
+        model["guide"] = GUIDES[guide]()
     return FitSettings(preset=preset, model=model, train=train, refine=refine)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pyro.infer import Trace_ELBO
 from torch import Tensor
@@ -15,6 +15,7 @@ from pyro_contrastive.components.component import (
     refuse_missing_parts,
 )
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods.dispersion import DispersionPrior
 from pyro_contrastive.objective import ContrastiveELBO, ContrastiveMeanFieldELBO
 from pyro_contrastive.priors import LogNormalLibrary
@@ -90,8 +91,8 @@ class SavedModel:
             vae.load_state_dict(dict(self.weights))
         except RuntimeError as error:
             msg = (
-                "The saved weights do not fit the model: a likelihood, prior or penalty differs "
-                f"from the one it was trained with, or a file was changed. {error}"
+                "The saved weights do not fit the model: a likelihood, prior, guide or penalty "
+                f"differs from the one it was trained with, or a file was changed. {error}"
             )
             raise ValueError(msg) from error
 
@@ -119,12 +120,24 @@ def components_of(vae: ContrastiveVAE) -> Components:
 
     This leaves out the Wasserstein penalty that is a setting, and the log-normal prior of the
     library size, which is made from its moments.
+
+    Raises
+    ------
+    TypeError
+        If the guide was replaced by another kind of program.
     """
-    model = vae.model
+    model, guide = vae.model, cast(object, vae.guide)
+    if not isinstance(guide, ContrastiveGuide):
+        msg = (
+            f"The guide {type(guide).__name__} cannot be saved: it is not a ContrastiveGuide. "
+            "Write it as a subclass of ContrastiveGuide, and give it to the constructor (guide=)."
+        )
+        raise TypeError(msg)
     components: Components = {
         "likelihood": model.likelihood.spec(),
         "background_prior": model.background_prior.spec(),
         "salient_prior": model.salient_prior.spec(),
+        "guide": guide.spec(),
         "penalties": [penalty.spec() for penalty in vae.given_penalties],
     }
     if model.library_prior is not None and not isinstance(model.library_prior, LogNormalLibrary):

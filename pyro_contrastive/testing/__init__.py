@@ -2,6 +2,7 @@
 
 from pyro_contrastive.testing.contracts import ContractError
 from pyro_contrastive.testing.fitted import simulate_from
+from pyro_contrastive.testing.guide_contract import check_guide
 from pyro_contrastive.testing.likelihood_contract import check_likelihood
 from pyro_contrastive.testing.penalty_contract import check_penalty
 from pyro_contrastive.testing.prior_contract import check_prior
@@ -16,6 +17,7 @@ __all__ = [
     "ContractError",
     "SimulationSettings",
     "TreatmentSettings",
+    "check_guide",
     "check_likelihood",
     "check_penalty",
     "check_prior",

@@ -1,4 +1,4 @@
-"""Checks shared by the contracts of priors, likelihoods and penalties."""
+"""Checks shared by the contracts of priors, likelihoods, guides and penalties."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.training.part_checks import (
+    check_sites,
     explained,
     outputs_checked,
     refuse_loose_tensors,
@@ -40,8 +41,8 @@ def no_nan_warnings() -> Iterator[None]:
 def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     """Run model and guide once with Pyro's checks on, before any training.
 
-    This checks what a user's own prior, likelihood or penalty returns, shapes, supports and the
-    ranges of parameters, so that the training steps can skip these checks.
+    This checks what a user's own prior, likelihood or penalty returns, what the guide draws,
+    shapes, supports and the ranges of parameters, so that training steps can skip these checks.
 
     Raises
     ------
@@ -49,15 +50,17 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
         If a prior or the likelihood does not return a distribution, or a penalty does not return a
         tensor.
     ValueError
-        If what they return has the wrong shape; from Pyro, if parameters or values of a
-        distribution are out of range; or if model or guide use ``pyro.param``, or a component keeps
-        a tensor that is not a parameter, because such values are neither trained nor saved.
+        If what they return has the wrong shape; if the guide does not draw the latents of the
+        model; from Pyro, if parameters or values of a distribution are out of range; or if model or
+        guide use ``pyro.param``, or a component keeps a tensor that is not a parameter, because
+        such values are neither trained nor saved.
     NonFiniteLossError
         If the initial loss is NaN or infinite.
     """
     refuse_loose_tensors(vae)
     with evaluating(vae), seeded(0), no_nan_warnings():
         with explained(vae), outputs_checked(vae, len(batch)), pyro.validation_enabled(True):
+            check_sites(vae, batch)
             loss = vae.objective.loss(vae.model, vae.guide, batch)
         if not torch.isfinite(torch.as_tensor(loss)):
             raise explain_non_finite(vae, batch, "before the first step", vae.objective.terms)
@@ -109,7 +112,7 @@ def explain_non_finite(
     return NonFiniteLossError(
         f"The loss is not finite {when}: {where} not finite. The weights are those before that "
         "step (with early stopping, the best ones). Lower the learning rate (plan_kwargs={'lr': "
-        "...}), or check the prior, likelihood or penalty you changed."
+        "...}), or check the prior, likelihood, guide or penalty you changed."
     )
 
 

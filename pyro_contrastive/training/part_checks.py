@@ -9,15 +9,21 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components.component import PACKAGE, Component
 from pyro_contrastive.components.parts import Part, parts_of
+from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.model import CELLS, without_expression
 from pyro_contrastive.penalties import Penalty
+from pyro_contrastive.sites import is_local
 from pyro_contrastive.vae import ContrastiveVAE
 
 
@@ -27,7 +33,7 @@ def explained(vae: ContrastiveVAE) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        own = [part for part in parts_of(vae.model, vae.penalties) if _is_own(part[1])]
+        own = [part for part in parts_of(vae.model, vae.guide, vae.penalties) if _is_own(part[1])]
         for note in _notes(error, own):
             error.add_note(note)
         raise
@@ -46,8 +52,8 @@ def outputs_checked(vae: ContrastiveVAE, n_cells: int) -> Iterator[None]:
         Inside the context, if a shape is wrong.
     """
     handles = []
-    for keyword, part in parts_of(vae.model, vae.penalties):
-        if _is_own(part):
+    for keyword, part in parts_of(vae.model, vae.guide, vae.penalties):
+        if _is_own(part) and keyword != "guide":  # which returns nothing: see `check_sites`
             check = partial(_wanted(vae, keyword, n_cells), _name((keyword, part)))
             handles.append(part.register_forward_hook(_hook(check)))
     try:
@@ -55,6 +61,59 @@ def outputs_checked(vae: ContrastiveVAE, n_cells: int) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_sites(vae: ContrastiveVAE, batch: CellBatch) -> None:
+    """Check that the guide draws the latents of the model: these sites, no others, of this shape.
+
+    Raises
+    ------
+    ValueError
+        If it leaves a site out or adds one, draws one outside the plate of cells or in it where the
+        model does not, or of another dimension; the error names the site.
+    """
+    found = _latent_sites(vae.guide, batch)
+    # Draws from a wide prior may be out of any range, which says nothing about the guide.
+    with pyro.validation_enabled(False), without_expression():
+        wanted = _latent_sites(vae.model, batch)
+    name = f"{type(vae.guide).__name__} (guide)"
+    for site in (site for site in wanted if site not in found):
+        msg = (
+            f"{name} does not draw the site {site!r}, which the model has: the sites of the model "
+            f"are {list(wanted)}, and those of the guide {list(found)}. Draw every latent with "
+            f"pyro.sample({site!r}, ...)."
+        )
+        raise ValueError(msg)
+    for site in (site for site in found if site not in wanted):
+        msg = (
+            f"{name} draws the site {site!r}, which the model does not have: the sites of the "
+            f"model are {list(wanted)}. Rename it, or leave it out; an intermediate draw that has "
+            'no counterpart in the model needs infer={"is_auxiliary": True}.'
+        )
+        raise ValueError(msg)
+    for site, (is_in_plate, shape) in wanted.items():
+        if found[site] != (is_in_plate, shape):
+            where, inside = found[site][1], "" if is_in_plate else "not "
+            msg = (
+                f"{name} draws the site {site!r} with shape {list(where)}"
+                f"{'' if found[site][0] else ' outside the plate of cells'}; the model has "
+                f"{list(shape)} there, {inside}in the plate "
+                f'pyro.plate("{CELLS}", len(batch), dim=-1), with one event dimension.'
+            )
+            raise ValueError(msg)
+
+
+def _latent_sites(program: Any, batch: CellBatch) -> dict[str, tuple[bool, torch.Size]]:
+    """Return the latents that a program draws: whether in the plate of cells, and their shapes."""
+    nodes = poutine.trace(program).get_trace(batch).nodes
+    return {
+        name: (is_local(site), site["value"].shape)
+        for name, site in nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site_is_subsample(site)
+        and not site["infer"].get("is_auxiliary")
+    }
 
 
 def warn_of_idle_penalties(vae: ContrastiveVAE, batch: CellBatch) -> None:
@@ -83,7 +142,7 @@ def refuse_loose_tensors(vae: ContrastiveVAE) -> None:
     ValueError
         If there is one: it would be neither trained nor saved.
     """
-    for keyword, part in parts_of(vae.model, vae.penalties):
+    for keyword, part in parts_of(vae.model, vae.guide, vae.penalties):
         for name, value in vars(part).items():
             if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
                 msg = (
@@ -103,8 +162,9 @@ def _name(part: Part) -> str:
 
 
 def _tester(part: Component) -> str:
-    kind = "likelihood" if isinstance(part, Likelihood) else "prior"
-    return f"pyro_contrastive.testing.check_{'penalty' if isinstance(part, Penalty) else kind}"
+    kinds = {Likelihood: "likelihood", Penalty: "penalty", ContrastiveGuide: "guide"}
+    kind = next((name for cls, name in kinds.items() if isinstance(part, cls)), "prior")
+    return f"pyro_contrastive.testing.check_{kind}"
 
 
 def _notes(error: Exception, own: list[Part]) -> Iterator[str]:

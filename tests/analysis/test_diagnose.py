@@ -12,7 +12,7 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
-from diagnosis_helpers import GOOD, probe_of, table_of, usage
+from diagnosis_helpers import GOOD, closeness, probe_of, table_of, usage
 from linear_gaussian import N_S, N_Z, NOISE, ExactGuide, loadings, set_loadings
 
 from pyro_contrastive import (
@@ -43,7 +43,7 @@ def test_a_good_model_gets_good_marks() -> None:
     assert list(table.index) == [
         *("salient map", "use of the salient latent", "unused salient dimensions"),
         *("unused background dimensions", "condition in z", "condition in s", "cell_type in s"),
-        *("pareto k", "looseness of the ELBO", "training"),
+        *("pareto k", "pareto k, refined", "amortisation gap", "looseness of the ELBO", "training"),
     ]
 
 
@@ -126,10 +126,18 @@ def test_other_faults_are_named() -> None:
     assert table_of(condition_in_z=probe_of(0.8)).loc["condition in z", "verdict"] == "bad"
     lucky = probe_of(0.3) | {"upper_chance": 0.8}  # shuffled labels do as well
     assert table_of(condition_in_z=lucky).loc["condition in z", "verdict"] == "good"
-    high_k = table_of(k=np.full(20, 0.9)).loc["pareto k"]
+    high_k = table_of(guide=closeness(0.9)).loc["pareto k"]
     assert (high_k["verdict"], high_k["value"]) == ("look", 0.9)
-    assert table_of(k=np.full(20, 1.5)).loc["pareto k", "verdict"] == "bad"
-    assert table_of(gap=30.0).loc["looseness of the ELBO", "verdict"] == "bad"
+    assert "refine=True" in high_k["advice"]
+    assert table_of(guide=closeness(1.5)).loc["pareto k", "verdict"] == "bad"
+    loose = table_of(guide=closeness(elbo=-330.0), refined=closeness(elbo=-300.5))
+    assert loose.loc["looseness of the ELBO", ["value", "verdict"]].tolist() == [30.0, "bad"]
+    assert loose.loc["amortisation gap", ["value", "verdict"]].tolist() == [29.5, "bad"]
+    still = table_of(refined=closeness(0.9)).loc["pareto k, refined"]
+    assert (still["verdict"], still["advice"]) == ("look", "more steps, such as refine=100")
+    untrained = table_of(refined=None, guide=closeness(0.9))
+    assert not {"pareto k, refined", "amortisation gap"} & set(untrained.index)
+    assert "refine" not in untrained.loc["pareto k", "advice"]
     assert "1 of 4" in table_of(usage=usage(n_z=1)).loc["unused background dimensions", "reading"]
     assert table_of(usage=usage(n_z=0)).loc["unused background dimensions", "verdict"] == "bad"
     falling = table_of(elbo=np.linspace(500, 300, 100)).loc["training"]
@@ -290,7 +298,7 @@ def test_a_salient_latent_that_works(groups: bool) -> None:
     row = table.loc["salient map"]
     assert row["verdict"] == "good"
     assert ("about 2 groups" if groups else "one cloud") in row["reading"]
-    for name in ("condition in z", "condition in s", "type in s", "pareto k"):
+    for name in ("condition in z", "condition in s", "type in s", "pareto k"):  # untrained
         assert table.loc[name, "verdict"] == "good", name
     assert table.loc["looseness of the ELBO", "value"] == pytest.approx(0, abs=0.05)
 
@@ -307,7 +315,6 @@ def test_nuts_and_calibration_are_added_on_request() -> None:
     assert table.loc["calibration", "verdict"] == "good"
     assert table.loc["error of z", "value"] < 0.6
     assert 0.6 < table.loc["width of z", "value"] < 1.6
-    assert table.loc["amortisation gap", "verdict"] == "good"
     assert "NUTS" in table.loc["error of z", "reading"]
 
 
@@ -387,7 +394,8 @@ def test_every_likelihood_is_diagnosed(name: str) -> None:
     assert ("library" in ranks) == (name == "zinb")
     assert ranks["log_likelihood"].between(0, 9).all()
     found = model.posterior_accuracy(indices=[0, 79], n_samples=30, nuts=False, n_steps=20, seed=0)
-    assert (found.cells["amortisation_gap"] > 0).all()
+    assert (found.cells["amortisation_gap"] > -0.1).all()  # 30 draws have some noise
+    assert found.cells["amortisation_gap"].mean() > 0
 
 
 @pytest.mark.slow
@@ -398,7 +406,7 @@ def test_nuts_runs_on_every_likelihood(name: str) -> None:
         indices=[0, 79], n_samples=30, n_draws=15, n_warmup=15, n_steps=100, seed=0
     )
     assert np.isfinite(found.latents[["nuts_mean", "nuts_sd"]]).all().all()
-    fitted = found.summary().loc["local"]
+    fitted = found.summary().loc["refined"]
     assert (fitted["mean_error"] < 1.5).all()
 
 

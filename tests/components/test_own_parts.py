@@ -1,4 +1,4 @@
-"""Mistakes in a prior, likelihood or penalty of one's own are named, before any training."""
+"""Mistakes in a prior, likelihood, guide or penalty of one's own are named, before any training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -16,8 +17,10 @@ from training_helpers import make_model, train
 from pyro_contrastive import (
     HSIC,
     MMD,
+    ContrastiveGuide,
     ContrastiveVAE,
     FixedPrior,
+    FullCovarianceGuide,
     Likelihood,
     MixtureOfGaussians,
     NegativeBinomial,
@@ -205,6 +208,13 @@ GIVEN = [
     ({"likelihood": MMD()}, "not a MMD"),
     ({"likelihood": likelihood(poisson, heads="scale")}, r"a tuple of names, \('scale',\)"),
     ({"salient_prior": StandardNormal}, "the class StandardNormal: give an object"),
+    (
+        {"guide": lambda batch: None},
+        "guide must be an object of a pyro_contrastive.ContrastiveGuide, or of a subclass of your "
+        "own; not a function",
+    ),
+    ({"guide": FullCovarianceGuide}, r"is a class; give an object of it, FullCovarianceGuide\("),
+    ({"guide": "full"}, "not 'full'"),
     ({"penalties": MMD()}, r"penalties must be a list: penalties=\[MMD\(...\)\]"),
     ({"penalties": MMD}, r"penalties must be a list: penalties=\[MMD\(...\)\]"),
     ({"penalties": [MMD]}, r"penalties: MMD is a class; give an object of it, MMD\(...\)"),
@@ -254,3 +264,67 @@ def test_a_model_that_could_not_be_made_keeps_no_part():
     with pytest.raises(ValueError, match="n_layers"):
         make_model(salient_prior=learned, n_layers=0)
     make_model(salient_prior=learned)
+
+
+# Guides
+
+
+def guide(draw_of: Any) -> ContrastiveGuide:
+    """Return a guide that draws what ``draw_of(site, distribution, batch)`` does for each site."""
+
+    def forward(self: ContrastiveGuide, batch: Any) -> None:
+        with pyro.plate("cells", len(batch), dim=-1):
+            for site, (mean, variance) in self.encode(batch).items():
+                draw_of(site, self.factor(site, mean, variance), batch)
+
+    return type("MyGuide", (ContrastiveGuide,), {"forward": forward})()
+
+
+def leave_out(site: str, distribution: Any, batch: Any) -> None:
+    if site != "s":
+        pyro.sample(site, distribution)
+
+
+def add(site: str, distribution: Any, batch: Any) -> None:
+    pyro.sample(site, distribution)
+    pyro.sample(f"{site}_scale", dist.Normal(torch.zeros(len(batch)), 1.0))
+
+
+def flatten(site: str, distribution: Any, batch: Any) -> None:
+    pyro.sample(site, dist.Normal(torch.zeros(len(batch)), 1.0))
+
+
+def auxiliary(site: str, distribution: Any, batch: Any) -> None:
+    zero = torch.zeros(len(batch))
+    pyro.sample(f"{site}_aside", dist.Normal(zero, 1.0), infer={"is_auxiliary": True})
+    pyro.sample(site, distribution)
+
+
+GUIDES = [
+    (leave_out, r"does not draw the site 's', which the model has: .* \['z', 's'\], .* \['z'\]"),
+    (add, r"draws the site '._scale', which the model does not have: .*\['z', 's'\].*is_auxiliary"),
+    (flatten, r"draws the site '.' with shape \[\d+\]; the model has \[\d+, \d\] there"),
+]
+
+
+@pytest.mark.parametrize(("draw_of", "message"), GUIDES)
+def test_a_guide_that_does_not_draw_the_sites_of_the_model_is_refused(draw_of, message):
+    model = make_model(guide=guide(draw_of))
+    with pytest.raises(ValueError, match=rf"^MyGuide \(guide\) {message}") as caught:
+        train(model)
+    assert "testing.check_guide" in "".join(caught.value.__notes__)
+    assert model.history is None or len(model.history) == 0
+
+
+def test_a_guide_may_draw_auxiliary_sites():
+    train(make_model(guide=guide(auxiliary)))
+
+
+def test_a_guide_belongs_to_one_model_and_builds_on_the_base_class():
+    mine = ContrastiveGuide()
+    make_model(guide=mine)
+    with pytest.raises(ValueError, match="This ContrastiveGuide object already belongs to a model"):
+        make_model(guide=mine)
+    careless = type("Careless", (ContrastiveGuide,), {"build": lambda self, outline: None})()
+    with pytest.raises(AttributeError, match=r"Careless.build must call super\(\).build"):
+        make_model(guide=careless)

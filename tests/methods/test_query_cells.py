@@ -110,7 +110,9 @@ def test_a_condition_is_not_needed_without_s_or_where_the_caller_names_the_targe
     without = model.get_normalized_expression(seed=0)["background"]
     found = model.get_specific_normalized_expression(query, expression_type="background", seed=0)
     pd.testing.assert_frame_equal(found, without)
-    untreated = model.get_counterfactual_expression("control", query, n_samples=1, seed=0)
+    untreated = model.get_counterfactual_expression(
+        "control", query, n_samples=1, quantity="scale", seed=0
+    )
     pd.testing.assert_frame_equal(untreated, without)
     chosen = {"indices_to_return_salient": np.arange(12, 26), "seed": 0}
     pd.testing.assert_frame_equal(

@@ -15,7 +15,7 @@ from pyro_contrastive.testing import SimulationSettings, simulate
 
 def test_counterfactuals_by_name(adata) -> None:
     model = make(adata, condition_key="three")
-    both = model.get_normalized_expression(n_samples=25, seed=0)
+    both = model.get_normalized_expression(n_samples=25, quantity="mean", seed=0)
     untreated = model.get_counterfactual_expression("control", seed=0)
     pd.testing.assert_frame_equal(untreated, both["background"])
     with pytest.warns(UserWarning, match="the same for every treatment"):

@@ -22,7 +22,12 @@ from pyro_contrastive.density.distributions import NegativeBinomialDistribution 
 from pyro_contrastive.density.distributions import (
     ZeroInflatedNegativeBinomialDistribution as ZeroInflated,
 )
-from pyro_contrastive.guide import ContrastiveGuide
+from pyro_contrastive.guides import (
+    ConditionalGuide,
+    ContrastiveGuide,
+    FlowGuide,
+    FullCovarianceGuide,
+)
 from pyro_contrastive.observed.observation import SparseValues
 from pyro_contrastive.observed.sparse_rows import PAYS_BELOW, SparseRows
 
@@ -43,6 +48,18 @@ def both(**kwargs) -> tuple[CellBatch, CellBatch]:
     return batch, CellBatch(
         condition=batch.condition, x=batch.x, batch=batch.batch, library=batch.library
     )
+
+
+@pytest.mark.parametrize("family", [FullCovarianceGuide, FlowGuide, ConditionalGuide])
+def test_other_guides_have_the_same_posterior(family) -> None:
+    torch.manual_seed(0)
+    vae = make_vae(n_layers=2, latent_library=True, guide=family()).eval()
+    assert not vae.guide.needs_dense
+    with torch.no_grad():
+        found = [vae.guide.marginals(batch) for batch in both()]
+    for site, moments in found[0].items():
+        for one, other in zip(moments, found[1][site], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("latent_library", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyro
 import pytest
 import torch
+from every_guide import OURS, OwnProgram
 from helpers import N_GENES, make_batch, make_vae
 from pyro.infer import TraceMeanField_ELBO
 
@@ -149,6 +150,26 @@ def test_the_loss_does_not_evaluate_the_networks_again() -> None:
     assert all(torch.equal(before[name], value) for name, value in vae.named_buffers())
     one.backward()
     assert all(p.grad is not None for p in vae.parameters())
+
+
+@pytest.mark.parametrize("n_samples", [1, 3])
+@pytest.mark.parametrize("name", OURS)
+def test_other_guides_have_the_loss_of_the_objective_too(name, n_samples) -> None:
+    torch.manual_seed(0)
+    vae, batch = make_vae(guide=OURS[name](), latent_library=True).eval(), make_batch(4, 6)
+    pyro.set_rng_seed(2)
+    _, _, output = chain(vae, batch, 4, n_samples)
+    particles = {"num_particles": n_samples, "vectorize_particles": n_samples > 1}
+    objective = make_vae(elbo=TraceMeanField_ELBO, elbo_kwargs=particles).objective
+    pyro.set_rng_seed(2)
+    expected = objective.loss(vae.model, vae.guide, batch)
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_guide_with_a_program_of_its_own_is_told_that_its_moments_are_not_known() -> None:
+    vae = make_vae(guide=OwnProgram())
+    with pytest.raises(TypeError, match="draws 'z' by a program of its own, whose moments"):
+        vae.inference(**as_groups(make_batch(), 5))
 
 
 def test_the_loss_takes_what_a_caller_changed() -> None:

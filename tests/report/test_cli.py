@@ -125,6 +125,7 @@ def test_fit_writes_a_page_and_passes_every_option_on(
         "--n-salient-latent": "4",
         "--n-background-latent": "6",
         "--likelihood": "nb",
+        "--guide": "low-rank",
     }
     result = run(app, fit_arguments(counts, out, **options))
     assert result.exit_code == 0, result.output
@@ -138,7 +139,9 @@ def test_fit_writes_a_page_and_passes_every_option_on(
         "n_background_latent": 6,
         "n_salient_latent": 4,
         "likelihood": likelihood,
+        "guide": settings.model["guide"],
     }
+    assert isinstance(settings.model["guide"], pyro_contrastive.LowRankGuide)
     assert isinstance(likelihood, pyro_contrastive.NegativeBinomial)
     assert calls["likelihood"] is likelihood
     assert "NegativeBinomial(dispersion=&#39;gene&#39;)" in (out / "index.html").read_text()
@@ -351,12 +354,16 @@ def test_what_registration_refuses_is_one_line(
     assert_mistake(run(app, fit_arguments(counts, tmp_path / "o")), "counts must be integers")
 
 
-def test_an_unknown_likelihood_is_refused_with_the_names_there_are(
-    counts: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [("--likelihood", SHORT_NAMES), ("--guide", pyro_contrastive.guides.SHORT_NAMES)],
+)
+def test_an_unknown_short_name_is_refused_with_those_there_are(
+    option: str, names: list[str], counts: Path, tmp_path: Path
 ) -> None:
-    result = run(app, fit_arguments(counts, tmp_path / "o", **{"--likelihood": "normal"}))
+    result = run(app, fit_arguments(counts, tmp_path / "o", **{option: "normal"}))
     assert result.exit_code == 2
-    for name in SHORT_NAMES:
+    for name in names:
         assert name in result.stderr
     assert not (tmp_path / "o").exists()
 

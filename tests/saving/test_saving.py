@@ -446,6 +446,7 @@ def test_the_librarys_own_are_named_as_users_know_them(tmp_path):
     named = set(re.findall(r"'class': '([^']*)'", str(config)))
     assert named == {
         "pyro_contrastive:ZeroInflatedNegativeBinomial",
+        "pyro_contrastive:ContrastiveGuide",
         "pyro_contrastive:StandardNormal",
         "pyro_contrastive:MMD",
     }

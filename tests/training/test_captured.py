@@ -26,6 +26,10 @@ from pyro_contrastive import (
     HSIC,
     MMD,
     CellBatch,
+    ConditionalGuide,
+    FlowGuide,
+    FullCovarianceGuide,
+    LowRankGuide,
     MixtureOfGaussians,
     NegativeBinomial,
     NormalizingFlowPrior,
@@ -54,6 +58,10 @@ MODELS: dict[str, Callable[[], dict[str, Any]]] = {
     "flow": lambda: {"salient_prior": NormalizingFlowPrior(2)},
     "mean of each treatment": lambda: {"salient_prior": PerConditionNormal(2, 2)},
     "sparse": lambda: {"salient_prior": SparseSalient(2)},
+    "full covariance": lambda: {"guide": FullCovarianceGuide(), "latent_library": True},
+    "low rank": lambda: {"guide": LowRankGuide()},
+    "flow posterior": lambda: {"guide": FlowGuide()},
+    "s given z": lambda: {"guide": ConditionalGuide()},
     "laplace": lambda: {"background_prior": dist.Laplace(0.0, 1.0)},
 }
 

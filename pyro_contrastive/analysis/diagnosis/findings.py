@@ -25,16 +25,13 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     predicts,
     raise_or_add,
 )
+from pyro_contrastive.analysis.diagnosis.posterior_findings import closeness_findings
 from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
-from pyro_contrastive.analysis.pareto import k_threshold
 
 __all__ = ["UNTRAINED", "as_table", "findings"]
 
 EXPECTED_IN_S = 0.3
 """Excess of a probe up to which treated cells are not called arranged by a label they share."""
-LOOSE, VERY_LOOSE = 0.25, 1.0
-"""Nats between ELBO and log p(x) per latent dimension. At 0.25 the scale of a normal posterior is
-wrong by a factor of 1.7, or its mean by 0.7 standard deviations; at 1 by 3.4, or 1.4."""
 STILL_FALLING, WORSE = 0.01, 0.03
 """Shares of the whole fall of the negative ELBO: above the first, brought by the last tenth of the
 epochs, it is still falling; above the second, risen since the minimum, it has got worse."""
@@ -66,8 +63,7 @@ def findings(measured: Measurements) -> list[Finding]:
     rows += [_batch_in_z(name, found) for name, found in measured.batch_in_z.items()]
     if measured.treatments_in_s is not None:
         rows.append(_treatments(measured.treatments_in_s))
-    rows += [_pareto(measured), _gap(measured)]
-    return rows + _training(measured)
+    return [*rows, *closeness_findings(measured), *_training(measured)]
 
 
 def as_table(rows: Sequence[Finding]) -> pd.DataFrame:
@@ -200,42 +196,6 @@ def _treatments(found: Probe) -> Finding:
         "" if predicts(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
     )
     return Finding("treatments in s", excess, verdict, f"{words}: {_score(found)}.", advice)
-
-
-def _pareto(measured: Measurements) -> Finding:
-    """Grade the median k: above the threshold there are too few draws, above 1 none are enough."""
-    median, threshold = float(np.median(measured.k)), k_threshold(measured.n_draws)
-    share = float((measured.k > threshold).mean())
-    verdict = grade(median, threshold, 1.0)
-    meaning = {
-        "good": "the guide is close enough to the posterior to be corrected by importance sampling",
-        "look": "means may be right, but tails and correlations are not",
-        "bad": "the guide is too narrow or misplaced to be corrected by importance sampling",
-    }
-    advice = {
-        "good": "",
-        "look": "posterior_accuracy() shows what is wrong; more epochs",
-        "bad": "posterior_accuracy() shows what is wrong; more epochs, wider encoders (n_hidden), "
-        "smaller weights of penalties; another likelihood (a Poisson makes posteriors too narrow)",
-    }
-    reading = (
-        f"Pareto k of the guide: median {median:.2f}, above {threshold:.2f} in {share:.0%} of "
-        f"{len(measured.k)} cells: {meaning[verdict]}."
-    )
-    return Finding("pareto k", median, verdict, reading, advice[verdict])
-
-
-def _gap(measured: Measurements) -> Finding:
-    per_dimension = measured.gap / len(measured.usage)
-    verdict = grade(per_dimension, LOOSE, VERY_LOOSE)
-    reading = (
-        f"The ELBO lies at least {measured.gap:.1f} nats per cell below log p(x), "
-        f"{per_dimension:.2f} per latent dimension."
-    )
-    if verdict != "good":
-        reading += " It underrates models whose posterior is hard to fit."
-    advice = "" if verdict == "good" else "compare models with compare_models(), not by their ELBO"
-    return Finding("looseness of the ELBO", measured.gap, verdict, reading, advice)
 
 
 def _training(measured: Measurements) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.metrics import silhouette_score
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.comparison import estimate
-from pyro_contrastive.analysis.diagnosis.measurements import Measurements, Structure
+from pyro_contrastive.analysis.diagnosis.measurements import Closeness, Measurements, Structure
 from pyro_contrastive.analysis.latent_usage import latent_usage, salient_log_likelihood
 from pyro_contrastive.analysis.leakage import MIN_PER_CLASS, leakage_row
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
@@ -75,7 +76,8 @@ def measure(
     Parameters
     ----------
     query
-        The model, the data, and a sample of the cells with both populations.
+        The model, the data, and a sample of the cells with both populations. With refined
+        posteriors, these are compared with the guide's; the rest is about the guide's.
     shared
         Labels that both conditions share, of these cells, by name; batches among them.
     batch
@@ -89,6 +91,7 @@ def measure(
     seed
         Seed of everything drawn.
     """
+    of_refined, query = query, replace(query, refined=None)
     assert query.data.condition is not None
     codes = query.data.condition[query.cells]
     is_target = codes != BACKGROUND
@@ -100,9 +103,9 @@ def measure(
             latent_representation(query, kind, give_mean=False).astype(float)
             for kind in ("background", "salient")
         )
-        some = query.of(np.random.default_rng(seed).permutation(query.cells)[:n_k_cells])
-        weights = log_weights_of_cells(some, N_DRAWS)
-    k = estimate(weights)
+        some = np.random.default_rng(seed).permutation(query.cells)[:n_k_cells]
+        guide = _closeness(query.of(some))
+        refined = None if of_refined.refined is None else _closeness(of_refined.of(some))
 
     def probed(latent: Array, labels: NDArray[Any]) -> dict[str, float | str]:
         return leakage_row(latent, labels, n_permutations=n_permutations, seed=seed)
@@ -116,9 +119,9 @@ def measure(
         condition_in_z=probed(z, is_target),
         condition_in_s=probed(s, is_target),
         structure=salient_structure(means[:, used], seed) if len(used) else None,
-        k=k.k,
+        guide=guide,
+        refined=refined,
         n_draws=N_DRAWS,
-        gap=float((k.iw - weights.mean(axis=1)).mean()),
         shared_in_s={n: probed(s[is_target], v[is_target]) for n, v in _several(shared, is_target)},
         batch_in_z={n: probed(z, v) for n, v in _several(batch, np.ones_like(is_target))},
         treatments_in_s=_treatments(s[is_target], codes[is_target], probed),
@@ -130,6 +133,12 @@ def measure(
             if penalty.weight and getattr(penalty, "site", "z") == "z"
         },
     )
+
+
+def _closeness(query: Query) -> Closeness:
+    weights = log_weights_of_cells(query, N_DRAWS)
+    found = estimate(weights)
+    return Closeness(found.k, float(weights.mean()), float(found.iw.mean()))
 
 
 def _treatments(s: Array, codes: NDArray[np.int64], probed: Any) -> dict[str, float | str] | None:

@@ -10,7 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Finding", "Measurements", "Structure", "Verdict", "grade", "predicts", "raise_or_add"]
+__all__ = [
+    "Closeness",
+    "Finding",
+    "Measurements",
+    "Structure",
+    "Verdict",
+    "grade",
+    "predicts",
+    "raise_or_add",
+]
 
 Verdict = Literal["good", "look", "bad"]
 Array = NDArray[np.float64]
@@ -75,6 +84,23 @@ class Structure:
 
 
 @dataclass(frozen=True)
+class Closeness:
+    """How close posteriors are to the true ones, over some cells.
+
+    Parameters
+    ----------
+    k
+        Pareto k of each cell.
+    elbo, log_p
+        Means over cells of the ELBO and of the importance-weighted log p(x), in nats.
+    """
+
+    k: Array
+    elbo: float
+    log_p: float
+
+
+@dataclass(frozen=True)
 class Measurements:
     """What was measured; the findings explain it.
 
@@ -88,9 +114,12 @@ class Measurements:
         Probes of the condition (background or target) in the encoders' input, in z and in s.
     structure
         Groups of treated cells in s; ``None`` if no dimension of s is used.
-    k, n_draws, gap
-        Pareto k of some cells, the number of draws it is from, and the mean of log p(x) less the
-        ELBO, in nats.
+    guide
+        How close the guide is to the posterior of some cells.
+    refined
+        The same of refined posteriors; ``None`` for a model that is not trained.
+    n_draws
+        Number of draws that both are from.
     shared_in_s, batch_in_z
         Probes of labels that s of treated cells (and z, for batches) should not hold, by the name
         of the label. ``treatments_in_s``: a probe of the treatment, if there are several.
@@ -107,9 +136,9 @@ class Measurements:
     condition_in_z: Probe
     condition_in_s: Probe
     structure: Structure | None
-    k: Array
+    guide: Closeness
+    refined: Closeness | None
     n_draws: int
-    gap: float
     shared_in_s: Mapping[str, Probe] = field(default_factory=dict)
     batch_in_z: Mapping[str, Probe] = field(default_factory=dict)
     treatments_in_s: Probe | None = None

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.distributions import Distribution, LogNormal
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_contrastive.cells import BACKGROUND, CellBatch
+from pyro_contrastive.guide import MOMENTS
 
 Group = Mapping[str, Tensor]
 Groups = dict[str, dict[str, Any]]
@@ -163,31 +163,36 @@ def pair(per_cell: Tensor, n_background: int) -> Tensor:
     return filled[0] + filled[1]
 
 
-def moments(posterior: Distribution) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of a factor of the guide; those of the log if it is log-normal."""
-    factor = posterior.base_dist  # within Independent
-    if isinstance(factor, LogNormal):
-        factor = factor.base_dist
-    return factor.mean, factor.variance
-
-
 def posterior_outputs(guide_trace: Trace, batch: CellBatch) -> dict[str, Tensor | None]:
     """Read draws and moments of the latents from a guide trace, under the reference's names.
 
-    The salient latent of background cells is returned as drawn, not as 0.
+    The salient latent of background cells is returned as drawn, not as 0. Moments are those from
+    which a site's distribution was made, of the log where it is positive.
     """
     sites = guide_trace.nodes
     outputs: dict[str, Tensor | None] = {"z": sites["z"]["value"], "s": sites["s"]["value"]}
-    outputs["qz_m"], outputs["qz_v"] = moments(sites["z"]["fn"])
-    outputs["qs_m"], outputs["qs_v"] = moments(sites["s"]["fn"])
+    outputs["qz_m"], outputs["qz_v"] = _moments(sites["z"])
+    outputs["qs_m"], outputs["qs_v"] = _moments(sites["s"])
     if "library" in sites:
         outputs["library"] = sites["library"]["value"].log()
-        outputs["ql_m"], outputs["ql_v"] = moments(sites["library"]["fn"])
+        outputs["ql_m"], outputs["ql_v"] = _moments(sites["library"])
     else:
         library = batch.observed_library().log()
         outputs["library"] = library.expand(*sites["z"]["value"].shape[:-1], 1)
         outputs["ql_m"] = outputs["ql_v"] = None
     return outputs
+
+
+def _moments(site: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    if MOMENTS not in site["infer"]:
+        msg = (
+            f"The guide draws {site['name']!r} by a program of its own, whose moments the methods "
+            "of scvi-tools' module need but cannot know: draw it by ContrastiveGuide.draw, or use "
+            "the objective of this library instead."
+        )
+        raise TypeError(msg)
+    mean, variance = site["infer"][MOMENTS]
+    return mean.expand_as(site["value"]), variance.expand_as(site["value"])
 
 
 def trace_of(values: Mapping[str, Tensor]) -> Trace:

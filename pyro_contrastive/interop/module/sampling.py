@@ -13,6 +13,9 @@ from pyro_contrastive.cells import BACKGROUND, CellBatch
 from pyro_contrastive.components.seen_cells import SeenCells
 from pyro_contrastive.model import ContrastiveModel
 
+RETURNED = ("z", "s", "library", "scale", "rate", "mean_scale", "mean")
+"""Sites whose values are returned with the counts, if they are there."""
+
 
 class Sampling(nn.Module):
     """Mixin for :class:`~pyro_contrastive.ContrastiveVAE`: scvi-tools' method ``sample``."""
@@ -64,8 +67,8 @@ class Sampling(nn.Module):
         Returns
         -------
         Counts ``[n_cells, genes]``; with `return_latents` a dict with ``x`` (the counts), ``z``,
-        ``s``, ``library`` (natural scale), ``scale`` and ``rate`` if the likelihood has them, and
-        the codes ``condition`` and ``batch``, ``[n_cells]``.
+        ``s``, ``library`` (natural scale), ``scale``, ``rate``, ``mean_scale`` and ``mean`` if the
+        likelihood has them, and the codes ``condition`` and ``batch``, ``[n_cells]``.
 
         Raises
         ------
@@ -100,7 +103,7 @@ class Sampling(nn.Module):
         counts: Tensor = sites["_RETURN"]["value"]
         if not return_latents:
             return counts
-        names = [n for n in ("z", "s", "library", "scale", "rate") if n in sites]
+        names = [n for n in RETURNED if n in sites]
         drawn = {"x": counts} | {name: sites[name]["value"] for name in names}
         drawn["s"] = self.model.used_salient(drawn["s"], cells)
         return drawn | {"condition": cells.condition, "batch": cells.batch_codes}

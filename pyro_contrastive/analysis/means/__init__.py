@@ -1,0 +1,1 @@
+"""Tests of means: which genes differ in their mean between two groups of cells."""
