@@ -109,10 +109,11 @@ def coverage(
     model: ContrastiveVI,
     adata: ad.AnnData | None,
     cells: NDArray[np.int64],
-    truth: tuple[NDArray[np.float64], NDArray[np.float64]],
+    scale: NDArray[np.float32],
+    true_effect: NDArray[np.float32],
 ) -> list[dict[str, Any]]:
-    """Compare intervals of target cells with their expression with and without s."""
-    scale, without = (np.log2(value + PSEUDOCOUNT) for value in truth)
+    """Compare intervals of target cells with their true expression and effects."""
+    true_expression = np.log2(scale + PSEUDOCOUNT)
     rows = []
     for name, refine in POSTERIORS.items():
         draws = model.get_normalized_expression(
@@ -126,8 +127,8 @@ def coverage(
             adata, cells, n_samples=N_DRAWS, interval=0.9, refine=refine, seed=0, silent=True
         )
         for what, found, true in (
-            ("expression", expression, scale),
-            ("effect", {k: v.to_numpy() for k, v in effect.items()}, scale - without),
+            ("expression", expression, true_expression),
+            ("effect", {k: v.to_numpy() for k, v in effect.items()}, true_effect),
         ):
             covered = (found["lower"] <= true) & (true <= found["upper"])
             rows.append(
@@ -146,8 +147,7 @@ def of_itself(model: ContrastiveVI, seed: int, n_cells: int) -> list[dict[str, A
     """Coverage in cells simulated from a model."""
     some = targets(model)[:n_cells]
     made = simulate_from(model, some, seed=seed)
-    truth = made.layers["scale"], made.layers["untreated"]
-    return coverage(model, made, np.arange(len(some)), truth)
+    return coverage(model, made, np.arange(len(some)), made.layers["scale"], made.layers["effect"])
 
 
 def targets(model: ContrastiveVI) -> NDArray[np.int64]:
@@ -173,8 +173,10 @@ def of_others(seed: int, n_cells: int) -> list[dict[str, Any]]:
         configuration = Configuration(lambda sizes=sizes: {"n_hidden": 64} | sizes, DEFAULT.train)
         model, _ = fit_ours(adata, "condition", "control", configuration=configuration, seed=seed)
         some = targets(model)[:n_cells]
-        truth = adata.layers["scale"][some], adata.layers["untreated"][some]
-        rows += [{"data": name} | row for row in coverage(model, None, some, truth)]
+        scale, before = (adata.layers[name][some] for name in ("scale", "untreated"))
+        effect = np.log2(scale + PSEUDOCOUNT) - np.log2(before + PSEUDOCOUNT)
+        found = coverage(model, None, some, scale, effect)
+        rows += [{"data": name} | row for row in found]
     return rows
 
 

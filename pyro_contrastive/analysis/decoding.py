@@ -94,11 +94,12 @@ def decode_batch(
 
 
 def has_expression(query: Query) -> bool:
-    """Tell whether the likelihood has normalised expression, by decoding the first cell."""
+    """Tell whether the likelihood has expression and a mean, by decoding the first cell."""
     with seeded(0), evaluating(query.vae):
         batch = next(query.of(query.cells[:1]).minibatches())
         posterior = draw_posterior(query.vae, batch)
-        return value_at("scale", query.vae, batch, posterior) is not None
+        found = (value_at(site, query.vae, batch, posterior) for site in ("scale", "mean_scale"))
+        return all(value is not None for value in found)
 
 
 def decoded_under(batch: CellBatch, decoding: Decoding, code: int | None) -> CellBatch:

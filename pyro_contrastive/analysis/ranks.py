@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 
 from pyro_contrastive.analysis.counterfactuals import effect_draws
 from pyro_contrastive.analysis.decoding import decode_batch
-from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.analysis.runs import run_model
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.model import SALIENT
@@ -32,7 +32,8 @@ class Quantities:
     Parameters
     ----------
     genes
-        Positions of the genes of which normalised expression and treatment effect are taken.
+        Positions of the genes of which normalised expression and treatment effect are taken: the
+        site ``scale``, and the fold change of the mean of the counts, the site ``mean_scale``.
     names
         Names of these genes.
     pseudocount
@@ -77,12 +78,14 @@ class Quantities:
     ) -> dict[str, Array]:
         if not len(self.genes):
             return {}
-        decoding = replace(
-            query.decoding, genes=np.asarray(self.genes), n_samples=n_samples, average=False
+        of_scale, of_mean = (
+            replace(
+                query, decoding=Decoding(site, np.asarray(self.genes), n_samples, average=False)
+            )
+            for site in ("scale", "mean_scale")
         )
-        query = replace(query, decoding=decoding)
-        expression = decode_batch(query, batch, posterior)
-        effect = effect_draws(query, batch, posterior, self.pseudocount)
+        expression = decode_batch(of_scale, batch, posterior)
+        effect = effect_draws(of_mean, batch, posterior, self.pseudocount)
         effect[:, ~batch.is_target.cpu().numpy()] = np.nan
         found: dict[str, Array] = {}
         for title, values in (("expression of", expression), ("effect on", effect)):

@@ -239,9 +239,10 @@ class PosteriorMethods(ModelBase):
             Posterior draws for each; ranks go from 0 to this number. Default 99; 19, 99 and 199
             divide evenly into bins.
         gene_list
-            Genes whose normalised expression and treatment effect (of target cells) are ranked.
-            Default: the five of the highest mean, about which the counts say most; none if the
-            likelihood has no normalised expression.
+            Genes whose normalised expression and treatment effect (of target cells) are ranked, as
+            :meth:`get_normalized_expression` and :meth:`get_treatment_effect` define them. Default:
+            the five of the highest mean, about which the counts say most; none if the likelihood
+            has no normalised expression.
         method
             ``"guide"`` (default); ``"refined"``, its refined posteriors; or ``"nuts"``, to check
             that a fault is not the model's: slow, use 50 simulations.

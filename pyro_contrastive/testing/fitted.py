@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 from pyro import poutine
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
+from pyro_contrastive.analysis.counterfactuals import effect_draws
 from pyro_contrastive.analysis.decoding import decode_batch
 from pyro_contrastive.analysis.nuts import shared_values
-from pyro_contrastive.analysis.runs import without_salient
+from pyro_contrastive.analysis.query import Decoding
 from pyro_contrastive.contrastive_vi import ContrastiveVI
 from pyro_contrastive.interop.module.populations import trace_of
+from pyro_contrastive.methods.effects import usual_pseudocount
 
 __all__ = ["simulate_from"]
 
@@ -42,8 +44,8 @@ def simulate_from(
     Returns
     -------
     Counts, dense, with ``obs`` of the real cells, to give to the methods of the model as ``adata=``
-    (if the model reads a layer, the counts are there), and the truth: ``layers["scale"]``,
-    normalised expression; ``layers["untreated"]``, the same with the salient latent set to 0;
+    (if the model reads a layer, the counts are there), and the truth: ``layers["scale"]``, as
+    ``get_normalized_expression`` estimates it; ``layers["effect"]``, as ``get_treatment_effect``;
     ``obsm["z"]``, ``obsm["s"]`` (0 in background cells).
 
     Examples
@@ -51,12 +53,15 @@ def simulate_from(
     How many of the 90 % intervals of the treatment effect cover the truth::
 
         cells = simulate_from(model)
-        truth = np.log2(cells.layers["scale"] + 1e-5) - np.log2(cells.layers["untreated"] + 1e-5)
+        truth = cells.layers["effect"]
         effect = model.get_treatment_effect(cells, interval=0.9, refine=True)
         covered = (effect["lower"] <= truth) & (truth <= effect["upper"])
     """
     query = model._query(None, indices)
-    query = replace(query, decoding=replace(query.decoding, average=False))
+    of_scale, of_mean = (
+        replace(query, decoding=Decoding(site, average=False)) for site in ("scale", "mean_scale")
+    )
+    pseudocount = usual_pseudocount(model)
     parts: dict[str, list[np.ndarray]] = {}
     with seeded(seed), evaluating(query.vae):
         fixed = shared_values(query.vae)
@@ -70,8 +75,8 @@ def simulate_from(
                 "x": nodes["x"]["value"].cpu().numpy(),
                 "z": drawn["z"][0].cpu().numpy(),
                 "s": (drawn["s"][0] * batch.is_target.unsqueeze(-1)).cpu().numpy(),
-                "scale": decode_batch(query, batch, made)[0],
-                "untreated": decode_batch(query, batch, made, without_salient(made))[0],
+                "scale": decode_batch(of_scale, batch, made)[0],
+                "effect": effect_draws(of_mean, batch, made, pseudocount)[0],
             }
             for name, value in found.items():
                 parts.setdefault(name, []).append(value)
@@ -83,6 +88,6 @@ def simulate_from(
         obs=adata.obs.copy(),
         var=adata[:, model.genes].var[[]].copy(),
         obsm={site: whole[site] for site in ("z", "s")},
-        layers={name: whole[name] for name in ("scale", "untreated")}
+        layers={name: whole[name] for name in ("scale", "effect")}
         | ({} if layer is None else {layer: whole["x"]}),
     )
