@@ -17,7 +17,8 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components.component import PACKAGE, Component
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
 from pyro_contrastive.model import CELLS
-from pyro_contrastive.networks import Encoder
+from pyro_contrastive.networks import Encoder, MoleculeDropout
+from pyro_contrastive.observed.sparse_rows import SparseRows
 from pyro_contrastive.outline import ModelOutline
 
 Moments = tuple[Tensor, Tensor]
@@ -83,6 +84,8 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
         self.encoder_input = outline.encoder_input
         default = getattr(outline.encoder_input, "__func__", outline.encoder_input)
         self.takes_logs = default in {torch.log1p, Likelihood.encoder_input}
+        if self.takes_logs:  # otherwise the data need not be counts
+            self.molecule_dropout = MoleculeDropout()
         self.positive = frozenset(outline.positive)
         self.used_salient = outline.used_salient
         self.dispersion_posterior = outline.dispersion_posterior
@@ -158,7 +161,7 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
             encoders = {name: encoder for name, encoder in encoders.items() if name == only}
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
         if batch.rows is not None and self.takes_logs:
-            logs = batch.rows.log1p()  # made once for all encoders
+            logs = self._sparse_input(batch.rows)  # made once for all encoders
             moments = {
                 name: encoder.of_product(logs.linear(encoder.input_weight), covariates)
                 for name, encoder in encoders.items()
@@ -170,12 +173,18 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
             moments["s"] = self._where_used(moments["s"], batch)
         return moments
 
+    def _sparse_input(self, rows: SparseRows) -> SparseRows:
+        """Return the same as :meth:`_dense_input`, as sparse rows."""
+        logs, counts = rows.log1p(), rows.cells_by_genes.values
+        return logs.with_values(self.molecule_dropout(logs.cells_by_genes.values, counts))
+
     def _dense_input(self, batch: CellBatch) -> Tensor:
         """Return the input of the encoders, ``[cells, genes]``."""
         if batch.x is None:
             msg = "The guide needs observed counts: this CellBatch was made without `x`."
             raise ValueError(msg)
-        return self.encoder_input(batch.x)
+        x = self.encoder_input(batch.x)
+        return self.molecule_dropout(x, batch.x) if self.takes_logs else x
 
     @property
     def needs_dense(self) -> bool:
