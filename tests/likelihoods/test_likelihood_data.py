@@ -118,7 +118,7 @@ def test_advice_names_the_place_where_counts_are(adata, stored):
         return advice
 
     assert said().startswith(
-        "In this AnnData none of the layers ['logs', 'scale'] holds raw counts"
+        "In this AnnData none of the layers ['logs', 'scale', 'untreated'] holds raw counts"
     )
     adata.raw = ad.AnnData(counts, obs=adata.obs, var=adata.var)
     line = 'adata.layers["counts"] = adata.raw[:, adata.var_names].X'
@@ -138,7 +138,7 @@ def test_no_matrix_says_where_counts_are(adata):
     adata.raw = ad.AnnData(adata.layers.pop("umi"), obs=adata.obs, var=adata.var)
     with pytest.raises(ValueError, match=r"adata.X is empty. adata.raw holds integers"):
         ContrastiveVI.setup_anndata(adata, **KEYS)
-    del adata.raw, adata.layers["scale"]
+    del adata.raw, adata.layers["scale"], adata.layers["untreated"]
     with pytest.raises(ValueError, match=r"no layer holds raw counts, and there is no adata.raw"):
         ContrastiveVI.setup_anndata(adata, **KEYS)
 
