@@ -35,6 +35,8 @@ PARTS = ("reconstruction_loss", "kl_z", "kl_s")
 class Setting:
     """How to train ours: schedule, steps and plan that override its own, weights of penalties.
 
+    `model` holds further arguments of ``ContrastiveVI``.
+
     The weights are those of Wasserstein, MMD, HSIC and LateSalient, in this order. ``annealed``
     says whether the first three grow with the KL weight; in the preset they do not.
     """
@@ -45,6 +47,7 @@ class Setting:
     penalties: Sequence[float] = ()
     annealed: bool = False
     early_stopping: bool = False
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def make_penalties(self) -> list[Penalty]:
         """Make the penalties with a non-zero weight."""
@@ -131,7 +134,7 @@ def fit_ours(
 ) -> tuple[ContrastiveVI, Clock]:
     """Train our model with a setting."""
     pyro.set_rng_seed(seed)
-    model = ContrastiveVI(data.adata, penalties=setting.make_penalties())
+    model = ContrastiveVI(data.adata, penalties=setting.make_penalties(), **setting.model)
     train = data.split.train
     steps = -(-max(len(train.background), len(train.target)) // BATCH_SIZE)
     if epochs is None and setting.steps is not None:

@@ -45,12 +45,15 @@ from sklearn.preprocessing import StandardScaler
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.separation import score_labels, score_latents
 
-SEPARATED = (1.0, 30.0, 30.0, 1.0)
+SEPARATED = {
+    "penalties": (1.0, 30.0, 30.0, 1.0),
+    "model": {"n_layers": 2, "n_layers_decoder": 1},
+}
 OURS = {
     "fast": Setting(),
-    "separated": Setting(penalties=SEPARATED),
+    "separated": Setting(**SEPARATED),
     "fast, best epoch": Setting(early_stopping=True),
-    "separated, best epoch": Setting(penalties=SEPARATED, early_stopping=True),
+    "separated, best epoch": Setting(**SEPARATED, early_stopping=True),
     "reference": Setting(schedule="reference"),
 }
 

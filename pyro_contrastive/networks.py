@@ -7,6 +7,7 @@ and dropout, with the covariates concatenated to the input of every block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -54,6 +55,41 @@ class QuickDropout(nn.Dropout):
         bits = words.view(torch.int16)[: h.numel()].view(h.shape)
         kept = bits >= n_dropped - 2**15  # drawn from -2^15 on
         return h * kept.to(h.dtype).mul_(2**16 / (2**16 - n_dropped))
+
+
+class MoleculeDropout(nn.Module):
+    """In training, hides counts from the encoders as if their molecules had been lost.
+
+    Each molecule is lost with probability :attr:`rate`, independently, and a count is hidden if all
+    of its molecules are: a count of x with probability ``rate ** x``. A single molecule is often
+    noise, and is hidden often; a high count hardly ever is. Counts that are not hidden are divided
+    by the probability of that, so that the input is the same on average.
+
+    It has no parameters, and its rate is set by training: see
+    :class:`~pyro_contrastive.training.TrainingPlan`.
+
+    Attributes
+    ----------
+    rate
+        Probability of losing a molecule, from 0 (default) to below 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is hidden now."""
+        return self.training and self.rate > 0
+
+    def forward(self, values: Tensor, counts: Tensor) -> Tensor:
+        """Hide some of `values`, which were computed from `counts` of the same shape."""
+        if not self.is_on:
+            return values
+        seen = -torch.expm1(counts * math.log(self.rate))  # 1 - rate ** counts
+        # Where the count is 0, so is the value; the clamp is for it, no count is seen less often.
+        return values * (torch.rand_like(seen) < seen) / seen.clamp(min=1.0 - self.rate)
 
 
 class Block(nn.Module):

@@ -309,12 +309,15 @@ def guide_moments(vae: ContrastiveVAE, batch: CellBatch) -> dict[str, Moments]:
 
 
 def _start(vae: ContrastiveVAE, batch: CellBatch) -> tuple[Sites, _State]:
-    """Return the latents, and the guide's posterior: independent normals."""
+    """Return the latents, and a normal with the guide's mean and covariance."""
     sites = _sites(vae, batch)
+    never = torch.zeros_like(batch.is_target)
+    if tuple(sites.widths) == vae.guide.sites:
+        return sites, _State(*vae.guide.normal(batch), never)
     moments = _moments(vae, batch, sites)
     mean = torch.cat([moments[site][0] for site in sites.widths], -1)
     sd = torch.cat([moments[site][1] for site in sites.widths], -1).sqrt()
-    return sites, _State(mean, torch.diag_embed(sd), torch.zeros_like(batch.is_target))
+    return sites, _State(mean, torch.diag_embed(sd), never)
 
 
 def _widened(start: _State, widths: Tensor, free: Tensor) -> _State:

@@ -76,7 +76,7 @@ class ConditionalGuide(ContrastiveGuide):
         covariates = covariates.expand(*z.shape[:-1], covariates.shape[-1])
         weight = self.s_encoder.input_weight
         if batch.rows is not None and self.takes_logs:
-            product = batch.rows.log1p().linear(weight)
+            product = self._sparse_input(batch.rows).linear(weight)
         else:
             product = F.linear(self._dense_input(batch), weight)
         moments = self.s_encoder.of_product(product, torch.cat([covariates, z], dim=-1))

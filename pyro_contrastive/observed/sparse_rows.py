@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -145,9 +145,11 @@ class SparseRows:
 
     def log1p(self) -> Self:
         """Take log(1 + .) of every count: 0 stays 0."""
-        counts = self.cells_by_genes
-        logs = Compressed(counts.indices, counts.offsets, torch.log1p(counts.values))
-        return type(self)(logs, self.n_genes)
+        return self.with_values(torch.log1p(self.cells_by_genes.values))
+
+    def with_values(self, values: Tensor) -> Self:
+        """Return other values at the same places."""
+        return type(self)(replace(self.cells_by_genes, values=values), self.n_genes)
 
     def linear(self, weight: Tensor) -> Tensor:
         """Multiply with the transposed `weight`, ``[width, genes]``: ``[cells, width]``."""

@@ -196,7 +196,8 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
     scale = untreated.copy()
     before = scale[:, affected]
     after = before * 2.0 ** (response[:, None] * effect)
-    after *= before.sum(1, keepdims=True) / after.sum(1, keepdims=True)
+    if len(affected):  # or there is nothing to keep the sum of
+        after *= before.sum(1, keepdims=True) / after.sum(1, keepdims=True)
     scale[:, affected] = after
     lfc = np.zeros(n_genes)
     lfc[affected] = np.log2(after[treated] / before[treated]).mean(0)

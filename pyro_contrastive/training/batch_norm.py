@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_contrastive._tools.torch_tools import own_params, seeded
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.training.hidden_counts import hiding_counts
 from pyro_contrastive.vae import ContrastiveVAE
 
 N_BATCHES = 8
@@ -24,7 +25,7 @@ def refresh_statistics(vae: ContrastiveVAE, batches: Iterable[CellBatch]) -> Non
     the input: with a million counts per cell, log counts are 5 or more in every gene, and even a
     small change of the weights shifts their sum. "Precise" statistics are computed anew instead
     (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", arXiv:2105.07576, 2021). Weights and the state
-    of the random numbers are unchanged.
+    of the random numbers are unchanged. No counts are hidden from the encoders, as in evaluation.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ def refresh_statistics(vae: ContrastiveVAE, batches: Iterable[CellBatch]) -> Non
     try:
         # The whole model runs, because its decoder may have batch normalisation too. That is cheap:
         # the likelihood's heads, the largest layers, are evaluated only when something reads them.
-        with torch.no_grad(), seeded(0), own_params():
+        with torch.no_grad(), seeded(0), own_params(), hiding_counts(vae, 0.0):
             for batch in batches:
                 posterior = poutine.trace(vae.guide).get_trace(batch)
                 poutine.replay(vae.model, posterior)(batch)

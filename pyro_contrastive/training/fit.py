@@ -13,6 +13,7 @@ from pyro_contrastive._tools.torch_tools import own_params, reused_memory
 from pyro_contrastive.components.seen_cells import evenly
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.training.finite import no_nan_warnings
+from pyro_contrastive.training.hidden_counts import hiding_counts
 from pyro_contrastive.training.history import FitResult, History
 from pyro_contrastive.training.loss_watch import LossWatch
 from pyro_contrastive.training.plan import TrainingPlan
@@ -57,12 +58,14 @@ def fit(
     """
     begun = time.perf_counter()
     run = Run(vae, data, split, plan, settings, fabric=fabric, rng=rng)
+    rate = run.molecule_dropout
     _prepare(run, data)
     n_before = history.n_epochs
     stopping = settings.early_stopping
     stopped = interrupted = False
     try:
-        stopped = _run_epochs(run, history)
+        with hiding_counts(vae, rate):
+            stopped = _run_epochs(run, history)
     except KeyboardInterrupt:
         interrupted = True
         run.updates.check()  # so that what is kept is finite

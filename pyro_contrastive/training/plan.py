@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,13 @@ class TrainingPlan:
         scvi-tools, running averages over about 100 steps. With the fast schedule the weights change
         faster than these, especially with deep counts, and a held-out loss may then be thousands of
         times too large. The weights themselves do not depend on it.
+    molecule_dropout
+        In training, hide some counts from the encoders: each molecule is lost with this
+        probability, and a count if all of its molecules are (:class:`MoleculeDropout
+        <pyro_contrastive.networks.MoleculeDropout>`). Encoders then learn less of the noise of the
+        training cells, and their posteriors of other cells are better. 0: none. ``"auto"``: the
+        more genes and the fewer training cells, the higher: ``sqrt(genes / cells)``, at most 0.8;
+        for a guide whose encoders do not see ``log(1 + counts)``, none.
     start_from_data
         Start the likelihood's parameters at values typical of each gene in the training cells,
         instead of at random, when a model is trained for the first time: see
@@ -106,6 +113,7 @@ class TrainingPlan:
     lr_scheduler_metric: str = "elbo_validation"
     lr_min: float = 0.0
     precise_batch_norm: bool = False
+    molecule_dropout: float | Literal["auto"] = 0.0
     start_from_data: bool = False
     record_steps: bool = True
 
@@ -131,6 +139,10 @@ class TrainingPlan:
             if length is not None and length < 0:
                 msg = f"{name} must be at least 0, not {length}."
                 raise ValueError(msg)
+        rate = self.molecule_dropout
+        if rate != "auto" and not (isinstance(rate, int | float) and 0 <= rate < 1):
+            msg = f"molecule_dropout must be 'auto', or from 0 to below 1, not {rate!r}."
+            raise ValueError(msg)
         if not 0 <= self.min_kl_weight <= self.max_kl_weight:
             msg = (
                 "KL weights must satisfy 0 <= min_kl_weight <= max_kl_weight, not "
@@ -223,6 +235,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "cycle_rise": 0.1,
         "n_epochs_kl_warmup": 1,
         "precise_batch_norm": True,
+        "molecule_dropout": "auto",
         "start_from_data": True,
     },
 }

@@ -17,6 +17,7 @@ from pyro_contrastive.training.arguments import refuse_never_checking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
 from pyro_contrastive.training.finite import check_programs
+from pyro_contrastive.training.hidden_counts import can_hide, rate_for
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan
 from pyro_contrastive.training.splits import (
@@ -176,6 +177,27 @@ class Run:
         if too_long or (self.max_epochs > 1 and not self.may_stop(stopping, last)):
             is_warming_up = not self.has_full_weight(last)
             refuse_never_checking(self.max_epochs, too_long, is_warming_up=is_warming_up)
+
+    @property
+    def molecule_dropout(self) -> float:
+        """Probability that a molecule is hidden from the encoders.
+
+        Raises
+        ------
+        ValueError
+            If the plan asks for it, and the guide has no encoders of counts.
+        """
+        rate, is_possible = self.plan.molecule_dropout, can_hide(self.vae)
+        if rate == "auto":
+            n_cells = len(self.split.train)
+            return rate_for(self.vae.n_input, n_cells) if is_possible else 0.0
+        if rate and not is_possible:
+            msg = (
+                f"molecule_dropout={rate} hides counts from encoders that see log(1 + counts); the "
+                f"{type(self.vae.guide).__name__} of this model has none. Use 0 or 'auto'."
+            )
+            raise ValueError(msg)
+        return rate
 
     def cells(self, indices: Indices) -> CellBatch:
         """Return cells on the device of the module, in its dtype."""
