@@ -92,9 +92,9 @@ def refine(
 ) -> RefinedPosterior:
     """Maximise the ELBO of each cell over a normal posterior of its own, the decoder fixed.
 
-    It starts at the mean of the guide's posterior, with its standard deviations where they are not
-    much narrower than the prior's. From a narrow start, as that of a guide that is sure and wrong,
-    it takes many more steps, and may end at a lesser mode.
+    It starts at the guide's mean and covariance, but with standard deviations of at least seven
+    tenths of the prior's. From a narrow start, as that of a guide that is sure and wrong, it takes
+    many more steps, and may end at a lesser mode.
 
     Cells do not influence each other, nor do the cells beside them: the noise of a cell follows
     from its own counts, so that its posterior is the same, up to rounding, in any mini-batch, and
@@ -321,10 +321,11 @@ def _start(vae: ContrastiveVAE, batch: CellBatch) -> tuple[Sites, _State]:
 
 
 def _widened(start: _State, widths: Tensor, free: Tensor) -> _State:
-    """Widen narrow normals, independent in each latent, where the latents are free."""
-    sd = start.factor.diagonal(dim1=-2, dim2=-1)
-    wide = torch.where(free, sd.maximum(START_WIDTH * widths), sd)
-    return start._replace(factor=torch.diag_embed(wide))
+    """Widen narrow normals where the latents are free; correlations stay as they are."""
+    sd = start.factor.square().sum(-1).sqrt()
+    ratio = (START_WIDTH * widths / sd).clamp(min=1.0)
+    wider = torch.where(free, ratio, 1.0)
+    return start._replace(factor=wider.unsqueeze(-1) * start.factor)
 
 
 def _sites(vae: ContrastiveVAE, batch: CellBatch) -> Sites:

@@ -20,7 +20,13 @@ from pyro_contrastive.analysis.likelihood import all_log_weights
 from pyro_contrastive.analysis.prior_widths import prior_widths
 from pyro_contrastive.analysis.refined_cells import RefinedCells
 from pyro_contrastive.analysis.refined_posterior import RefinedGuide, RefinedPosterior, Sites
-from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
+from pyro_contrastive.analysis.refinement import (
+    Refinement,
+    _State,
+    _widened,
+    guide_moments,
+    refine,
+)
 from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.model import CELLS
 
@@ -82,6 +88,19 @@ def test_a_guide_that_is_sure_and_wrong_does_not_hold_refinement_back() -> None:
     encoded = guide_moments(vae, batch)["s"]  # of a background cell it is not widened either
     for ours, theirs in zip(found.marginals()["s"], encoded, strict=True):
         torch.testing.assert_close(ours[~batch.is_target], theirs[~batch.is_target])
+
+
+def test_a_start_is_widened_where_it_is_narrow_and_keeps_its_correlations() -> None:
+    start = np.array([[0.04, 0.03, 0.0], [0.03, 0.09, 0.0], [0.0, 0.0, 4.0]])
+    factor = torch.as_tensor(np.linalg.cholesky(start)).expand(2, 3, 3)
+    never = torch.zeros(2, dtype=torch.bool)
+    free = torch.tensor([[True, True, True], [True, False, True]])
+    state = _State(torch.zeros(2, 3).double(), factor, never)
+    wide = _widened(state, torch.tensor([1.0, 2.0, 1.0]), free).factor
+    covariance = (wide @ wide.mT).numpy()
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    np.testing.assert_allclose(sd, [[0.7, 1.4, 2.0], [0.7, 0.3, 2.0]], rtol=1e-6)
+    np.testing.assert_allclose(covariance[:, 0, 1] / (sd[:, 0] * sd[:, 1]), 0.5, rtol=1e-6)
 
 
 def widths_under(prior, **given):
