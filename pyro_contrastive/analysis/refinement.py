@@ -321,10 +321,10 @@ def _start(vae: ContrastiveVAE, batch: CellBatch) -> tuple[Sites, _State]:
 
 
 def _widened(start: _State, widths: Tensor, free: Tensor) -> _State:
-    """Widen narrow normals, independent in each latent, where the latents are free."""
-    sd = start.factor.diagonal(dim1=-2, dim2=-1)
+    """Widen narrow normals where the latents are free; correlations stay as they are."""
+    sd = start.factor.square().sum(-1).sqrt()
     wide = torch.where(free, sd.maximum(START_WIDTH * widths), sd)
-    return start._replace(factor=torch.diag_embed(wide))
+    return start._replace(factor=start.factor * (wide / sd).unsqueeze(-1))
 
 
 def _sites(vae: ContrastiveVAE, batch: CellBatch) -> Sites:
