@@ -36,6 +36,7 @@ from pyro_contrastive import (
     PrivateSalient,
 )
 from pyro_contrastive.analysis.likelihood import log_weights, losses_of
+from pyro_contrastive.analysis.refinement import START_WIDTH, _start, _widened
 
 SITES = ("z", "s", "library")
 
@@ -273,3 +274,22 @@ def test_latents_that_depend_on_each_other_fit_better_than_the_best_without(fami
     precision = torch.linalg.inv(covariance[batch.is_target][0])
     best = (precision.diagonal().log().sum() - torch.logdet(precision)) / 2
     assert target < best
+
+
+def test_refinement_starts_with_the_correlations_of_the_guide() -> None:
+    """Also where it makes a narrow posterior wider."""
+    vae, batch = linear_model(Exact()).eval(), simulated(6)
+    with torch.no_grad():
+        sites, start = _start(vae, batch)
+        mean, covariance = exact_posterior(loadings(orthogonal=False), batch)
+        widths = 1.4 / START_WIDTH * torch.ones_like(mean)
+        wide = _widened(start, widths, torch.ones_like(mean, dtype=torch.bool))
+    assert list(sites.widths) == ["z", "s"]
+    torch.testing.assert_close(start.mean, mean)
+    torch.testing.assert_close(start.factor @ start.factor.mT, covariance)
+    wider = wide.factor @ wide.factor.mT
+    for one, other in zip(covariance, wider, strict=True):
+        sd = other.diagonal().sqrt()
+        torch.testing.assert_close(sd, one.diagonal().sqrt().clamp(min=1.4))
+        expected = one / one.diagonal().sqrt().outer(one.diagonal().sqrt())
+        torch.testing.assert_close(other / sd.outer(sd), expected)
