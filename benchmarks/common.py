@@ -150,6 +150,7 @@ def fit_ours(
     background: str,
     *,
     batch_key: str | None = None,
+    size_factor_key: str | None = None,
     configuration: Configuration | None = None,
     epochs: int | None = None,
     seed: int = 0,
@@ -160,7 +161,11 @@ def fit_ours(
     configuration = configuration or Configuration()
     pyro.set_rng_seed(seed)
     ContrastiveVI.setup_anndata(
-        adata, batch_key=batch_key, condition_key=condition_key, background=background
+        adata,
+        batch_key=batch_key,
+        size_factor_key=size_factor_key,
+        condition_key=condition_key,
+        background=background,
     )
     model = ContrastiveVI(adata, **configuration.model())
     given = {"max_epochs": epochs} if epochs else {}

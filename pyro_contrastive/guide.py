@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +12,7 @@ from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from pyro_contrastive._tools.pyro_names import NamedPyroModule
-from pyro_contrastive._tools.site_moments import sampled_mean, sampled_moments
+from pyro_contrastive._tools.site_moments import sampled_correlations, sampled_mean, sampled_moments
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components.component import PACKAGE, Component
 from pyro_contrastive.likelihoods import INVERSE_DISPERSION, Likelihood
@@ -124,15 +124,20 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
         If given x no latent depends on another, only that one is encoded and drawn; otherwise this
         is the whole guide.
         """
-        if not self.is_mean_field:
+        if not self.is_mean_field or self._overrides("encode"):
             return self
         return lambda batch: self.draw(self.encode(batch, only=site), batch)
 
     @property
     def is_mean_field(self) -> bool:
-        """Whether latents are independent given x: the program is that of this class."""
-        own = (type(self).forward, type(self).draw, type(self).encode)
-        return own == (ContrastiveGuide.forward, ContrastiveGuide.draw, ContrastiveGuide.encode)
+        """Whether latents are independent given x: they are drawn by the program of this class."""
+        own = (type(self).forward, type(self).draw)
+        return own == (ContrastiveGuide.forward, ContrastiveGuide.draw)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The latents in the plate of cells, in the order of the model."""
+        return ("z", "s") if self.library_encoder is None else ("z", "s", "library")
 
     def encode(self, batch: CellBatch, only: str | None = None) -> dict[str, Moments]:
         """Evaluate the encoders: mean and variance of z, s and, if latent, the log library size.
@@ -226,8 +231,7 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
         -------
         By site, each ``[cells, latents]``; of the logarithm of a positive latent.
         """
-        sites = ["z", "s"] if self.library_encoder is None else ["z", "s", "library"]
-        asked = [site for site in sites if only in {None, site}]
+        asked = [site for site in self.sites if only in {None, site}]
         if not all(map(self.has_closed_marginal, asked)):
             found = sampled_moments(self, batch, CELLS, self.positive | {"library"})
             found["s"] = self._where_used(found["s"], batch)
@@ -241,6 +245,44 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
             return sampled_mean(self, batch, CELLS, site)
         mean: Tensor = self.factor(site, *self.marginals(batch, site)[site]).mean
         return mean
+
+    def normal(self, batch: CellBatch) -> Moments:
+        """Mean and covariance of all latents of a cell together, in the order of :attr:`sites`.
+
+        Where latents depend on each other and the covariance has no closed form, correlations are
+        found from draws, as :meth:`marginals` are. s of a background cell, and dimensions of s that
+        a cell lacks, are uncorrelated with the rest.
+
+        Returns
+        -------
+        The mean, ``[cells, latents]``, and the lower-triangular factor L of the covariance L L',
+        ``[cells, latents, latents]``; of the logarithm of positive latents.
+        """
+        moments = self.marginals(batch)
+        mean, variance = (torch.cat([moments[s][i] for s in self.sites], -1) for i in (0, 1))
+        return mean, variance.sqrt().unsqueeze(-1) * self._correlations(moments, batch)
+
+    def _correlations(self, moments: dict[str, Moments], batch: CellBatch) -> Tensor:
+        """Return the Cholesky factor of the correlations, ``[cells, latents, latents]``."""
+        if self.is_mean_field:
+            means = [moments[site][0] for site in self.sites]
+            return torch.diag_embed(torch.ones_like(torch.cat(means, -1)))
+        there = self._dependent(moments, batch)
+        free = torch.cat([there[site] for site in self.sites], -1)
+        return sampled_correlations(self, batch, CELLS, self.positive | {"library"}, free)
+
+    def _dependent(self, moments: Mapping[str, Moments], batch: CellBatch) -> dict[str, Tensor]:
+        """Tell which latents may depend on others, by site: boolean, of the shape of the moments.
+
+        All but s of background cells, which is not part of their posterior, and the dimensions of s
+        that the prior does not use.
+        """
+        there = {s: torch.ones_like(mean, dtype=torch.bool) for s, (mean, _) in moments.items()}
+        there["s"] = there["s"] & batch.is_target.unsqueeze(-1)
+        used = self.used_salient(batch)
+        if used is not None:
+            there["s"] = there["s"] & used
+        return there
 
     def has_closed_marginal(self, site: str) -> bool:
         """Whether the moments of a latent in :meth:`encode` are those of its marginal distribution.

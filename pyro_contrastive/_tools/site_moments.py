@@ -16,6 +16,8 @@ from pyro_contrastive._tools.torch_tools import seeded
 
 N_DRAWS = 200
 """Draws per cell: a mean is known to 7 % of the latent's standard deviation."""
+SHRINKAGE = 0.1
+"""Share by which correlations found from draws are shrunk towards 0."""
 _WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
 
 
@@ -83,6 +85,40 @@ def sampled_mean(program: Callable[[Any], Any], batch: Any, plate: str, site: st
     known = moments_of(found["fn"], of_log=False)
     value: Tensor = found["value"] if known is None else known[0].expand_as(found["value"])
     return value.mean(0)
+
+
+def sampled_correlations(
+    program: Callable[[Any], Any],
+    batch: Any,
+    plate: str,
+    positive: Collection[str],
+    there: Tensor,
+) -> Tensor:
+    """Cholesky factor of the correlations of all latents, by seeded draws.
+
+    Parameters
+    ----------
+    program, batch, plate, positive
+        As for :func:`sampled_moments`.
+    there
+        Latents that may be correlated, boolean ``[cells, latents]``, in the order of the sites.
+
+    Returns
+    -------
+    ``[cells, latents, latents]``. Correlations are shrunk by a tenth, so that there is a factor
+    however many latents there are.
+    """
+    values = [
+        site["value"].log() if name in positive else site["value"]
+        for name, site in _drawn(program, batch, plate)
+    ]
+    draws = torch.cat(values, -1)  # [draws, cells, latents]
+    standard = (draws - draws.mean(0)) / draws.std(0, correction=0)
+    correlations = torch.einsum("dcl,dcm->clm", standard, standard) / len(draws)
+    both = there.unsqueeze(-1) & there.unsqueeze(-2)
+    kept = torch.where(both, (1 - SHRINKAGE) * correlations, 0.0)
+    identity = torch.eye(there.shape[-1], device=there.device, dtype=torch.bool)
+    return torch.linalg.cholesky(torch.where(identity, 1.0, kept))
 
 
 def _drawn(

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether the guide recovers the latents that made the data."""
+"""Simulation-based calibration: whether posteriors recover what made simulated cells."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_contrastive._tools.torch_tools import evaluating
+from pyro_contrastive._tools.torch_tools import evaluating, numpy_rng
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts, shared_values
 from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.ranks import LATENTS, Quantities, ranks_among
 from pyro_contrastive.analysis.refined_posterior import RefinedGuide
 from pyro_contrastive.analysis.refinement import refine
-from pyro_contrastive.analysis.runs import draw_posterior, run_model
+from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.cells import CellBatch, X
 from pyro_contrastive.interop.module.populations import trace_of
 from pyro_contrastive.model import SALIENT
-from pyro_contrastive.sites import log_likelihood, observed_sites
 from pyro_contrastive.vae import ContrastiveVAE
 
 __all__ = ["Calibration", "Method", "calibrate", "rank_histogram"]
@@ -31,7 +30,6 @@ __all__ = ["Calibration", "Method", "calibrate", "rank_histogram"]
 Array = NDArray[np.float64]
 Method = Literal["guide", "refined", "nuts"]
 
-LATENTS = ("z", "s", "library")
 EXPECTED_PER_BIN = 5
 """Smallest expected number of ranks in a bin for a chi-square test (Cochran 1952)."""
 MIN_BINS, MAX_BINS = 2, 20
@@ -45,14 +43,15 @@ choose the words: the test decides whether ranks are uniform."""
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranks of the latents that made the data among draws of the posterior given the data.
+    """Ranks of what made simulated cells among draws of the posterior given these cells.
 
     Parameters
     ----------
     ranks
         One row per simulated cell, one column per quantity (``z1`` ..., ``s1`` ..., ``library``,
-        ``log_likelihood``): how many of the draws are smaller, 0 ... `n_draws`. NaN where a cell
-        has no such latent.
+        ``log_likelihood``, and of some genes ``expression of ISG15``, ``effect on ISG15``): how
+        many of the draws are smaller, 0 ... `n_draws`. Among draws that equal the truth its place
+        is drawn at random. NaN where a cell has no such quantity.
     n_draws
         Draws per simulated cell.
     method
@@ -133,10 +132,11 @@ def calibrate(
     query: Query,
     n_draws: int,
     *,
+    quantities: Quantities | None = None,
     method: Method = "guide",
     nuts: NutsSettings | None = None,
 ) -> Calibration:
-    """Simulate a cell like each of these, and rank its latents; call with a fixed seed.
+    """Simulate a cell like each of these, and rank what made it; call with a fixed seed.
 
     Condition, batch, covariates and observed library size are those of the real cell; latents and
     data are drawn from the model. Parameters with a prior are at their posterior mean.
@@ -147,12 +147,15 @@ def calibrate(
         The model, the data and which cells.
     n_draws
         Draws from the posterior of each simulated cell.
+    quantities
+        What is ranked. Default: latents and the log-likelihood.
     method
         Source of the posterior draws: the guide, refined posteriors, or NUTS (slow).
     nuts
         Settings of NUTS; its draws are thinned to `n_draws`.
     """
-    vae, ranks = query.vae, []
+    vae, ranks, ranked = query.vae, [], quantities or Quantities()
+    rng = numpy_rng()
     with evaluating(vae):
         fixed = shared_values(vae)
         for batch in query.minibatches(n_draws):
@@ -163,7 +166,13 @@ def calibrate(
                 draws = _nuts_draws(vae, cells, n_draws, nuts)
             else:
                 draws = _guide_draws(vae, cells, n_draws, is_refined=method == "refined")
-            ranks.append(_ranks(vae, cells, truth, trace_of(draws | fixed), n_draws))
+            made = {site: truth.nodes[site]["value"].unsqueeze(0) for site in draws}
+            true, drawn = (
+                ranked.at(query, cells, trace_of(values | fixed), n)
+                for values, n in ((made, 1), (draws, n_draws))
+            )
+            found = {name: ranks_among(true[name][0], drawn[name], rng) for name in true}
+            ranks.append(pd.DataFrame(found))
     return Calibration(pd.concat(ranks, ignore_index=True), n_draws, method)
 
 
@@ -188,32 +197,6 @@ def _nuts_draws(
         drawn[site] = flat[kept].exp() if site in refined.sites.positive else flat[kept]
     drawn[SALIENT] = torch.where(batch.is_target.unsqueeze(-1), drawn[SALIENT], 1.0)
     return drawn
-
-
-def _ranks(
-    vae: ContrastiveVAE,
-    batch: CellBatch,
-    truth: Trace,
-    posterior: Trace,
-    n_draws: int,
-) -> pd.DataFrame:
-    """Ranks of the true latents, and of the log-likelihood at them, one row per cell."""
-    columns: dict[str, Tensor] = {}
-    used = vae.model.salient_prior.used(batch)
-    for site in LATENTS:
-        if site not in posterior.nodes:
-            continue
-        true = truth.nodes[site]["value"]
-        rank = (posterior.nodes[site]["value"] < true).sum(0).double()  # [cells, latents]
-        if site == SALIENT:
-            there = batch.is_target.unsqueeze(-1).expand_as(rank)
-            rank[~(there if used is None else there & used)] = torch.nan
-        names = [site] if site == "library" else [f"{site}{k + 1}" for k in range(rank.shape[1])]
-        columns |= dict(zip(names, rank.unbind(-1), strict=True))
-    drawn = run_model(vae, batch, posterior, n_draws)
-    at_truth = log_likelihood(truth, observed_sites(drawn))
-    columns["log_likelihood"] = (log_likelihood(drawn) < at_truth).sum(0).double()
-    return pd.DataFrame({name: rank.cpu().numpy() for name, rank in columns.items()})
 
 
 def _reading(row: dict[str, float]) -> str:

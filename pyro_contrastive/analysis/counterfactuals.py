@@ -28,6 +28,7 @@ __all__ = [
     "counterfactual_batch",
     "counterfactual_expression",
     "draw_salient",
+    "effect_draws",
     "treatment_effect",
 ]
 
@@ -118,6 +119,25 @@ class Effect:
     upper: Array
 
 
+def effect_draws(query: Query, batch: CellBatch, posterior: Trace, pseudocount: float) -> Array:
+    """log2 of expression over what it would be without s, ``[n_samples, cells, genes]``.
+
+    Parameters
+    ----------
+    query
+        How cells are decoded, the draws not averaged.
+    batch, posterior
+        Some cells, and draws of their latents.
+    pseudocount
+        Added to both sides.
+    """
+    with_s, without_s = (
+        np.log2(decode_batch(query, batch, posterior, do) + pseudocount)
+        for do in (None, without_salient(posterior))
+    )
+    return with_s - without_s
+
+
 def treatment_effect(query: Query, *, interval: float, pseudocount: float) -> Effect:
     """log2 of a cell's expression over what it would be without its salient variation.
 
@@ -137,11 +157,7 @@ def treatment_effect(query: Query, *, interval: float, pseudocount: float) -> Ef
     with evaluating(vae):
         for batch, guide in query.with_programs(n_samples):
             posterior = draw_posterior(vae, batch, n_samples, guide=guide)
-            with_s, without_s = (
-                np.log2(decode_batch(query, batch, posterior, do) + pseudocount)
-                for do in (None, without_salient(posterior))
-            )
-            change = with_s - without_s  # [samples, cells, genes]
+            change = effect_draws(query, batch, posterior, pseudocount)
             parts["mean"].append(change.mean(0))
             # Weibull's plotting positions: a share k/(n + 1) of the posterior lies below the k-th
             # of n draws, so that the interval has its nominal probability.

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_contrastive._tools.torch_tools import evaluating
+from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.analysis.runs import draw_posterior, value_at, without_salient
 from pyro_contrastive.cells import CellBatch
 
-__all__ = ["decode_batch", "decode_cells", "decoded_under"]
+__all__ = ["decode_batch", "decode_cells", "decoded_under", "has_expression"]
 
 Array = NDArray[np.float32]
 
@@ -91,6 +91,15 @@ def decode_batch(
         value = value[..., decoding.genes]
         total = total + (value.mean(0) if decoding.average else value)
     return (total / len(codes)).cpu().numpy()
+
+
+def has_expression(query: Query) -> bool:
+    """Tell whether the likelihood has expression and a mean, by decoding the first cell."""
+    with seeded(0), evaluating(query.vae):
+        batch = next(query.of(query.cells[:1]).minibatches())
+        posterior = draw_posterior(query.vae, batch)
+        found = (value_at(site, query.vae, batch, posterior) for site in ("scale", "mean_scale"))
+        return all(value is not None for value in found)
 
 
 def decoded_under(batch: CellBatch, decoding: Decoding, code: int | None) -> CellBatch:

@@ -32,6 +32,7 @@ from torch.distributions import constraints
 
 from pyro_contrastive._tools.site_moments import sampled_moments
 from pyro_contrastive._tools.torch_tools import evaluating, frozen, seeded
+from pyro_contrastive.analysis.prior_widths import prior_widths
 from pyro_contrastive.analysis.refined_posterior import RefinedPosterior, Sites, times
 from pyro_contrastive.analysis.runs import draw_posterior, run_model, shared_sites
 from pyro_contrastive.cells import CellBatch, X
@@ -50,6 +51,9 @@ CURVATURE_LIMITS = (0.4, 2.5)
 """Smallest and largest factor by which a step may change the precision in any direction."""
 LONGEST_STEP = 3.0
 """Longest step of the mean, in standard deviations of the posterior."""
+START_WIDTH = 0.7
+"""Smallest standard deviation at the start, in those of the prior. With 0.5 more cells simulated
+from the prior have a Pareto k above 0.7; with 1, a few in a hundred are not there in 30 steps."""
 NOISE_ROWS = 4096
 N_JUDGING_PAIRS = 4
 """Pairs of draws that decide whether a cell's refined posterior is better than the guide's."""
@@ -88,9 +92,13 @@ def refine(
 ) -> RefinedPosterior:
     """Maximise the ELBO of each cell over a normal posterior of its own, the decoder fixed.
 
-    It starts at the guide's posterior. Cells do not influence each other, nor do the cells beside
-    them: the noise of a cell follows from its own counts, so that its posterior is the same, up to
-    rounding, in any mini-batch, and torch's random state is left alone.
+    It starts at the mean of the guide's posterior, with its standard deviations where they are not
+    much narrower than the prior's. From a narrow start, as that of a guide that is sure and wrong,
+    it takes many more steps, and may end at a lesser mode.
+
+    Cells do not influence each other, nor do the cells beside them: the noise of a cell follows
+    from its own counts, so that its posterior is the same, up to rounding, in any mini-batch, and
+    torch's random state is left alone.
 
     The salient latent of a background cell, which the decoder does not see, keeps the guide's mean
     and variance. Parameters that all cells share are drawn from their posterior in each step.
@@ -120,7 +128,7 @@ def refine(
         sites, start = _start(vae, batch)
         noise = _Noise(batch, sites)
         target = _Target(vae, batch, sites, given.n_pairs)
-        state = start
+        state = _widened(start, prior_widths(vae, batch, sites), noise.free)
         for step in range(given.n_steps):
             pairs = noise.pairs(given.n_pairs)
             state = _improve(state, *target.responses(state, pairs), pairs, step, given)
@@ -301,12 +309,22 @@ def guide_moments(vae: ContrastiveVAE, batch: CellBatch) -> dict[str, Moments]:
 
 
 def _start(vae: ContrastiveVAE, batch: CellBatch) -> tuple[Sites, _State]:
-    """Return the latents, and the guide's posterior: independent normals."""
+    """Return the latents, and a normal with the guide's mean and covariance."""
     sites = _sites(vae, batch)
+    never = torch.zeros_like(batch.is_target)
+    if tuple(sites.widths) == vae.guide.sites:
+        return sites, _State(*vae.guide.normal(batch), never)
     moments = _moments(vae, batch, sites)
     mean = torch.cat([moments[site][0] for site in sites.widths], -1)
     sd = torch.cat([moments[site][1] for site in sites.widths], -1).sqrt()
-    return sites, _State(mean, torch.diag_embed(sd), torch.zeros_like(batch.is_target))
+    return sites, _State(mean, torch.diag_embed(sd), never)
+
+
+def _widened(start: _State, widths: Tensor, free: Tensor) -> _State:
+    """Widen narrow normals, independent in each latent, where the latents are free."""
+    sd = start.factor.diagonal(dim1=-2, dim2=-1)
+    wide = torch.where(free, sd.maximum(START_WIDTH * widths), sd)
+    return start._replace(factor=torch.diag_embed(wide))
 
 
 def _sites(vae: ContrastiveVAE, batch: CellBatch) -> Sites:

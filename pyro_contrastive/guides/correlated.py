@@ -14,7 +14,6 @@ from torch.distributions import ExpTransform
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
 from pyro_contrastive.guides.summary import (
-    dependent_latents,
     n_summary,
     network,
     summary_of,
@@ -72,11 +71,8 @@ class CorrelatedGuide(ContrastiveGuide):
         """Draw z, s and, if latent, the library size, each given those before it."""
         self.shared()
         moments = {site: moments[site] for site in self.n_latents}  # in this order
-        there = dependent_latents(self.n_latents, batch, self.used_salient(batch))
-        mask = torch.cat([there[site] for site in moments], dim=-1)
-        covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
-        numbers = self.correlations(summary_of(without_salient(moments, batch), covariates))
-        factor = self.correlation_factor(numbers, mask.to(numbers))
+        there = self._dependent(moments, batch)
+        factor = self._factor_of(moments, there, batch)
         noise: list[Tensor] = []  # epsilon of the sites drawn so far
         with pyro.plate(CELLS, len(batch), dim=-1):
             for site, (mean, variance) in moments.items():
@@ -92,6 +88,20 @@ class CorrelatedGuide(ContrastiveGuide):
                 standard = (self._real(site, value, there[site]) - mean) / scale - given
                 solved = torch.linalg.solve_triangular(own, standard.unsqueeze(-1), upper=False)
                 noise.append(torch.where(there[site], solved.squeeze(-1), 0.0))
+
+    def _factor_of(
+        self, moments: dict[str, Moments], there: dict[str, Tensor], batch: CellBatch
+    ) -> Tensor:
+        mask = torch.cat([there[site] for site in moments], dim=-1)
+        covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
+        numbers = self.correlations(summary_of(without_salient(moments, batch), covariates))
+        return self.correlation_factor(numbers, mask.to(numbers))
+
+    def _correlations(self, moments: dict[str, Moments], batch: CellBatch) -> Tensor:
+        if self._overrides("forward", "draw"):
+            return super()._correlations(moments, batch)
+        there = self._dependent(moments, batch)
+        return self._factor_of(moments, there, batch)
 
     def _conditional(self, site: str, mean: Tensor, scale: Tensor, factor: Tensor) -> Distribution:
         if site == "library":

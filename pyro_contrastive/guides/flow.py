@@ -13,7 +13,6 @@ from torch.distributions import AffineTransform, ExpTransform, Transform, constr
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
 from pyro_contrastive.guides.summary import (
-    dependent_latents,
     n_summary,
     network,
     summary_of,
@@ -117,7 +116,7 @@ class FlowGuide(ContrastiveGuide):
         self.shared()
         moments = {site: moments[site] for site in self.n_latents}  # in this order
         used = self.used_salient(batch)
-        there = dependent_latents(self.n_latents, batch, used)
+        there = self._dependent(moments, batch)
         covariates = self.covariates(batch, like=self.z_encoder.mean.weight)
         of_posterior = summary_of(without_salient(moments, batch), covariates)
         drawn: list[Tensor] = []

@@ -48,22 +48,3 @@ def network(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
         for parameter in last.parameters():
             parameter.mul_(START)
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.ReLU(), last)
-
-
-def dependent_latents(
-    n_latents: Mapping[str, int], batch: CellBatch, used: Tensor | None
-) -> dict[str, Tensor]:
-    """Tell which latents of a cell may depend on others, by site: boolean ``[cells, latents]``.
-
-    All but s of background cells, which is not part of their posterior, and the dimensions of s
-    that the prior does not use.
-    """
-    n_cells = len(batch)
-    there = {
-        site: torch.ones((n_cells, n), dtype=torch.bool, device=batch.condition.device)
-        for site, n in n_latents.items()
-    }
-    there["s"] = there["s"] & batch.is_target.unsqueeze(-1)
-    if used is not None:
-        there["s"] = there["s"] & used
-    return there

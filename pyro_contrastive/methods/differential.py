@@ -21,6 +21,7 @@ from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.methods.base import NO_CELLS, Batches, Level, ModelBase
+from pyro_contrastive.methods.means import differential_means, means_pairs, means_settings
 from pyro_contrastive.methods.refined import refined_cells, refinement_of
 
 
@@ -35,7 +36,7 @@ class DifferentialMethods(ModelBase):
         group2: Level | None = None,
         idx1: Selection | None = None,
         idx2: Selection | None = None,
-        mode: Literal["change", "vanilla"] = "change",
+        mode: Literal["change", "vanilla", "means"] = "change",
         delta: float | None = 0.25,
         batch_size: int | None = None,
         all_stats: bool = True,
@@ -51,11 +52,17 @@ class DifferentialMethods(ModelBase):
         seed: int | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
-        """Compare the expression of groups of cells (lvm-DE, Boyeau et al., PNAS 2023).
+        r"""Compare the expression of groups of cells: single cells, or the means of the counts.
 
-        Expression is drawn from the posterior. A treated cell is decoded with its salient latent, a
-        background cell with none, cell by cell, also where a group holds both. `adata` is not
-        changed.
+        ``mode="means"`` is the one to take for "which genes differ": a test of the mean counts of
+        two groups among cells that are alike in the background latent. Composition and depth may
+        differ between the groups without causing false discoveries, and it finds what a test with
+        the true cell types would find.
+
+        The other modes are scvi-tools' (lvm-DE, Boyeau et al., PNAS 2023) and ask which genes
+        differ between nearly all pairs of cells. Expression is drawn from the posterior. A treated
+        cell is decoded with its salient latent, a background cell with none, cell by cell, also
+        where a group holds both. `adata` is not changed.
 
         Parameters
         ----------
@@ -65,13 +72,16 @@ class DifferentialMethods(ModelBase):
         groupby, group1, group2
             Column of ``adata.obs``; a group or several, each compared in turn (default: all); and
             the group they are compared with (default: all other cells). Groups are values of the
-            column, or their text.
+            column, or their text. Without `groupby` and `idx1`, ``mode="means"`` compares every
+            treatment with the background.
         idx1, idx2
             Instead of `groupby`: two groups of cells, each a mask, indices or a query of
             ``adata.obs``. The second is by default all cells that are not in the first.
         mode
             ``"change"`` (default): probability that the log2 fold change is beyond `delta`.
             ``"vanilla"``: probability that expression is higher in the first group.
+            ``"means"``: a test of the mean counts. Of the arguments below, `fdr_target`,
+            `batch_size`, `refine` and `seed` apply to it.
         delta
             Smallest log2 fold change of interest. Default 0.25; ``None``: estimated from all genes.
         all_stats
@@ -90,13 +100,23 @@ class DifferentialMethods(ModelBase):
             Posterior draws averaged for each drawn cell. Default 1.
         **kwargs
             See :class:`~pyro_contrastive.analysis.differential_settings.DifferentialSettings`:
-            ``n_samples_overall``, ``use_permutation``, ``pseudocounts`` ...
+            ``n_samples_overall``, ``use_permutation``, ``pseudocounts`` ... With ``mode="means"``
+            see :class:`~pyro_contrastive.analysis.means.settings.MeansSettings`: ``strata`` (a
+            column of cell types, or a number of clusters of z, 8 by default), ``lfc_threshold``,
+            ``by_stratum`` (in which cell types), ``interval``, ``fewest_cells``,
+            ``fewest_counts``.
 
         Returns
         -------
         A row per gene (and group), the most certain first, with the columns of scvi-tools:
         ``proba_de``, ``bayes_factor``, ``scale1``, ``scale2``, ``lfc_mean`` ...,
         ``is_de_fdr_<fdr_target>``, and with `all_stats` ``raw_mean1`` ...
+
+        With ``mode="means"``: ``lfc`` (log2), ``lfc_se``, ``lower``, ``upper``, ``p_value``,
+        ``p_adj`` (Benjamini-Hochberg over the genes of a comparison), ``is_de_fdr_<fdr_target>``;
+        ``mean1`` and ``mean2``, counts of a cell of average depth; ``n_cells1``, ``n_cells2`` and
+        ``n_strata``, the cells and strata used; ``not_tested``, why a gene has no result (too few
+        counts), else empty. With ``by_stratum=True`` a row per gene and ``stratum``.
 
         Raises
         ------
@@ -106,17 +126,50 @@ class DifferentialMethods(ModelBase):
 
         Notes
         -----
-        Single cells drawn from the two groups are compared, not means of the groups: a gene is
-        tagged if nearly all pairs of cells differ by more than `delta`. So few genes are tagged,
-        nearly all of them rightly, and fewest where groups hold several cell types, whose
-        differences are in every pair. To find more, compare cells of one type with each other and
-        average over the noise of the posterior with ``n_samples=25``; or compare each treated cell
-        with itself without its salient latent, by :meth:`get_treatment_effect`. With about 75 cells
-        or more in each group a t-test finds more changes of the mean in simulations, with fewer
-        cells it finds less (``benchmarks/differential_truth.py``).
+        *Means.* For gene g and cell n of stratum k, on side c (0 or 1), with total count l_n, the
+        mean is :math:`l_n \exp(a_{gk} + b_g c_n)`, and nothing is assumed of the variance: the
+        log ratio b is a quasi-Poisson estimate, its error that of the cells' scatter (a sandwich),
+        and the p-value that of the score statistic, which also holds for rare genes. Strata are
+        clusters of the background latent, or of a column you give, within batches; cells of a
+        stratum that holds fewer than 5 cells of a side are left out. **Cells are the replicates**:
+        the test is about these cells, and differences between donors count as effects if the
+        donors differ between the groups.
+
+        *Change and vanilla.* Single cells drawn from the two groups are compared, not means of the
+        groups: a gene is tagged if nearly all pairs of cells differ by more than `delta`. So few
+        genes are tagged, nearly all of them rightly, and fewest where groups hold several cell
+        types, whose differences are in every pair. They find a tenth to three quarters of what
+        ``mode="means"`` finds in simulations (``benchmarks/differential_truth.py``). Take them
+        where the question is about single cells, or to repeat an analysis made with scvi-tools.
+
+        Examples
+        --------
+        Genes that respond, over all cell types, and by cell type::
+
+            genes = model.differential_expression(mode="means")
+            by_type = model.differential_expression(
+                mode="means", strata="cell_type", by_stratum=True, lfc_threshold=0.5
+            )
         """
-        _refuse_unknown(kwargs)
         refinement_of(refine, self)
+        if mode == "means":
+            given: dict[str, Any] = {
+                "delta": delta,
+                "all_stats": all_stats,
+                "batch_correction": batch_correction,
+                "batchid1": batchid1,
+                "batchid2": batchid2,
+                "target_idx": target_idx,
+                "n_samples": n_samples,
+            }
+            means = means_settings(given, kwargs | {"fdr_target": fdr_target})
+            chosen = (groupby, group1, group2, idx1, idx2)
+            pairs = means_pairs(self, self._adata(adata).obs, *chosen)
+            with progress("Differential expression", len(pairs), silent=silent):
+                return differential_means(
+                    self, adata, pairs, means, batch_size=batch_size, refine=refine, seed=seed
+                )
+        _refuse_unknown(kwargs)
         settings = DifferentialSettings(
             mode=mode,
             delta=delta,

@@ -30,6 +30,11 @@ PSEUDOCOUNT = 1e-5
 """Added to expression that sums to 1 over genes, before it is compared."""
 
 
+def usual_pseudocount(model: ModelBase) -> float:
+    """Return the pseudocount of treatment effects where the user gives none."""
+    return model.module.model.likelihood.pseudocount or PSEUDOCOUNT
+
+
 class EffectMethods(ModelBase):
     """What cells would express under another condition, and what their treatment did."""
 
@@ -168,7 +173,7 @@ class EffectMethods(ModelBase):
             msg = f"An interval of {interval} takes at least n_samples={fewest}, not {n_samples}."
             raise ValueError(msg)
         if pseudocount is None:
-            pseudocount = self.module.model.likelihood.pseudocount or PSEUDOCOUNT
+            pseudocount = usual_pseudocount(self)
         query = self._query(adata, indices, batch_size, refine=refine)
         decoding = decoding_of(
             self,

@@ -199,7 +199,7 @@ def plot_posterior_accuracy(accuracy: PosteriorAccuracy) -> NDArray[Any]:
     ----------
     accuracy
         Result of :meth:`pyro_contrastive.ContrastiveVI.posterior_accuracy`. Without NUTS, the
-        posterior fitted to each cell is the reference.
+        refined posterior is the reference.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def plot_posterior_accuracy(accuracy: PosteriorAccuracy) -> NDArray[Any]:
     cell; points on the diagonal agree.
     """
     table = accuracy.latents
-    reference, name = ("nuts", "NUTS") if "nuts_mean" in table else ("local", "fitted posterior")
+    reference, name = ("nuts", "NUTS") if "nuts_mean" in table else ("refined", "refined posterior")
     _, axes = plt.subplots(1, 2, figsize=(8.4, 4.0), layout="constrained")
     for panel, moment in zip(axes, ("mean", "sd"), strict=True):
         x, y = table[f"{reference}_{moment}"], table[f"encoder_{moment}"]

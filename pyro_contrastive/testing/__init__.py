@@ -1,6 +1,7 @@
 """For tests: simulated counts with known truth, and contracts for parts of your own."""
 
 from pyro_contrastive.testing.contracts import ContractError
+from pyro_contrastive.testing.fitted import simulate_from
 from pyro_contrastive.testing.guide_contract import check_guide
 from pyro_contrastive.testing.likelihood_contract import check_likelihood
 from pyro_contrastive.testing.penalty_contract import check_penalty
@@ -21,5 +22,6 @@ __all__ = [
     "check_penalty",
     "check_prior",
     "simulate",
+    "simulate_from",
     "simulate_treatment",
 ]

@@ -67,7 +67,7 @@ def simulate(settings: SimulationSettings | None = None, *, seed: int = 0) -> An
     -------
     Counts as CSR float32, ``obs["condition"]`` "control" or "treated", and the truth:
     ``obsm["z"]``, ``obsm["s"]``, ``obs["library"]``, ``varm["z_loadings"]``,
-    ``varm["s_loadings"]``, ``layers["scale"]`` (rho).
+    ``varm["s_loadings"]``, ``layers["scale"]`` (rho) and ``layers["untreated"]`` (rho with s = 0).
     """
     given = settings or SimulationSettings()
     rng = np.random.default_rng(seed)
@@ -77,7 +77,8 @@ def simulate(settings: SimulationSettings | None = None, *, seed: int = 0) -> An
     s = rng.standard_normal((n_cells, given.n_salient_latent)) * treated[:, None]
     z_loadings = rng.normal(0, given.effect, (given.n_genes, given.n_background_latent))
     s_loadings = rng.normal(0, given.effect, (given.n_genes, given.n_salient_latent))
-    scale = _softmax(rng.normal(0, 1, given.n_genes) + z @ z_loadings.T + s @ s_loadings.T)
+    logits = rng.normal(0, 1, given.n_genes) + z @ z_loadings.T
+    scale = _softmax(logits + s @ s_loadings.T)
     library = given.mean_total * np.exp(rng.normal(0, given.log_total_sd, n_cells))
     rate = library[:, None] * scale  # [cells, genes]
     gamma = rng.gamma(given.inverse_dispersion, rate / given.inverse_dispersion)
@@ -87,6 +88,7 @@ def simulate(settings: SimulationSettings | None = None, *, seed: int = 0) -> An
     adata.obsm.update({"z": z, "s": s})
     adata.varm.update({"z_loadings": z_loadings, "s_loadings": s_loadings})
     adata.layers["scale"] = scale.astype(np.float32)
+    adata.layers["untreated"] = _softmax(logits).astype(np.float32)
     return adata
 
 
@@ -168,7 +170,8 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
     -------
     Counts as CSR float32, ``obs["condition"]`` "control" or "treated", ``obs["cell_type"]``, and
     the truth: ``var["lfc"]``, the log2 fold change of normalised expression due to the treatment,
-    averaged over treated cells, exactly 0 for genes outside A; and ``layers["scale"]`` (rho).
+    averaged over treated cells, exactly 0 for genes outside A; ``layers["scale"]`` (rho); and
+    ``layers["untreated"]``, what it would be without the treatment.
     """
     given = settings or TreatmentSettings()
     rng = np.random.default_rng(seed)
@@ -189,10 +192,12 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
     effect = size * np.where(np.arange(len(affected)) % 2, 1, -1)  # [affected genes]
     log_response = rng.normal(0, given.response_sd, n_cells) - given.response_sd**2 / 2
     response = np.exp(log_response) * treated
-    scale = profiles[cell_type]  # [cells, genes]
+    untreated = profiles[cell_type]  # [cells, genes]
+    scale = untreated.copy()
     before = scale[:, affected]
     after = before * 2.0 ** (response[:, None] * effect)
-    after *= before.sum(1, keepdims=True) / after.sum(1, keepdims=True)
+    if len(affected):  # or there is nothing to keep the sum of
+        after *= before.sum(1, keepdims=True) / after.sum(1, keepdims=True)
     scale[:, affected] = after
     lfc = np.zeros(n_genes)
     lfc[affected] = np.log2(after[treated] / before[treated]).mean(0)
@@ -212,4 +217,5 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
     adata = AnnData(csr_matrix(counts.astype(np.float32)), obs=obs)
     adata.var["lfc"] = lfc
     adata.layers["scale"] = scale.astype(np.float32)
+    adata.layers["untreated"] = untreated.astype(np.float32)
     return adata

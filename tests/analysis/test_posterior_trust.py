@@ -26,7 +26,9 @@ from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts
 from pyro_contrastive.analysis.posterior_accuracy import posterior_accuracy
 from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.analysis.ranks import Quantities, ranks_among
 from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
+from pyro_contrastive.interop.module.populations import trace_of
 from pyro_contrastive.plotting import plot_ranks
 
 ALL = np.arange(8)
@@ -139,10 +141,21 @@ def test_nuts_is_the_reference_where_it_was_run() -> None:
     assert (found.cells["n_divergent"] >= 0).all()
 
 
-def calibration(**guide) -> Calibration:
-    vae, data = linear_vae(**guide), linear_data(300, 300)
+GENES = Quantities(genes=[0, 7], names=["first", "eighth"], pseudocount=20.0)
+OF_GENES = ["expression of first", "expression of eighth", "effect on first", "effect on eighth"]
+
+
+def with_expression(**guide):
+    """Return a linear model whose expression is the mean of the data."""
+    vae = linear_vae(**guide)
+    vae.model.likelihood.expression = lambda heads: heads["mean"]
+    return vae
+
+
+def calibration(method="guide", **guide) -> Calibration:
+    vae, data = with_expression(**guide), linear_data(300, 300)
     torch.manual_seed(0)
-    return calibrate(Query(vae, data, np.arange(600)), 99)
+    return calibrate(Query(vae, data, np.arange(600)), 99, quantities=GENES, method=method)
 
 
 def test_ranks_of_an_exact_posterior_are_uniform() -> None:
@@ -150,9 +163,11 @@ def test_ranks_of_an_exact_posterior_are_uniform() -> None:
     table = found.table
     assert table["uniform"].all()
     assert table["spread"].between(0.8, 1.2).all()
-    assert list(table.index) == ["z1", "z2", "z3", "s1", "s2", "log_likelihood"]
-    assert found.ranks["s1"].notna().sum() == 300
-    assert found.ranks["z1"].between(0, 99).all()
+    assert list(table.index) == ["z1", "z2", "z3", "s1", "s2", "log_likelihood", *OF_GENES]
+    for name in ("s1", "effect on first"):  # a background cell has none
+        assert found.ranks[name].notna().sum() == 300
+    for name in ("z1", "expression of first"):
+        assert found.ranks[name].between(0, 99).all()
 
 
 def test_ranks_show_a_narrow_and_a_shifted_posterior() -> None:
@@ -160,13 +175,61 @@ def test_ranks_show_a_narrow_and_a_shifted_posterior() -> None:
         calibration(**kwargs).table for kwargs in ({"width": 0.5}, {"width": 2.0}, {"shift": 0.5})
     )
     latents = ["z1", "z2", "z3", "s1", "s2"]
-    assert not narrow.loc[latents, "uniform"].any()
-    assert (narrow.loc[latents, "spread"] > 1.3).all()
-    assert narrow.loc[latents, "reading"].str.contains("too narrow").all()
-    assert wide.loc[latents, "reading"].str.contains("too wide").all()
+    of_genes = [*latents, *OF_GENES]
+    assert not narrow.loc[of_genes, "uniform"].any()
+    assert (narrow.loc[of_genes, "spread"] > 1.3).all()
+    assert narrow.loc[of_genes, "reading"].str.contains("too narrow").all()
+    assert wide.loc[of_genes, "reading"].str.contains("too wide").all()
+    assert not shifted.loc[OF_GENES, "uniform"].all()
     assert not shifted.loc[latents, "uniform"].any()
     assert (shifted.loc[latents, "shift"] < -4).all()
     assert shifted.loc[latents, "reading"].str.contains("too high").all()
+
+
+def test_refinement_makes_ranks_uniform_where_those_of_the_guide_are_not() -> None:
+    guide = calibration(width=0.3, shift=2.0).table
+    refined = calibration("refined", width=0.3, shift=2.0).table
+    assert not guide["uniform"].any()
+    assert refined["uniform"].all()
+    assert refined["spread"].between(0.8, 1.2).all()
+
+
+def test_the_quantities_of_a_linear_model_are_those_of_its_loadings() -> None:
+    vae, data = with_expression(), linear_data(2, 3)
+    batch = batch_of(data, 5)
+    torch.manual_seed(0)
+    u = {"z": torch.randn(4, 5, N_Z).double(), "s": torch.randn(4, 5, 2).double()}
+    with evaluating(vae):
+        found = GENES.at(Query(vae, data, np.arange(5)), batch, trace_of(u), 4)
+    w = loadings(True).numpy()[[0, 7]]
+    s = u["s"].numpy() * batch.is_target.numpy()[:, None]
+    without = u["z"].numpy() @ w[:, :N_Z].T
+    both = without + s @ w[:, N_Z:].T
+    effect = np.log2(both + 20) - np.log2(without + 20)
+    for k, gene in enumerate(("first", "eighth")):
+        np.testing.assert_allclose(found[f"expression of {gene}"], both[..., k], rtol=1e-5)
+        np.testing.assert_allclose(
+            found[f"effect on {gene}"][:, 2:], effect[:, 2:, k], rtol=1e-4, atol=1e-6
+        )
+        assert np.isnan(found[f"effect on {gene}"][:, :2]).all()
+    assert np.isnan(found["s2"][:, :2]).all()
+    np.testing.assert_allclose(found["s2"][:, 2:], u["s"][:, 2:, 1])
+    mean = u["z"].numpy() @ loadings(True).numpy()[:, :N_Z].T
+    mean = mean + s @ loadings(True).numpy()[:, N_Z:].T
+    expected = scipy.stats.norm.logpdf(batch.x.numpy(), mean, 0.5).sum(-1)
+    np.testing.assert_allclose(found["log_likelihood"], expected, rtol=1e-4)
+
+
+def test_equal_values_are_ranked_at_random() -> None:
+    rng = np.random.default_rng(0)
+    # A quantity with three values: without chance, most ranks would be one of three.
+    draws = rng.integers(0, 3, (19, 4000)).astype(float)
+    truth = rng.integers(0, 3, 4000).astype(float)
+    ranks = ranks_among(truth, draws, rng)
+    assert scipy.stats.chisquare(np.bincount(ranks.astype(int), minlength=20)).pvalue > 0.01
+    clear = ranks_among(np.array([5.0, 1.5, -1.0, np.nan]), draws[:, :4], rng)
+    below = int((draws[:, 1] < 1.5).sum())
+    np.testing.assert_array_equal(clear, [19, below, 0, np.nan])
 
 
 def test_a_posterior_that_ignores_the_data_is_noticed_by_the_likelihood_alone() -> None:

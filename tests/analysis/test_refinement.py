@@ -13,10 +13,11 @@ from linear_gaussian import N_Z, exact_log_likelihood, exact_posterior, linear_d
 from linear_gaussian import loadings as loadings_of
 from pyro import poutine
 
-from pyro_contrastive import CellBatch, ContrastiveGuide, Gaussian, Poisson
+from pyro_contrastive import CellBatch, ContrastiveGuide, Gaussian, NormalizingFlowPrior, Poisson
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis import refined_cells
 from pyro_contrastive.analysis.likelihood import all_log_weights
+from pyro_contrastive.analysis.prior_widths import prior_widths
 from pyro_contrastive.analysis.refined_cells import RefinedCells
 from pyro_contrastive.analysis.refined_posterior import RefinedGuide, RefinedPosterior, Sites
 from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
@@ -64,6 +65,42 @@ def test_the_usual_steps_close_nearly_all_of_the_gap() -> None:
         ]
     assert gaps[0].min() > 0.5
     assert gaps[1].abs().max() < 0.02
+
+
+def test_a_guide_that_is_sure_and_wrong_does_not_hold_refinement_back() -> None:
+    data = linear_data(3, 4)
+    vae = linear_vae(width=0.01, shift=-5.0)
+    batch = data.cells(np.arange(7), dtype=torch.float64)
+    exact, covariance = exact_posterior(loadings_of(True), batch)
+    sd = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    found = refine(vae, batch)
+    there = torch.ones_like(sd, dtype=torch.bool)
+    there[~batch.is_target, N_Z:] = False
+    assert ((found.mean - exact) / sd)[there].abs().max() < 0.05
+    ratio = found.factor.square().sum(-1).sqrt() / sd
+    np.testing.assert_allclose(ratio[there], 1.0, atol=0.05)
+    encoded = guide_moments(vae, batch)["s"]  # of a background cell it is not widened either
+    for ours, theirs in zip(found.marginals()["s"], encoded, strict=True):
+        torch.testing.assert_close(ours[~batch.is_target], theirs[~batch.is_target])
+
+
+def widths_under(prior, **given):
+    vae = make_vae(n_background_latent=2, n_salient_latent=2, background_prior=prior, **given)
+    batch = CellBatch(condition=torch.tensor([0, 1, 1]), x=torch.ones(3, N_GENES))
+    sites = Sites(
+        {"z": 2, "s": 2} | ({"library": 1} if given else {}),
+        frozenset({"library"} if given else ()),
+    )
+    with evaluating(vae):
+        return prior_widths(vae, batch, sites)
+
+
+def test_widths_of_priors() -> None:
+    laplace = widths_under(dist.Laplace(1.0, 3.0), latent_library=True)
+    expected = [*[3 * np.sqrt(2)] * 2, 1.0, 1.0, np.sqrt(0.3)]  # of the logarithm of the library
+    np.testing.assert_allclose(laplace, np.tile(expected, (3, 1)), rtol=1e-5)
+    for unknown in (NormalizingFlowPrior(2), dist.Cauchy(0.0, 1.0)):
+        np.testing.assert_array_equal(widths_under(unknown), np.ones((3, 4)))
 
 
 def test_of_a_background_cell_the_salient_latent_stays_the_encoders() -> None:

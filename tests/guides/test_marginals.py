@@ -117,3 +117,34 @@ def test_penalties_on_s_of_background_cells_do_not_move_their_z(name, penalty) -
     penalty(*traces, batch).backward()
     assert all(p.grad is None or not p.grad.any() for p in vae.guide.z_encoder.parameters())
     assert all(p.grad.any() for p in vae.guide.s_encoder.mean.parameters())
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_normal_of_a_guide_has_the_covariance_of_its_draws(name) -> None:
+    torch.manual_seed(0)
+    vae = make_vae(guide=MADE[name](), latent_library=True).eval()
+    guide, batch = vae.guide, make_batch(3, 4)
+    for other in (n for n, _ in guide.named_parameters() if n.startswith(("correl", "flows"))):
+        nn.init.normal_(guide.get_parameter(other), std=0.3)
+    with torch.no_grad():
+        mean, factor = guide.normal(batch)
+        marginals = guide.marginals(batch)
+        draws = draw_posterior(vae, batch, N).nodes
+    assert guide.sites == tuple(marginals) == ("z", "s", "library")
+    torch.testing.assert_close(mean, torch.cat([m for m, _ in marginals.values()], -1))
+    covariance = factor @ factor.mT
+    variance = torch.cat([v for _, v in marginals.values()], -1)
+    torch.testing.assert_close(covariance.diagonal(dim1=-2, dim2=-1), variance)
+    assert not factor.triu(1).any()
+    values = [draws[s]["value"].log() if s == "library" else draws[s]["value"] for s in marginals]
+    scale = variance.sqrt()
+    found = covariance / scale.unsqueeze(-1) / scale.unsqueeze(-2)
+    exact = name in CLOSED
+    for cell in range(len(batch)):
+        expected = torch.corrcoef(torch.cat(values, -1)[:, cell].T)
+        if cell < 3:  # s of a background cell
+            assert not found[cell, 3:5, :3].any()
+            assert not found[cell, 3:5, 5:].any()
+            expected[3:5, :3] = expected[:3, 3:5] = expected[3:5, 5:] = expected[5:, 3:5] = 0.0
+        atol = 6 / N**0.5 if exact else 0.1 + 4 / 200**0.5
+        torch.testing.assert_close(found[cell], expected, rtol=0, atol=atol)

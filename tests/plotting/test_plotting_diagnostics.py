@@ -72,15 +72,15 @@ def test_ranks_in_and_out_of_the_band() -> None:
     assert len(one) == 1
 
 
-@pytest.mark.parametrize("reference", ["nuts", "local"])
+@pytest.mark.parametrize("reference", ["nuts", "refined"])
 def test_encoder_compared_with_reference(reference: str) -> None:
     rng = np.random.default_rng(0)
     latents = pd.DataFrame({"site": ["z"] * 5 + ["s"] * 3 + ["library"]})
-    for guide in {"encoder", "local", reference}:
+    for guide in {"encoder", "refined", reference}:
         latents[f"{guide}_mean"] = rng.normal(size=9)
         latents[f"{guide}_sd"] = rng.uniform(0.2, 1, 9)
     means, scales = plot_posterior_accuracy(PosteriorAccuracy(pd.DataFrame(), latents))
-    assert ("NUTS" if reference == "nuts" else "fitted posterior") in means.get_xlabel()
+    assert ("NUTS" if reference == "nuts" else "refined posterior") in means.get_xlabel()
     shown = {line.get_label(): line for line in means.lines}
     np.testing.assert_array_equal(shown["s"].get_xdata(), latents[f"{reference}_mean"][5:8])
     np.testing.assert_array_equal(shown["s"].get_ydata(), latents["encoder_mean"][5:8])

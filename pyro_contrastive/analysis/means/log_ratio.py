@@ -82,7 +82,7 @@ def fit_log_ratio(sums: GroupSums) -> LogRatio:
 
 
 def score_statistic(sums: GroupSums, b: float | Array = 0.0) -> Array:
-    """Score of the log ratio at `b` over its standard deviation, ``[genes]``: standard normal there.
+    """Score at `b` over its standard deviation, ``[genes]``: standard normal where `b` is true.
 
     Unlike an estimate over its standard error, it stays close to normal for genes with few counts.
     NaN for genes without counts.

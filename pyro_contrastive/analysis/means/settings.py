@@ -1,0 +1,73 @@
+"""Settings of a test of means, and their checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["MeansSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeansSettings:
+    """How the means of two groups of cells are compared.
+
+    Parameters
+    ----------
+    strata
+        Within which cells are compared: a column of ``adata.obs`` (such as cell types), or the
+        number of clusters of the background latent to make (1: all cells are one stratum). If a
+        batch was registered, strata are within batches.
+    lfc_threshold
+        The test is whether the absolute log2 fold change exceeds this. Default 0: whether there is
+        any difference.
+    by_stratum
+        Test every stratum by itself. Default: one test over all of them.
+    interval
+        Coverage of the interval between ``lower`` and ``upper``.
+    fewest_cells
+        A stratum is used if both groups have this many cells in it.
+    fewest_counts
+        A gene is tested if it has this many counts in the cells used.
+    fdr_target
+        False discovery rate at which genes are tagged.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value has the wrong type or is out of range.
+    """
+
+    strata: str | int = 8
+    lfc_threshold: float = 0.0
+    by_stratum: bool = False
+    interval: float = 0.95
+    fewest_cells: int = 5
+    fewest_counts: int = 10
+    fdr_target: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        strata: Any = self.strata  # untyped callers may give anything
+        if type(strata) is bool or not isinstance(strata, str | Integral):
+            msg = (
+                "strata must be a column of adata.obs or a number of clusters, not "
+                f"{self.strata!r}."
+            )
+            raise TypeError(msg)
+        numbers: dict[str, tuple[Any, Any, float, float]] = {
+            "lfc_threshold": (self.lfc_threshold, Real, 0.0, float("inf")),
+            "interval": (self.interval, Real, 0.0, 1.0),
+            "fdr_target": (self.fdr_target, Real, 0.0, 1.0),
+            "fewest_cells": (self.fewest_cells, Integral, 2, float("inf")),
+            "fewest_counts": (self.fewest_counts, Integral, 1, float("inf")),
+        }
+        if not isinstance(self.strata, str):
+            numbers["strata"] = (self.strata, Integral, 1, float("inf"))
+        for name, (value, kind, low, high) in numbers.items():
+            if type(value) is bool or not isinstance(value, kind) or not low <= value <= high:
+                what = "a whole number" if kind is Integral else "a number"
+                end = "" if high == float("inf") else f" to {high:g}"
+                msg = f"{name} must be {what} from {low:g}{end}, not {value!r}."
+                raise ValueError(msg)

@@ -1,0 +1,169 @@
+"""Differential expression by tests of means: the cells, sizes and strata of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from pyro_contrastive._tools.torch_tools import seeded
+from pyro_contrastive.analysis.differential_groups import GroupPair, Selection, group_pairs
+from pyro_contrastive.analysis.means.compare import clusters, compare_means
+from pyro_contrastive.analysis.means.settings import MeansSettings
+from pyro_contrastive.analysis.posterior import latent_representation
+from pyro_contrastive.analysis.query import Query
+from pyro_contrastive.data.columns import check_key, texts
+from pyro_contrastive.methods.base import ModelBase
+
+__all__ = ["differential_means", "means_pairs", "means_settings"]
+
+Codes = NDArray[np.int64]
+USUAL = {
+    "delta": 0.25,
+    "all_stats": True,
+    "batch_correction": False,
+    "batchid1": None,
+    "batchid2": None,
+    "target_idx": None,
+    "n_samples": 1,
+}
+"""Arguments of ``differential_expression`` that a test of means does not use: their defaults."""
+
+
+def means_settings(unused: Mapping[str, Any], given: Mapping[str, Any]) -> MeansSettings:
+    """Return the settings of a test of means, refusing arguments that would be ignored.
+
+    Raises
+    ------
+    TypeError
+        If there is no such setting.
+    ValueError
+        If an argument has no effect.
+    """
+    ignored = [name for name, value in unused.items() if not _is_usual(value, USUAL[name])]
+    if ignored:
+        hint = " (use lfc_threshold= for a smallest change)" if ignored == ["delta"] else ""
+        msg = f'{", ".join(ignored)} has no effect with mode="means"{hint}.'
+        raise ValueError(msg)
+    known = {field.name for field in fields(MeansSettings)}
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        msg = (
+            f'differential_expression(mode="means") takes no {", ".join(unknown)}. Beside its own '
+            f"arguments it takes those of MeansSettings: {', '.join(sorted(known))}."
+        )
+        raise TypeError(msg)
+    return MeansSettings(**given)
+
+
+def _is_usual(value: Any, usual: Any) -> bool:
+    return value is usual or (isinstance(value, bool | float | int) and value == usual)
+
+
+def means_pairs(
+    model: ModelBase,
+    obs: pd.DataFrame,
+    groupby: str | None,
+    group1: Any,
+    group2: Any,
+    idx1: Selection | None,
+    idx2: Selection | None,
+) -> list[GroupPair]:
+    """Return what to compare: by default every treatment with the background.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As :func:`~pyro_contrastive.analysis.differential_groups.group_pairs`.
+    """
+    setup = model.setup
+    if groupby is None and idx1 is None and idx2 is None and setup.condition_key is not None:
+        groupby = setup.condition_key
+        group2 = setup.conditions[0] if group2 is None else group2
+    return group_pairs(obs, groupby=groupby, group1=group1, group2=group2, idx1=idx1, idx2=idx2)
+
+
+def differential_means(
+    model: ModelBase,
+    adata: AnnData | None,
+    pairs: Sequence[GroupPair],
+    settings: MeansSettings,
+    *,
+    batch_size: int | None = None,
+    refine: bool | int = False,
+    seed: int | None = None,
+) -> pd.DataFrame:
+    """Compare the means of pairs of groups; see ``differential_expression(mode="means")``.
+
+    Raises
+    ------
+    ValueError
+        If the likelihood is not one of counts with a library size, or a group has no cells with
+        counts.
+    """
+    likelihood = model.module.model.likelihood
+    if not (likelihood.uses_library and likelihood.support.is_discrete):
+        msg = (
+            f'mode="means" tests counts with a library size, which {type(likelihood).__name__} '
+            "does not have."
+        )
+        raise ValueError(msg)
+    obs = model._adata(adata).obs
+    if isinstance(settings.strata, str):
+        check_key("strata", settings.strata, obs)
+    query = model._query(adata, None, batch_size, need_condition=False, refine=refine)
+    tables = [_compared(model, obs, query, pair, settings, seed or 0) for pair in pairs]
+    return pd.concat(tables)
+
+
+def _compared(
+    model: ModelBase,
+    obs: pd.DataFrame,
+    query: Query,
+    pair: GroupPair,
+    settings: MeansSettings,
+    seed: int,
+) -> pd.DataFrame:
+    cells = np.concatenate([pair.cells1, pair.cells2])
+    side = np.arange(len(cells)) < len(pair.cells1)
+    factors = query.data.size_factor
+    sizes = query.data.totals(cells) if factors is None else factors[cells].astype(float)
+    counted = sizes > 0  # a cell without counts says nothing about proportions
+    cells, side, sizes = cells[counted], side[counted], sizes[counted]
+    if side.all() or not side.any():
+        msg = "One of the groups has no cell with counts: there is nothing to compare."
+        raise ValueError(msg)
+    codes, names = _strata(model, obs, query.of(cells), settings, seed)
+    x = query.data.rows(cells)
+    table = compare_means(x, sizes, codes, side, names, settings)
+    if pair.name1 is not None:
+        table.insert(0, "comparison", f"{pair.name1} vs {pair.name2}")
+        table.insert(1, "group1", pair.name1)
+        table.insert(2, "group2", pair.name2)
+    n_blocks = len(table) // len(model.genes)
+    table.index = pd.Index(np.tile(np.asarray(model.genes), n_blocks), name="gene")
+    return table.sort_values("p_value", kind="stable", na_position="last")
+
+
+def _strata(
+    model: ModelBase, obs: pd.DataFrame, query: Query, settings: MeansSettings, seed: int
+) -> tuple[Codes, pd.Index]:
+    """Return the stratum of each cell, and the names of the strata: within batches, if any."""
+    some = obs.iloc[query.cells]
+    if isinstance(settings.strata, str):
+        labels = texts(some, settings.strata)
+    else:
+        with seeded(0):
+            z = latent_representation(query, "background", give_mean=True)
+        labels = np.array([f"z {k + 1}" for k in clusters(z, int(settings.strata), seed)])
+    batch = model.setup.batch_key
+    if batch is not None:
+        both = zip(labels, texts(some, batch), strict=True)
+        labels = np.array([f"{label}, {value}" for label, value in both])
+    names, codes = np.unique(labels.astype(str), return_inverse=True)
+    return codes.astype(np.int64), pd.Index(names)
