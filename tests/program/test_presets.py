@@ -99,6 +99,14 @@ def test_the_history_has_the_terms_of_a_preset(name, penalties, adata) -> None:
     assert {f"{penalty}_train" for penalty in penalties} <= set(model.history)
 
 
+@pytest.mark.parametrize(("given", "encoder", "decoder"), [({}, 2, 1), ({"n_layers": 3}, 3, 1)])
+def test_separated_has_encoders_of_two_hidden_layers(given, encoder, decoder, adata) -> None:
+    vae = ContrastiveVI.from_preset(adata, "separated", **given).module
+    depths = {len(part.body.blocks) for part in (vae.guide.z_encoder, vae.guide.s_encoder)}
+    assert depths == {encoder}
+    assert len(vae.model.decoder.blocks) == decoder
+
+
 def test_penalties_of_separated_have_their_weight_from_the_first_step_on(adata) -> None:
     model = ContrastiveVI.from_preset(adata, "separated")
     batch = model._data(None).cells(np.arange(len(adata)))
