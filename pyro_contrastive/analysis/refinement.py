@@ -349,7 +349,8 @@ def _sites(vae: ContrastiveVAE, batch: CellBatch) -> Sites:
 
 def _is_positive(name: str, support: Any) -> bool:
     """Tell a positive latent from a real one, refusing any other."""
-    while isinstance(support, constraints.independent):
+    # Of independent dimensions, and of the components of a mixture.
+    while hasattr(support, "base_constraint"):
         support = support.base_constraint
     if support in {constraints.real, constraints.real_vector}:
         return False

@@ -7,12 +7,20 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_model import make, small_adata
 
-from pyro_contrastive import ContrastiveVI
+from pyro_contrastive import (
+    ContrastiveVI,
+    MixtureOfGaussians,
+    NormalizingFlowPrior,
+    PerConditionNormal,
+    SparseSalient,
+    VampPrior,
+)
 from pyro_contrastive.analysis import refined_cells
 from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
 from pyro_contrastive.methods.interventions import query_under
@@ -313,3 +321,32 @@ def test_numpy_numbers_are_numbers(model) -> None:
         indices=[0], seed=0
     )
     assert Refinement().n_steps == 30
+
+
+PRIORS = {
+    "mixture": lambda: MixtureOfGaussians(3, n_components=4),
+    "VampPrior": lambda: VampPrior(15, n_components=4, n_covariates=2),
+    "flow": lambda: NormalizingFlowPrior(3),
+    "Laplace": lambda: dist.Laplace(torch.zeros(3), 1.0).to_event(1),
+    "gamma": lambda: dist.Gamma(torch.full((3,), 2.0), 1.0).to_event(1),
+    "Student": lambda: dist.StudentT(5.0, torch.zeros(3), 1.0).to_event(1),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_every_prior_can_be_refined_under(name) -> None:
+    torch.manual_seed(0)
+    model = make(small_adata(), background_prior=PRIORS[name]())
+    model.train(max_epochs=5, enable_progress_bar=False, seed=0, train_size=0.8)
+    before, after = (model.pareto_k(n_samples=100, seed=0, refine=choice) for choice in (False, 20))
+    assert np.isfinite(after["elbo"]).all()
+    assert after["elbo"].mean() > before["elbo"].mean()
+
+
+@pytest.mark.parametrize("prior", [SparseSalient(2), PerConditionNormal(2, 2)])
+def test_salient_priors_can_be_refined_under(prior) -> None:
+    torch.manual_seed(0)
+    model = make(small_adata(), salient_prior=prior)
+    model.train(max_epochs=5, enable_progress_bar=False, seed=0, train_size=0.8)
+    before, after = (model.pareto_k(n_samples=100, seed=0, refine=choice) for choice in (False, 20))
+    assert after["elbo"].mean() > before["elbo"].mean()
