@@ -143,11 +143,11 @@ class TrainingMethods(ModelBase):
             gene start from its mean and variance over the training cells
             (:meth:`Likelihood.start_from`; in the first training only), some counts are hidden from
             the encoders so that they overfit less (``molecule_dropout`` of the plan), the learning
-            rate rises to 0.015 and falls again, Adam has its usual ``eps``, the KL warm-up is one epoch, and
-            there are about 500 steps in all (at least 10 and at most 80 epochs, because a model of
-            few cells overfits soon). It reaches a better held-out ELBO many times sooner. Without
-            penalties it leaves more shared variation in the salient latent, so use it with
-            ``ContrastiveVI.from_preset(adata, "separated")``.
+            rate rises to 0.015 and falls again, Adam has its usual ``eps``, the KL warm-up is one
+            epoch, and there are about 500 steps in all (at least 10 and at most 80 epochs, because
+            a model of few cells overfits soon). It reaches a better held-out ELBO many times
+            sooner. Without penalties it leaves more shared variation in the salient latent, so use
+            it with ``ContrastiveVI.from_preset(adata, "separated")``.
         precision
             ``"bf16-mixed"``: the matrix products of the decoder's heads, which are the largest,
             round their factors to bfloat16; everything else is in single precision. Faster where
