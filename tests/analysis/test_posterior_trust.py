@@ -123,6 +123,7 @@ def test_accuracy_of_an_exact_guide_is_perfect_and_of_a_bad_one_is_not() -> None
     assert set(bad.latents.query("site == 's'")["cell"]) == {"cell 3", "cell 4", "cell 5"}
 
 
+@pytest.mark.slow
 def test_nuts_is_the_reference_where_it_was_run() -> None:
     vae, data = linear_vae(), linear_data(2, 2)
     names = pd.Index(list("abcd"))

@@ -49,7 +49,7 @@ def trained(guide: str, model: str) -> ContrastiveVI:
     return fitted
 
 
-QUICK = {"default", "contrastiveVI", "multiGroupVI"}
+QUICK = {"default", "multiGroupVI"}
 
 
 @pytest.mark.parametrize(
