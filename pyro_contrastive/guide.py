@@ -193,7 +193,8 @@ class ContrastiveGuide(NamedPyroModule, Component, metaclass=_GuideMeta):
 
     def _overrides(self, *methods: str) -> bool:
         """Tell whether a class outside the library overrides one of these methods."""
-        modules = [getattr(type(self), name).__module__ for name in methods]
+        # A method made by `exec` may have no module.
+        modules = [getattr(type(self), name).__module__ or "" for name in methods]
         return not all(module.startswith(f"{PACKAGE}.") for module in modules)
 
     def _where_used(self, moments: Moments, batch: CellBatch) -> Moments:

@@ -19,7 +19,8 @@ from pyro_contrastive.analysis.nuts import NutsDraws, NutsSettings, sample_nuts
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.refined_posterior import RefinedGuide
-from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
+from pyro_contrastive.analysis.refinement import Refinement, refine
+from pyro_contrastive.analysis.refinement_start import guide_moments
 from pyro_contrastive.analysis.runs import device_of, dtype_of
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import Moments

@@ -21,39 +21,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_contrastive._tools.site_moments import sampled_moments
 from pyro_contrastive._tools.torch_tools import evaluating, frozen, seeded
+from pyro_contrastive.analysis.natural_gradient import State, improve
 from pyro_contrastive.analysis.prior_widths import prior_widths
-from pyro_contrastive.analysis.refined_posterior import RefinedPosterior, Sites, times
-from pyro_contrastive.analysis.runs import draw_posterior, run_model, shared_sites
+from pyro_contrastive.analysis.refined_posterior import RefinedPosterior, Sites
+from pyro_contrastive.analysis.refinement_start import guide_normal, has_density, widened
+from pyro_contrastive.analysis.runs import draw_posterior, shared_sites
 from pyro_contrastive.cells import CellBatch, X
-from pyro_contrastive.guide import Moments
-from pyro_contrastive.model import CELLS, SALIENT, without_expression
-from pyro_contrastive.sites import SalientOfTargets, is_local
+from pyro_contrastive.model import SALIENT, without_expression
+from pyro_contrastive.sites import SalientOfTargets
 from pyro_contrastive.vae import ContrastiveVAE
 
-__all__ = ["Refinement", "guide_moments", "refine"]
+__all__ = ["Refinement", "refine"]
 
 DIAGONAL_SHARE = 0.3
 """Share of the steps in which the covariance stays diagonal. With a full one from the start, about
 one cell in a hundred diverges."""
-DIAGONAL_RATE, FULL_RATE, MEAN_RATE = 0.5, 0.6, 0.8
-CURVATURE_LIMITS = (0.4, 2.5)
-"""Smallest and largest factor by which a step may change the precision in any direction."""
-LONGEST_STEP = 3.0
-"""Longest step of the mean, in standard deviations of the posterior."""
-START_WIDTH = 0.7
-"""Smallest standard deviation at the start, in those of the prior. With 0.5 more cells simulated
-from the prior have a Pareto k above 0.7; with 1, a few in a hundred are not there in 30 steps."""
 NOISE_ROWS = 4096
 N_JUDGING_PAIRS = 4
 """Pairs of draws that decide whether a cell's refined posterior is better than the guide's."""
@@ -125,13 +114,14 @@ def refine(
         without_expression(),
         seeded(0),
     ):
-        sites, start = _start(vae, batch)
+        sites, start = guide_normal(vae, batch)
         noise = _Noise(batch, sites)
         target = _Target(vae, batch, sites, given.n_pairs)
-        state = _widened(start, prior_widths(vae, batch, sites), noise.free)
+        state = widened(start, prior_widths(vae, batch, sites), noise.free)
         for step in range(given.n_steps):
             pairs = noise.pairs(given.n_pairs)
-            state = _improve(state, *target.responses(state, pairs), pairs, step, given)
+            found = target.responses(state, pairs)
+            state = improve(state, *found, pairs, step, given.n_diagonal)
         judging = _Target(vae, batch, sites, N_JUDGING_PAIRS)
         pairs = noise.pairs(N_JUDGING_PAIRS)
         before, after = (judging.elbo(found, pairs) for found in (start, state))
@@ -140,19 +130,6 @@ def refine(
     mean = torch.where(is_refined[:, None], state.mean, start.mean)
     factor = torch.where(is_refined[:, None, None], state.factor, start.factor)
     return RefinedPosterior(sites, mean, factor, is_refined, failed)
-
-
-class _State(NamedTuple):
-    """Normal posteriors during refinement: see :class:`RefinedPosterior`."""
-
-    mean: Tensor
-    factor: Tensor
-    failed: Tensor
-
-    def at(self, noise: Tensor) -> Tensor:
-        """Return the vectors of latents at the two ends of each pair, ``[2 * pairs, cells, .]``."""
-        moved = times(self.factor, noise)
-        return torch.cat([self.mean + moved, self.mean - moved])
 
 
 class _Target:
@@ -175,11 +152,11 @@ class _Target:
         with SalientOfTargets(self.copies.is_target):
             trace = poutine.trace(model).get_trace(self.copies)
         trace.compute_log_prob()
-        terms = [site["log_prob"] for site in trace.nodes.values() if _has_density(site)]
+        terms = [site["log_prob"] for site in trace.nodes.values() if has_density(site)]
         total = torch.stack([term.expand(len(self.copies)) for term in terms]).sum(0)
         return total.reshape(vectors.shape[:2]) + self.sites.log_jacobian(vectors)
 
-    def responses(self, state: _State, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def responses(self, state: State, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean gradient of -log p, and half its difference over each pair.
 
         Their shapes are ``[cells, latents]`` and ``[pairs, cells, latents]``.
@@ -191,7 +168,7 @@ class _Target:
         above, below = gradients.chunk(2)
         return gradients.mean(0), (above - below) / 2
 
-    def elbo(self, state: _State, pairs: Tensor) -> Tensor:
+    def elbo(self, state: State, pairs: Tensor) -> Tensor:
         """Estimate the ELBO of each cell up to a constant, ``[cells]``."""
         log_volume = state.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self.log_density(state.at(pairs)).mean(0) + log_volume
@@ -244,129 +221,3 @@ def _orthogonal_rows(n_latents: int) -> Tensor:
     directions = directions * triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     lengths = normals[1].norm(dim=-1, keepdim=True)
     return (directions.mT * lengths).flatten(0, 1)[:NOISE_ROWS]
-
-
-def _improve(
-    state: _State, gradient: Tensor, difference: Tensor, noise: Tensor, step: int, given: Refinement
-) -> _State:
-    """Take one natural-gradient step; cells whose gradient is not finite stay where they are."""
-    finite = gradient.isfinite().all(-1) & difference.isfinite().all(-1).all(0)
-    gradient = torch.where(finite.unsqueeze(-1), gradient, 0.0)
-    transposed = state.factor.mT
-    response = times(transposed, difference)  # should equal the noise
-    response = torch.where(finite.unsqueeze(-1), response, noise)
-    if step < given.n_diagonal:
-        rate = DIAGONAL_RATE * 4 / (4 + step)
-        excess = ((response - noise) * noise).mean(0)
-        change = torch.diag_embed((1 + rate * excess).clamp(*CURVATURE_LIMITS).rsqrt())
-    else:
-        rate = FULL_RATE / (1 + (step - given.n_diagonal) / 10)
-        change = _inverse_root(_curvature(response, noise, rate))
-    factor = state.factor @ change
-    whitened = times(factor.mT, gradient)
-    length = whitened.norm(dim=-1, keepdim=True)
-    move = times(factor, whitened) * (LONGEST_STEP / length.clamp(min=LONGEST_STEP))
-    mean = state.mean - MEAN_RATE * 6 / (6 + step) * move
-    return _State(mean, factor, state.failed | ~finite)
-
-
-def _curvature(response: Tensor, noise: Tensor, rate: float) -> Tensor:
-    """Precision in units of the present one, ``[cells, latents, latents]``, from each pair in turn.
-
-    The Powell-symmetric-Broyden update (Dennis & Schnabel, Numerical Methods for Unconstrained
-    Optimization, 1983, section 9.1), damped by `rate`.
-    """
-    n_cells, n_latents = noise.shape[1:]
-    curvature = torch.eye(n_latents).to(noise).expand(n_cells, -1, -1)
-    for e, found in zip(noise, response, strict=True):
-        left = found - times(curvature, e)
-        squared = e.square().sum(-1)[:, None, None]
-        outer = left.unsqueeze(-1) * e.unsqueeze(-2)
-        along = (left * e).sum(-1)[:, None, None] / squared
-        both = e.unsqueeze(-1) * e.unsqueeze(-2)
-        curvature = curvature + rate * (outer + outer.mT - along * both) / squared
-    return curvature
-
-
-def _inverse_root(curvature: Tensor) -> Tensor:
-    """Lower-triangular root of the inverse, its eigenvalues kept within the limits."""
-    values, vectors = torch.linalg.eigh(curvature)
-    inverse = (vectors / values.clamp(*CURVATURE_LIMITS).unsqueeze(-2)) @ vectors.mT
-    return torch.linalg.cholesky(inverse)
-
-
-def _has_density(site: dict[str, Any]) -> bool:
-    return site["type"] == "sample" and not site_is_subsample(site) and is_local(site)
-
-
-def guide_moments(vae: ContrastiveVAE, batch: CellBatch) -> dict[str, Moments]:
-    """Mean and variance of each latent under the guide, of the log of a positive one.
-
-    Each ``[cells, latents]``, by site.
-    """
-    with evaluating(vae), seeded(0):
-        return _moments(vae, batch, _sites(vae, batch))
-
-
-def _start(vae: ContrastiveVAE, batch: CellBatch) -> tuple[Sites, _State]:
-    """Return the latents, and a normal with the guide's mean and covariance."""
-    sites = _sites(vae, batch)
-    never = torch.zeros_like(batch.is_target)
-    if tuple(sites.widths) == vae.guide.sites:
-        return sites, _State(*vae.guide.normal(batch), never)
-    moments = _moments(vae, batch, sites)
-    mean = torch.cat([moments[site][0] for site in sites.widths], -1)
-    sd = torch.cat([moments[site][1] for site in sites.widths], -1).sqrt()
-    return sites, _State(mean, torch.diag_embed(sd), never)
-
-
-def _widened(start: _State, widths: Tensor, free: Tensor) -> _State:
-    """Widen narrow normals where the latents are free; correlations stay as they are."""
-    sd = start.factor.square().sum(-1).sqrt()
-    ratio = (START_WIDTH * widths / sd).clamp(min=1.0)
-    wider = torch.where(free, ratio, 1.0)
-    return start._replace(factor=wider.unsqueeze(-1) * start.factor)
-
-
-def _sites(vae: ContrastiveVAE, batch: CellBatch) -> Sites:
-    """Return the latents of the guide, by running it and the model."""
-    drawn = draw_posterior(vae, batch)
-    widths = {}
-    for name, site in drawn.nodes.items():
-        if not _has_density(site):
-            continue
-        if site["value"].shape[:-1] != (1, len(batch)):
-            msg = (
-                f"Refinement needs latents of shape [cells, latents]; the site {name!r} of the "
-                f"guide has a value of shape {list(site['value'].shape[1:])}."
-            )
-            raise TypeError(msg)
-        widths[name] = site["value"].shape[-1]
-    model = run_model(vae, batch, drawn).nodes
-    positive = {name for name in widths if _is_positive(name, model[name]["fn"].support)}
-    return Sites(widths, frozenset(positive))
-
-
-def _is_positive(name: str, support: Any) -> bool:
-    """Tell a positive latent from a real one, refusing any other."""
-    # Of independent dimensions, and of the components of a mixture.
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support in {constraints.real, constraints.real_vector}:
-        return False
-    if support in {constraints.positive, constraints.nonnegative}:  # the latter: a gamma's
-        return True
-    msg = (
-        f"Refinement needs latents that are real or positive numbers; the prior of the site "
-        f"{name!r} has the support {support}."
-    )
-    raise TypeError(msg)
-
-
-def _moments(vae: ContrastiveVAE, batch: CellBatch, sites: Sites) -> dict[str, Moments]:
-    """Mean and variance of each latent under the guide, of the log of a positive one."""
-    found = vae.guide.marginals(batch)
-    if found.keys() >= sites.widths.keys():
-        return found
-    # A model of the user's own may have further latents.
-    return sampled_moments(vae.guide, batch, CELLS, sites.positive)

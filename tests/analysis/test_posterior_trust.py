@@ -27,7 +27,8 @@ from pyro_contrastive.analysis.nuts import NutsSettings, sample_nuts
 from pyro_contrastive.analysis.posterior_accuracy import posterior_accuracy
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.ranks import Quantities, ranks_among
-from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
+from pyro_contrastive.analysis.refinement import Refinement, refine
+from pyro_contrastive.analysis.refinement_start import guide_moments
 from pyro_contrastive.interop.module.populations import trace_of
 from pyro_contrastive.plotting import plot_ranks
 

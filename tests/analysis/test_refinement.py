@@ -17,16 +17,12 @@ from pyro_contrastive import CellBatch, ContrastiveGuide, Gaussian, NormalizingF
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.analysis import refined_cells
 from pyro_contrastive.analysis.likelihood import all_log_weights
+from pyro_contrastive.analysis.natural_gradient import State
 from pyro_contrastive.analysis.prior_widths import prior_widths
 from pyro_contrastive.analysis.refined_cells import RefinedCells
 from pyro_contrastive.analysis.refined_posterior import RefinedGuide, RefinedPosterior, Sites
-from pyro_contrastive.analysis.refinement import (
-    Refinement,
-    _State,
-    _widened,
-    guide_moments,
-    refine,
-)
+from pyro_contrastive.analysis.refinement import Refinement, refine
+from pyro_contrastive.analysis.refinement_start import guide_moments, widened
 from pyro_contrastive.analysis.runs import draw_posterior
 from pyro_contrastive.model import CELLS
 
@@ -95,8 +91,8 @@ def test_a_start_is_widened_where_it_is_narrow_and_keeps_its_correlations() -> N
     factor = torch.as_tensor(np.linalg.cholesky(start)).expand(2, 3, 3)
     never = torch.zeros(2, dtype=torch.bool)
     free = torch.tensor([[True, True, True], [True, False, True]])
-    state = _State(torch.zeros(2, 3).double(), factor, never)
-    wide = _widened(state, torch.tensor([1.0, 2.0, 1.0]), free).factor
+    state = State(torch.zeros(2, 3).double(), factor, never)
+    wide = widened(state, torch.tensor([1.0, 2.0, 1.0]), free).factor
     covariance = (wide @ wide.mT).numpy()
     sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
     np.testing.assert_allclose(sd, [[0.7, 1.4, 2.0], [0.7, 0.3, 2.0]], rtol=1e-6)

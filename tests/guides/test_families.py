@@ -36,7 +36,7 @@ from pyro_contrastive import (
     PrivateSalient,
 )
 from pyro_contrastive.analysis.likelihood import log_weights, losses_of
-from pyro_contrastive.analysis.refinement import START_WIDTH, _start, _widened
+from pyro_contrastive.analysis.refinement_start import START_WIDTH, guide_normal, widened
 
 SITES = ("z", "s", "library")
 
@@ -280,10 +280,10 @@ def test_refinement_starts_with_the_correlations_of_the_guide() -> None:
     """Also where it makes a narrow posterior wider."""
     vae, batch = linear_model(Exact()).eval(), simulated(6)
     with torch.no_grad():
-        sites, start = _start(vae, batch)
+        sites, start = guide_normal(vae, batch)
         mean, covariance = exact_posterior(loadings(orthogonal=False), batch)
         widths = 1.4 / START_WIDTH * torch.ones_like(mean)
-        wide = _widened(start, widths, torch.ones_like(mean, dtype=torch.bool))
+        wide = widened(start, widths, torch.ones_like(mean, dtype=torch.bool))
     assert list(sites.widths) == ["z", "s"]
     torch.testing.assert_close(start.mean, mean)
     torch.testing.assert_close(start.factor @ start.factor.mT, covariance)

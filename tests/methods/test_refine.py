@@ -22,7 +22,8 @@ from pyro_contrastive import (
     VampPrior,
 )
 from pyro_contrastive.analysis import refined_cells
-from pyro_contrastive.analysis.refinement import Refinement, guide_moments, refine
+from pyro_contrastive.analysis.refinement import Refinement, refine
+from pyro_contrastive.analysis.refinement_start import guide_moments
 from pyro_contrastive.methods.interventions import query_under
 
 CALLS = {
