@@ -33,7 +33,7 @@ from pyro_contrastive.observed.source import Observed
 
 UNS_KEY = "_pyro_contrastive"
 """Key in ``uns`` of the record of ``setup_anndata``: JSON, so that it survives writing to disk."""
-_SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key")
+_SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key", "sample_key")
 """Arguments that take one name."""
 
 
@@ -53,6 +53,7 @@ class Setup:
     continuous_covariate_keys: tuple[str, ...] = ()
     condition_key: str | None = None
     background: str | None = None
+    sample_key: str | None = None
     categories: dict[str, list[str]] = field(default_factory=dict)
     genes: tuple[str, ...] = ()
     size_factor_unit: float = 1.0  # mean total counts over mean size factor, at setup
