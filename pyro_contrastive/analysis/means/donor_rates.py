@@ -102,7 +102,7 @@ def donor_rates(sums: DonorSums) -> DonorRates:
 def _expected(
     sums: DonorSums, sample: Codes, stratum: Codes, of_sample: csr_matrix, of_stratum: csr_matrix
 ) -> Array:
-    """Counts expected of each sample had all the same rates by stratum, ``[samples, genes]``."""
+    """Return the counts of samples if all had the same rates by stratum, ``[samples, genes]``."""
     observed, in_stratum = of_sample @ sums.counts, of_stratum @ sums.counts
     sizes = sums.sizes[:, None]
     total = observed.sum(0)
