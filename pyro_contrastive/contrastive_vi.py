@@ -19,6 +19,7 @@ from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.effects import EffectMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.fit_quality import FitQualityMethods
+from pyro_contrastive.methods.group_effects import GroupEffectMethods
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
 from pyro_contrastive.methods.storage import StorageMethods
@@ -33,6 +34,7 @@ class ContrastiveVI(
     LatentMethods,
     ExpressionMethods,
     EffectMethods,
+    GroupEffectMethods,
     DifferentialMethods,
     FitQualityMethods,
     PredictiveMethods,

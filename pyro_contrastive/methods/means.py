@@ -22,7 +22,15 @@ from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.data.columns import check_key, column, texts
 from pyro_contrastive.methods.base import ModelBase
 
-__all__ = ["SampleKey", "differential_means", "means_pairs", "means_settings"]
+__all__ = [
+    "SampleKey",
+    "cells_with_counts",
+    "check_counts",
+    "differential_means",
+    "means_pairs",
+    "means_settings",
+    "strata_of",
+]
 
 SampleKey = str | Literal[False] | None
 """A column of donors; ``None``: the one set up; ``False``: none."""
@@ -113,13 +121,7 @@ def differential_means(
         If the likelihood is not one of counts with a library size, a group has no cells with
         counts, or there are too few donors.
     """
-    likelihood = model.module.model.likelihood
-    if not (likelihood.uses_library and likelihood.support.is_discrete):
-        msg = (
-            f'mode="means" tests counts with a library size, which {type(likelihood).__name__} '
-            "does not have."
-        )
-        raise ValueError(msg)
+    check_counts(model, 'mode="means"')
     obs = model._adata(adata).obs
     if isinstance(settings.strata, str):
         check_key("strata", settings.strata, obs)
@@ -161,16 +163,13 @@ def _compared(
     donor_key: str | None,
     seed: int,
 ) -> pd.DataFrame:
-    cells = np.concatenate([pair.cells1, pair.cells2])
-    side = np.arange(len(cells)) < len(pair.cells1)
-    factors = query.data.size_factor
-    sizes = query.data.totals(cells) if factors is None else factors[cells].astype(float)
-    counted = sizes > 0  # a cell without counts says nothing about proportions
-    cells, side, sizes = cells[counted], side[counted], sizes[counted]
+    query, sizes = cells_with_counts(query.of(np.concatenate([pair.cells1, pair.cells2])))
+    cells = query.cells
+    side = np.isin(cells, pair.cells1)
     if side.all() or not side.any():
         msg = "One of the groups has no cell with counts: there is nothing to compare."
         raise ValueError(msg)
-    codes, names = _strata(model, obs, query.of(cells), settings, seed)
+    codes, names = strata_of(model, obs, query, settings, seed)
     x = query.data.rows(cells)
     donors = None
     if donor_key is not None:
@@ -187,7 +186,35 @@ def _compared(
     return table.sort_values("p_value", kind="stable", na_position="last")
 
 
-def _strata(
+def check_counts(model: ModelBase, what: str) -> None:
+    """Refuse a model whose data are not counts with a library size.
+
+    Raises
+    ------
+    ValueError
+        If its likelihood is of another kind; the error begins with what asks for counts.
+    """
+    likelihood = model.module.model.likelihood
+    if not (likelihood.uses_library and likelihood.support.is_discrete):
+        msg = (
+            f"{what} compares counts with a library size, which {type(likelihood).__name__} "
+            "does not have."
+        )
+        raise ValueError(msg)
+
+
+def cells_with_counts(query: Query) -> tuple[Query, NDArray[np.float64]]:
+    """Return the cells that have a size, and their sizes: size factors, or total counts.
+
+    A cell without counts says nothing about proportions.
+    """
+    factors = query.data.size_factor
+    cells = query.cells
+    sizes = query.data.totals(cells) if factors is None else factors[cells].astype(float)
+    return query.of(cells[sizes > 0]), sizes[sizes > 0]
+
+
+def strata_of(
     model: ModelBase, obs: pd.DataFrame, query: Query, settings: MeansSettings, seed: int
 ) -> tuple[Codes, pd.Index]:
     """Return the stratum of each cell, and the names of the strata: within batches, if any."""

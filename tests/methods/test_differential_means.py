@@ -216,7 +216,7 @@ def test_data_that_are_not_counts_are_refused() -> None:
             adata, layer="logs", condition_key="condition", background="control"
         )
     model = ContrastiveVI(adata, likelihood=Gaussian())
-    with pytest.raises(ValueError, match="tests counts with a library size, which Gaussian"):
+    with pytest.raises(ValueError, match="compares counts with a library size, which Gaussian"):
         model.differential_expression(mode="means")
 
 
