@@ -135,16 +135,14 @@ def _donor_key(
     model: ModelBase, obs: pd.DataFrame, sample_key: SampleKey, settings: MeansSettings
 ) -> str | None:
     """Return the column of donors, if they are the unit."""
-    if isinstance(sample_key, bool):
-        if sample_key:
-            msg = (
-                "sample_key must be the name of a column of adata.obs; False: cells are "
-                "replicates; None: the one set up."
-            )
-            raise TypeError(msg)
-        key = None
-    else:
-        key = model.setup.sample_key if sample_key is None else sample_key
+    given: Any = sample_key  # untyped callers may give anything
+    if given is True:
+        msg = (
+            "sample_key must be the name of a column of adata.obs; False: cells are replicates; "
+            "None: the one set up."
+        )
+        raise TypeError(msg)
+    key: str | None = model.setup.sample_key if given is None else None if given is False else given
     if key is not None:
         check_key("sample_key", key, obs)
         column(obs, key)

@@ -182,7 +182,8 @@ def _least_squares(y: Array, x: Array, df: int) -> tuple[Array, Array, Array]:
     inverse = np.linalg.inv(np.swapaxes(x, 1, 2) @ x)
     coefficients = inverse @ (np.swapaxes(x, 1, 2) @ y[:, :, None])
     residual = (y[:, :, None] - x @ coefficients)[:, :, 0]
-    return coefficients[:, 0, 0], inverse[:, 0, 0], (residual**2).sum(1) / df
+    scale = np.asarray((residual**2).sum(1) / df)
+    return coefficients[:, 0, 0], np.asarray(inverse[:, 0, 0]), scale
 
 
 def _common_variances(rows: _Rows, genes: Codes, df: int) -> tuple[float, float]:
@@ -192,10 +193,10 @@ def _common_variances(rows: _Rows, genes: Codes, df: int) -> tuple[float, float]
         return _typical(some, 0.0, df), 0.0
     totals = [_typical(some, share, df) for share in SHARES_OF_DONORS]
     pairs = [
-        ((1 - share) * total, share * total)
+        (float((1 - share) * total), float(share * total))
         for share, total in zip(SHARES_OF_DONORS, totals, strict=True)
     ]
-    return max(pairs, key=lambda pair: _restricted_likelihood(some, *pair, df))
+    return max(pairs, key=lambda pair: _restricted_likelihood(some, pair[0], pair[1], df))
 
 
 def _typical(rows: _Rows, share: float, df: int) -> float:

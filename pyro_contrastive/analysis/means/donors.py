@@ -146,9 +146,10 @@ def _say_left_out(
     lost = sorted({str(donors.names[donor]) for donor, _ in there - left})
     if lost:
         logger.warning(
-            "%d donors have fewer than %d cells of a group in strata that both groups share, and "
-            "are left out of it: %s.",
+            "%d %s fewer than %d cells of a group in strata that both groups share, and no part "
+            "in the test of this group: %s.",
             len(lost),
+            "donor has" if len(lost) == 1 else "donors have",
             settings.fewest_cells,
             ", ".join(lost),
         )

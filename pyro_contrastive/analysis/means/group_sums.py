@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ def group_sums(
     """
     n_strata = int(strata.max(initial=-1)) + 1
     group = 2 * strata + side
-    sums = _sums(x, sizes, group, 2 * n_strata)
+    sums: Any = _sums(x, sizes, group, 2 * n_strata)
     return GroupSums(*(value.reshape(n_strata, 2, *value.shape[1:]) for value in sums))
 
 
@@ -125,7 +126,8 @@ class DonorSums:
             n_cells = np.where(kept, self.n_cells, 0)
             by_stratum = _added(n_cells, 2 * self.stratum + self.side).reshape(-1, 2)
             by_donor = _added(n_cells, 2 * self.donor + self.side)
-            enough = (by_stratum >= fewest).all(1)[self.stratum]
+            shared = np.asarray((by_stratum >= fewest).all(axis=1))
+            enough = shared[self.stratum]
             enough &= by_donor[2 * self.donor + self.side] >= fewest
             if (enough >= kept).all():
                 return self.of(kept)
