@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_contrastive.analysis.means.group_sums import GroupSums, group_sums
+from pyro_contrastive.analysis.means.group_sums import GroupSums, group_sums, why_not_tested
 from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio, score_statistic
 from pyro_contrastive.analysis.means.settings import MeansSettings
 from pyro_contrastive.observed.matrix import Matrix
@@ -106,8 +106,6 @@ def _tested(sums: GroupSums, settings: MeansSettings) -> pd.DataFrame:
     width = norm.ppf((1 + settings.interval) / 2) * fit.standard_error
     value = np.where(enough, fit.value, np.nan)
     means = sums.counts.sum(0) / sums.sizes.sum(0)[:, None]
-    few = f"fewer than {settings.fewest_counts} counts"
-    reason = np.where(n_counts == 0, "no counts", np.where(enough, "", few))
     return pd.DataFrame(
         {
             "lfc": value / LOG_2,
@@ -120,7 +118,7 @@ def _tested(sums: GroupSums, settings: MeansSettings) -> pd.DataFrame:
             "n_cells1": sums.n_cells[:, 1].sum(),
             "n_cells2": sums.n_cells[:, 0].sum(),
             "n_strata": len(sums.n_cells),
-            "not_tested": reason,
+            "not_tested": why_not_tested(n_counts, settings.fewest_counts),
         }
     )
 

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from pyro_contrastive.observed.matrix import Matrix
 
-__all__ = ["GroupSums", "group_sums"]
+__all__ = ["GroupSums", "group_sums", "why_not_tested"]
 
 Array = NDArray[np.float64]
 
@@ -80,3 +80,9 @@ def group_sums(
         (member @ sizes**2).reshape(n_strata, 2),
         np.bincount(group, minlength=n_groups).reshape(n_strata, 2),
     )
+
+
+def why_not_tested(n_counts: Array, fewest: int) -> NDArray[np.str_]:
+    """Say why genes with these numbers of counts are not tested; empty if they are, ``[genes]``."""
+    few = np.where(n_counts == 0, "no counts", f"fewer than {fewest} counts")
+    return np.where(n_counts < fewest, few, "")
