@@ -16,6 +16,7 @@ from pyro_contrastive.analysis.decoding import decode_cells
 from pyro_contrastive.analysis.differential_groups import GroupPair
 from pyro_contrastive.analysis.differential_settings import BatchCodes, DifferentialSettings
 from pyro_contrastive.analysis.differential_statistics import Draws, Vector
+from pyro_contrastive.analysis.means.results import reason_not_tested
 from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.observed.matrix import Matrix
@@ -52,8 +53,8 @@ def differential_expression(
 
     Returns
     -------
-    One row per gene and pair, with the columns of scvi-tools, the most certain changes of a pair
-    first.
+    One row per gene and pair, with the columns of scvi-tools and ``not_tested``, the most certain
+    changes of a pair first, and genes that are not tested last.
 
     Raises
     ------
@@ -80,8 +81,17 @@ def differential_expression(
         columns = compare_draws(
             draws1, draws2, query.data.rows(), pair, settings, batches, rng, likelihood
         )
-        tables.append(_table(columns, pair, genes, settings))
+        too_rare = _too_rare(query, pair, settings)
+        tables.append(_table(columns, too_rare, pair, genes, settings))
     return pd.concat(tables)
+
+
+def _too_rare(query: Query, pair: GroupPair, settings: DifferentialSettings) -> NDArray[np.str_]:
+    """Say why a gene is not tested, else empty, ``[genes]``: it has too few counts."""
+    if not (settings.fewest_counts and query.vae.model.likelihood.support.is_discrete):
+        return np.full(query.data.rows(pair.cells1[:1]).shape[1], "")
+    rows = query.data.rows(np.concatenate([pair.cells1, pair.cells2]))
+    return reason_not_tested(np.asarray(rows.sum(axis=0)).reshape(-1), settings.fewest_counts)
 
 
 def draw_scales(
@@ -253,6 +263,7 @@ def _check_shape(found: Any, expected: Draws, name: str) -> None:
 
 def _table(
     columns: dict[str, Any],
+    not_tested: NDArray[np.str_],
     pair: GroupPair,
     genes: Sequence[str],
     settings: DifferentialSettings,
@@ -260,11 +271,16 @@ def _table(
     """Make the table of one comparison: tagged, named and sorted."""
     key = "proba_de" if settings.mode == "change" else "bayes_factor"
     table = pd.DataFrame(columns, index=genes)
+    tested = not_tested == ""
     if settings.mode == "change":
-        tagged = statistics.tag_by_expected_fdr(table[key], settings.fdr_target)
+        tagged = np.zeros(len(table), dtype=bool)
+        tagged[tested] = statistics.tag_by_expected_fdr(table.loc[tested, key], settings.fdr_target)
         table[f"is_de_fdr_{settings.fdr_target}"] = tagged
+    if settings.fewest_counts:
+        table["not_tested"] = not_tested
     if pair.name1 is not None:
         table["comparison"] = f"{pair.name1} vs {pair.name2}"
         table["group1"] = pair.name1
         table["group2"] = pair.name2
-    return table.sort_values(key, ascending=False, kind="stable")
+    order = np.lexsort((-table[key].to_numpy(), ~tested))  # stable
+    return table.iloc[order]

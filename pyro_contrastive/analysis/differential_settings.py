@@ -64,6 +64,10 @@ class DifferentialSettings:
         ``f(draws1, draws2, pseudocount)`` in place of the log2 fold change (``"log-fold"``).
     m1_domain_fn
         ``f(change)`` in place of `delta`; returns two boolean arrays, "up" and "down".
+    fewest_counts
+        Genes with fewer counts in the cells compared are marked, never tagged, and come last: what
+        the model says of them is what it says of genes like them, not what their counts show. Not
+        in scvi-tools; 0 switches it off. It has no effect on data that are not counts.
 
     Raises
     ------
@@ -85,6 +89,7 @@ class DifferentialSettings:
     cred_interval_lvls: Sequence[float] | None = None
     change_fn: ChangeFunction | Literal["log-fold"] | None = None
     m1_domain_fn: DomainFunction | None = None
+    fewest_counts: int = 10
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or would be ignored."""
@@ -108,6 +113,7 @@ class DifferentialSettings:
             "n_samples must be at least 1": self.n_samples >= 1,
             "n_samples_overall must be at least 1": self.n_samples_overall >= 1,
             "m_permutation must be at least 1": self.m_permutation >= 1,
+            "fewest_counts must be at least 0": self.fewest_counts >= 0,
             "pseudocounts must be above 0": self.pseudocounts is None or self.pseudocounts > 0,
             "cred_interval_lvls must be between 0 and 1": all(0 < p < 1 for p in levels),
             "change_fn must be 'log-fold' or a function": self.change_fn in (None, "log-fold")

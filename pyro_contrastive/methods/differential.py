@@ -106,17 +106,20 @@ class DifferentialMethods(ModelBase):
             Posterior draws averaged for each drawn cell. Default 1.
         **kwargs
             See :class:`~pyro_contrastive.analysis.differential_settings.DifferentialSettings`:
-            ``n_samples_overall``, ``use_permutation``, ``pseudocounts`` ... With ``mode="means"``
-            see :class:`~pyro_contrastive.analysis.means.settings.MeansSettings`: ``strata`` (a
-            column of cell types, or a number of clusters of z, 8 by default), ``lfc_threshold``,
-            ``by_stratum`` (in which cell types), ``interval``, ``fewest_cells``,
-            ``fewest_counts``.
+            ``n_samples_overall``, ``use_permutation``, ``pseudocounts``, ``fewest_counts`` ... With
+            ``mode="means"`` see :class:`~pyro_contrastive.analysis.means.settings.MeansSettings`:
+            ``strata`` (a column of cell types, or a number of clusters of z, 8 by default),
+            ``lfc_threshold``, ``by_stratum`` (in which cell types), ``interval``,
+            ``fewest_cells``, ``fewest_counts``.
 
         Returns
         -------
         A row per gene (and group), the most certain first, with the columns of scvi-tools:
         ``proba_de``, ``bayes_factor``, ``scale1``, ``scale2``, ``lfc_mean`` ...,
-        ``is_de_fdr_<fdr_target>``, and with `all_stats` ``raw_mean1`` ...
+        ``is_de_fdr_<fdr_target>``, and with `all_stats` ``raw_mean1`` ... ``not_tested`` says why
+        a gene is never tagged and comes last: fewer than ``fewest_counts`` (10) counts in the cells
+        compared, else it is empty. (scvi-tools tags genes without any count; ``fewest_counts=0``
+        does the same.)
 
         With ``mode="means"``: ``lfc`` (log2), ``lfc_se``, ``lower``, ``upper``, ``p_value``,
         ``p_adj`` (Benjamini-Hochberg over the genes of a comparison), ``is_de_fdr_<fdr_target>``;

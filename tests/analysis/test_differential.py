@@ -139,7 +139,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def run(given: SimpleNamespace, pairs: list[GroupPair], **kwargs: object) -> pd.DataFrame:
-    settings = DifferentialSettings(**({"n_samples_overall": 50} | kwargs))
+    settings = DifferentialSettings(**({"n_samples_overall": 50, "fewest_counts": 0} | kwargs))
     query = Query(ANY_MODULE, given.data, np.arange(9))
     return differential_expression(query, pairs, given.genes, settings)
 

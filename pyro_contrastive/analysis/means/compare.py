@@ -147,7 +147,7 @@ def _tested(sums: GroupSums, settings: MeansSettings) -> pd.DataFrame:
     from scipy.stats import norm  # noqa: PLC0415  # slow to import
 
     fit = fit_log_ratio(sums)
-    reason = reason_not_tested(sums.counts.sum((0, 1)), settings)
+    reason = reason_not_tested(sums.counts.sum((0, 1)), settings.fewest_counts)
     quantile = float(norm.ppf((1 + settings.interval) / 2))
     means = sums.counts.sum(0) / sums.sizes.sum(0)[:, None]
     others = {

@@ -71,7 +71,7 @@ def donors_tested(sums: DonorSums, donors: Donors, settings: MeansSettings) -> p
     _check_numbers(used, donors, settings)
     _say_left_out(sums, used, donors, settings)
     rates = donor_rates(used)
-    reason = reason_not_tested(rates.observed.sum(0), settings)
+    reason = reason_not_tested(rates.observed.sum(0), settings.fewest_counts)
     others = _numbers(used)
     if settings.donor_test == "pydeseq2":
         return pydeseq2_table(rates, reason, settings, others)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.means.blocks import Compared
 from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio
+from pyro_contrastive.analysis.means.results import reason_not_tested
 from pyro_contrastive.analysis.means.settings import MeansSettings
 
 __all__ = ["GroupEffect", "effect_of"]
@@ -91,7 +92,6 @@ def effect_of(
         means = sums.counts.sum(0) / sums.sizes.sum(0)[:, None]
         with_s, without_s = decoded[compared.blocks].sum(0)
         model_lfc = np.log2(with_s / without_s)
-    few = f"fewer than {settings.fewest_counts} counts"
     return GroupEffect(
         sample=sample,
         lfc=value / LOG_2,
@@ -105,5 +105,5 @@ def effect_of(
         n_strata=len(sums.n_cells),
         n_samples=enough.astype(np.int64),
         compared_with=compared_with,
-        not_estimated=np.where(n_counts == 0, "no counts", np.where(enough, "", few)),
+        not_estimated=reason_not_tested(n_counts, settings.fewest_counts),
     )

@@ -19,11 +19,11 @@ LOG_2 = float(np.log(2))
 SEX_NOTE = "sex-linked: donors of different sex?"
 
 
-def reason_not_tested(n_counts: Array, settings: MeansSettings) -> NDArray[np.object_]:
+def reason_not_tested(n_counts: Array, fewest: int) -> NDArray[np.object_]:
     """Return why genes with this many counts are not tested; empty where they are."""
-    few = f"fewer than {settings.fewest_counts} counts"
-    reason = np.where(n_counts >= settings.fewest_counts, "", few).astype(object)
-    reason[n_counts == 0] = "no counts"
+    few = f"fewer than {fewest} counts"
+    reason = np.where(n_counts >= fewest, "", few).astype(object)
+    reason[(n_counts == 0) & (n_counts < fewest)] = "no counts"
     return reason
 
 
