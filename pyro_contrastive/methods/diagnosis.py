@@ -132,6 +132,7 @@ class DiagnosisMethods(PosteriorMethods):
                 shared=shared,
                 batch=batch,
                 elbo=elbo_by_epoch(self._history),
+                restored_epoch=self._history.restored_epoch,
                 n_k_cells=n_khat_cells,
                 n_permutations=n_permutations,
                 seed=seed,

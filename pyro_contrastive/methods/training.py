@@ -72,7 +72,7 @@ class TrainingMethods(ModelBase):
         shuffle_set_split: bool = True,
         load_sparse_tensor: bool = False,
         batch_size: int | None = 128,
-        early_stopping: bool = False,
+        early_stopping: bool | None = None,
         datasplitter_kwargs: dict[str, Any] | None = None,
         plan_kwargs: dict[str, Any] | None = None,
         *,
@@ -115,9 +115,12 @@ class TrainingMethods(ModelBase):
             Maximum number of cells of each population in a step; ``None``: 128.
         early_stopping
             Stop when `early_stopping_monitor` has not improved by `early_stopping_min_delta` for
-            `early_stopping_patience` checks, and restore the best weights. Checks begin after the
-            KL warm-up: before, KL divergences and penalties do not have their full weight, and an
-            epoch could seem best for lack of a penalty.
+            `early_stopping_patience` checks, and put back the weights of the best epoch. Checks
+            begin after the KL warm-up: before, KL divergences and penalties do not have their full
+            weight, and an epoch could seem best for lack of a penalty. Default: as in scvi-tools
+            not, but with the fast schedule yes, where cells of both populations are held out and
+            `check_val_every_n_epoch` is not ``None``. A model that has overfitted finds effects
+            in cells that were not treated at all.
         datasplitter_kwargs
             ``{"external_indexing": [train, validation, test]}``: the split itself, as indices or
             masks of cells of both populations; the latter two may be left out. No other key is
@@ -145,9 +148,10 @@ class TrainingMethods(ModelBase):
             the encoders so that they overfit less (``molecule_dropout`` of the plan), the learning
             rate rises to 0.015 and falls again, Adam has its usual ``eps``, the KL warm-up is one
             epoch, and there are about 500 steps in all (at least 10 and at most 80 epochs, because
-            a model of few cells overfits soon). It reaches a better held-out ELBO many times
-            sooner. Without penalties it leaves more shared variation in the salient latent, so use
-            it with ``ContrastiveVI.from_preset(adata, "separated")``.
+            a model of few cells overfits soon). At the end the weights of the epoch with the best
+            held-out ELBO are put back (`early_stopping`). It reaches a better held-out ELBO many
+            times sooner. Without penalties it leaves more shared variation in the salient latent,
+            so use it with ``ContrastiveVI.from_preset(adata, "separated")``.
         precision
             ``"bf16-mixed"``: the matrix products of the decoder's heads, which are the largest,
             round their factors to bfloat16; everything else is in single precision. Faster where
@@ -200,6 +204,9 @@ class TrainingMethods(ModelBase):
         if max_epochs is None:
             max_epochs = _max_epochs(cells, schedule, train_size, batch_size)
         stopping = None
+        is_optional = early_stopping is None
+        if is_optional:
+            early_stopping = schedule == "fast" and check_val_every_n_epoch is not None
         if early_stopping:
             stopping = EarlyStopping(
                 early_stopping_monitor,
@@ -207,10 +214,12 @@ class TrainingMethods(ModelBase):
                 early_stopping_min_delta,
                 mode=early_stopping_mode,
                 warmup_epochs=early_stopping_warmup_epochs,
+                is_optional=is_optional,
             )
             if check_val_every_n_epoch is None:
                 check_val_every_n_epoch = 1  # as in scvi-tools
-            check_interval(check_val_every_n_epoch, max_epochs)
+            if not is_optional:
+                check_interval(check_val_every_n_epoch, max_epochs)
         split_settings = SplitSettings(
             train_size, validation_size, shuffle_set_split, datasplitter_kwargs or {}
         )
@@ -254,9 +263,9 @@ class TrainingMethods(ModelBase):
         penalties; ``kl_weight`` at the end of the epoch. In addition ``kl_z_*``, ``kl_s_*``; each
         penalty's value by its name (``wasserstein_*``: the mean over background cells, where
         scvi-tools has ``wasserstein_loss_sum_*``, a sum that grows with the mini-batch); with
-        several treatments ``elbo_<condition>_validation``; and, if the model observes several
-        sites, ``reconstruction_loss_<site>_*`` for each, with their sum in
-        ``reconstruction_loss_*``.
+        several treatments ``elbo_<condition>_validation``; ``restored``, if early stopping put the
+        weights of an epoch back, with 1 at that epoch; and, if the model observes several sites,
+        ``reconstruction_loss_<site>_*`` for each, with their sum in ``reconstruction_loss_*``.
         """
         return self._history.frames()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from pyro_contrastive.analysis.diagnosis.measurements import (
@@ -27,26 +26,14 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
 )
 from pyro_contrastive.analysis.diagnosis.posterior_findings import closeness_findings
 from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
+from pyro_contrastive.analysis.diagnosis.training_findings import UNTRAINED, training_findings
 
 __all__ = ["UNTRAINED", "as_table", "findings"]
 
 EXPECTED_IN_S = 0.3
 """Excess of a probe up to which treated cells are not called arranged by a label they share."""
-STILL_FALLING, WORSE = 0.01, 0.03
-"""Shares of the whole fall of the negative ELBO: above the first, brought by the last tenth of the
-epochs, it is still falling; above the second, risen since the minimum, it has got worse."""
-
 MEASURABLE = 0.05
 """Fewest nats that show in a number with one decimal; below, s is reported to add nothing."""
-
-UNTRAINED = Finding(
-    "training",
-    0.0,
-    "bad",
-    "The model has not been trained by train(): unless you trained its module yourself, everything "
-    "here is about random weights.",
-    "train()",
-)
 
 
 def findings(measured: Measurements) -> list[Finding]:
@@ -63,7 +50,7 @@ def findings(measured: Measurements) -> list[Finding]:
     rows += [_batch_in_z(name, found) for name, found in measured.batch_in_z.items()]
     if measured.treatments_in_s is not None:
         rows.append(_treatments(measured.treatments_in_s))
-    return [*rows, *closeness_findings(measured), *_training(measured)]
+    return [*rows, *closeness_findings(measured), *training_findings(measured)]
 
 
 def as_table(rows: Sequence[Finding]) -> pd.DataFrame:
@@ -196,29 +183,3 @@ def _treatments(found: Probe) -> Finding:
         "" if predicts(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
     )
     return Finding("treatments in s", excess, verdict, f"{words}: {_score(found)}.", advice)
-
-
-def _training(measured: Measurements) -> list[Finding]:
-    by_epoch = pd.Series(measured.elbo, dtype=float)
-    by_epoch = by_epoch[np.isfinite(by_epoch)]
-    elbo = by_epoch.to_numpy()
-    fewest = 5
-    if len(elbo) < fewest:
-        return []
-    fall = max(float(elbo[0] - elbo.min()), 1e-9)
-    tenth = max(1, len(elbo) // 10)
-    late = float(elbo[-2 * tenth : -tenth].mean() - elbo[-tenth:].mean()) / fall
-    risen = float(elbo[-1] - elbo.min()) / fall
-    if risen > WORSE:
-        reading = (
-            f"The negative ELBO has risen by {risen:.0%} of its fall since its best, at epoch "
-            f"{by_epoch.idxmin()} (counted from 0 to {by_epoch.index[-1]}): the model overfits, "
-            "unless early stopping restored the weights of that epoch."
-        )
-        return [Finding("training", risen, "bad", reading, "early_stopping=True; fewer epochs")]
-    verdict: Verdict = "good" if late <= STILL_FALLING else "look"
-    words = "has settled" if verdict == "good" else "is still falling"
-    reading = (
-        f"The negative ELBO {words}: the last tenth of training brought {late:.1%} of its fall."
-    )
-    return [Finding("training", late, verdict, reading, "" if verdict == "good" else "more epochs")]

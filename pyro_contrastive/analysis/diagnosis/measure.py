@@ -67,6 +67,7 @@ def measure(
     shared: Mapping[str, NDArray[Any]],
     batch: Mapping[str, NDArray[Any]],
     elbo: pd.Series,
+    restored_epoch: int | None,
     n_k_cells: int,
     n_permutations: int,
     seed: int,
@@ -82,8 +83,8 @@ def measure(
         Labels that both conditions share, of these cells, by name; batches among them.
     batch
         Names of the labels that z should not hold either.
-    elbo
-        Negative ELBO by epoch.
+    elbo, restored_epoch
+        Negative ELBO by epoch, and the epoch whose weights were put back.
     n_k_cells
         Number of cells for which k is computed.
     n_permutations
@@ -126,6 +127,7 @@ def measure(
         batch_in_z={n: probed(z, v) for n, v in _several(batch, np.ones_like(is_target))},
         treatments_in_s=_treatments(s[is_target], codes[is_target], probed),
         elbo=elbo,
+        restored_epoch=restored_epoch,
         # Some penalties can act on either latent. The advice is about those on z.
         penalties={
             type(penalty).__name__: penalty.weight

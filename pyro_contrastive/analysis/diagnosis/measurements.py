@@ -126,6 +126,8 @@ class Measurements:
     elbo
         Negative ELBO by epoch, counted from 0 as in the history: of held-out cells if there are
         any, else of training cells; may be empty.
+    restored_epoch
+        Epoch whose weights were put back at the end of training; ``None``: those of the last.
     penalties
         Weight of each penalty of the model by name, such as ``"MMD"``.
     """
@@ -143,6 +145,7 @@ class Measurements:
     batch_in_z: Mapping[str, Probe] = field(default_factory=dict)
     treatments_in_s: Probe | None = None
     elbo: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
+    restored_epoch: int | None = None
     penalties: Mapping[str, float] = field(default_factory=dict)
 
 
