@@ -23,12 +23,18 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     grade,
     predicts,
     raise_or_add,
+    sees_response,
+    uses_salient,
 )
 from pyro_contrastive.analysis.diagnosis.posterior_findings import closeness_findings
 from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
-from pyro_contrastive.analysis.diagnosis.training_findings import UNTRAINED, training_findings
+from pyro_contrastive.analysis.diagnosis.training_findings import (
+    UNTRAINED,
+    cells_finding,
+    training_findings,
+)
 
-__all__ = ["UNTRAINED", "as_table", "findings"]
+__all__ = ["UNTRAINED", "as_table", "cells_finding", "findings"]
 
 EXPECTED_IN_S = 0.3
 """Excess of a probe up to which treated cells are not called arranged by a label they share."""
@@ -78,18 +84,30 @@ def _score(found: Probe) -> str:
 
 
 def _salient_use(measured: Measurements) -> Finding:
-    nats = measured.salient_nats
-    if nats >= 3 * NATS_USED:
+    name, nats, error = "use of the salient latent", measured.salient_nats, measured.salient_nats_se
+    amount = f"{abs(nats):.1f} nats" + (f" (standard error {error:.1f})" if error else "")
+    if uses_salient(measured, 3 * NATS_USED):
+        if sees_response(measured):
+            reading = (
+                f"s adds {amount} to a treated cell's log-likelihood: the decoder relies on it."
+            )
+            return Finding(name, nats, "good", reading)
         reading = (
-            f"s adds {nats:.1f} nats to a treated cell's log-likelihood: the decoder relies on it."
+            f"s adds {amount} to a treated cell's log-likelihood, but neither in s nor in the "
+            "counts do treated cells differ from background cells: it holds variation that both "
+            "have, and no response."
         )
-        return Finding("use of the salient latent", nats, "good", reading)
+        return Finding(name, nats, "look", reading, "see the salient map")
     reading = "s adds no measurable log-likelihood to a treated cell: the decoder does not use it."
-    if nats >= MEASURABLE:
-        adds = f"s adds only {nats:.1f} nats to a treated cell's log-likelihood"
-        reading = f"{adds}: the decoder hardly uses it."
-    verdict: Verdict = "look" if nats >= NATS_USED else "bad"
-    return Finding("use of the salient latent", nats, verdict, reading, "see the salient map")
+    if nats >= MEASURABLE and nats > 2 * error:
+        reading = f"s adds only {amount} to a treated cell's log-likelihood: it is hardly used."
+    elif nats <= -MEASURABLE and -nats > 2 * error:
+        reading = (
+            f"s takes {amount} from a treated cell's log-likelihood: what it learned of the cells "
+            "that trained does not hold for these."
+        )
+    verdict: Verdict = "look" if uses_salient(measured) else "bad"
+    return Finding(name, nats, verdict, reading, "see the salient map")
 
 
 def _dimensions(measured: Measurements, latent: str) -> Finding:
@@ -133,11 +151,13 @@ def _condition_in_z(measured: Measurements) -> Finding:
 def _condition_in_s(measured: Measurements) -> Finding:
     found = measured.condition_in_s
     excess = float(found["excess"])
-    verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED)
+    verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED) if predicts(found) else "bad"
     words = {
         "good": "s separates treated from background cells",
         "look": "s separates treated from background cells in part",
-        "bad": "s hardly separates treated from background cells",
+        "bad": "s hardly separates treated from background cells"
+        if predicts(found)
+        else "s does not separate treated from background cells better than shuffled labels",
     }
     advice = "" if verdict == "good" else "see the salient map"
     reading = f"{words[verdict]}: {_score(found)}."
@@ -146,7 +166,7 @@ def _condition_in_s(measured: Measurements) -> Finding:
 
 def _shared_in_s(name: str, found: Probe, measured: Measurements) -> Finding:
     excess = float(found["excess"])
-    verdict = grade(excess, EXPECTED_IN_S, TOO_MUCH_IN_S)
+    verdict = grade(excess, EXPECTED_IN_S, TOO_MUCH_IN_S) if predicts(found) else "good"
     words = {
         "good": f"Treated cells are not arranged by {name} in s",
         "look": f"Treated cells are partly arranged by {name} in s: leakage, or a response that "

@@ -99,7 +99,7 @@ def measure(
     targets = query.of(query.cells[is_target])
     with seeded(seed):
         usage = latent_usage(query)
-        nats = float(salient_log_likelihood(targets).mean())
+        nats = salient_log_likelihood(targets)
         z, s = (
             latent_representation(query, kind, give_mean=False).astype(float)
             for kind in ("background", "salient")
@@ -115,7 +115,8 @@ def measure(
     used = usage.query("latent == 'salient' and used")["dimension"].to_numpy()
     return Measurements(
         usage=usage,
-        salient_nats=nats,
+        salient_nats=float(nats.mean()),
+        salient_nats_se=float(nats.std(ddof=1) / np.sqrt(len(nats))),
         condition_in_x=probed(_encoder_components(query, seed), is_target),
         condition_in_z=probed(z, is_target),
         condition_in_s=probed(s, is_target),

@@ -19,6 +19,8 @@ __all__ = [
     "grade",
     "predicts",
     "raise_or_add",
+    "sees_response",
+    "uses_salient",
 ]
 
 Verdict = Literal["good", "look", "bad"]
@@ -108,8 +110,9 @@ class Measurements:
     ----------
     usage
         As :func:`~pyro_contrastive.analysis.latent_usage.latent_usage` returns it.
-    salient_nats
-        Log-likelihood that treated cells lose without s, in nats, mean over cells.
+    salient_nats, salient_nats_se
+        Log-likelihood that treated cells lose without s, in nats, mean over cells, and the standard
+        error of that mean.
     condition_in_x, condition_in_z, condition_in_s
         Probes of the condition (background or target) in the encoders' input, in z and in s.
     structure
@@ -141,12 +144,24 @@ class Measurements:
     guide: Closeness
     refined: Closeness | None
     n_draws: int
+    salient_nats_se: float = 0.0
     shared_in_s: Mapping[str, Probe] = field(default_factory=dict)
     batch_in_z: Mapping[str, Probe] = field(default_factory=dict)
     treatments_in_s: Probe | None = None
     elbo: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
     restored_epoch: int | None = None
     penalties: Mapping[str, float] = field(default_factory=dict)
+
+
+def uses_salient(measured: Measurements, nats: float = NATS_USED) -> bool:
+    """Whether s adds at least so many nats to treated cells, and more than two standard errors."""
+    found = measured.salient_nats
+    return found >= nats and found > 2 * measured.salient_nats_se
+
+
+def sees_response(measured: Measurements) -> bool:
+    """Whether treated and background cells can be told apart, in s or in the counts."""
+    return predicts(measured.condition_in_s) or predicts(measured.condition_in_x)
 
 
 def grade(value: float, good: float, fair: float) -> Verdict:

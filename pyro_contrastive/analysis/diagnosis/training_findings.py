@@ -1,13 +1,17 @@
-"""The finding on training: whether it settled or overfitted, and which weights were kept."""
+"""Findings on training: whether it settled, which weights were kept, which cells trained."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.diagnosis.measurements import Finding, Measurements, Verdict
+from pyro_contrastive.cells import BACKGROUND
 
-__all__ = ["UNTRAINED", "training_findings"]
+__all__ = ["UNTRAINED", "cells_finding", "training_findings"]
+
+Indices = NDArray[np.int64]
 
 FEWEST = 5
 """Fewest epochs from which to judge."""
@@ -67,3 +71,35 @@ def _overfitted(by_epoch: pd.Series, fall: float, risen: float, restored: int | 
     excess = (float(by_epoch.get(restored, np.inf)) - float(by_epoch.min())) / fall
     verdict: Verdict = "good" if excess <= WORSE else "bad"
     return Finding("training", risen, verdict, reading, "" if verdict == "good" else "fewer epochs")
+
+
+def cells_finding(
+    condition: NDArray[np.int64], cells: Indices, trained: Indices | None, *, is_asked: bool
+) -> Finding:
+    """Say of which cells a diagnosis is.
+
+    Parameters
+    ----------
+    condition
+        Condition code of every cell of the data.
+    cells, trained
+        Those measured, and those that trained; ``None`` if that is not known.
+    is_asked
+        Whether the user chose them.
+    """
+    n_target = int((condition[cells] != BACKGROUND).sum())
+    sizes = f"{len(cells) - n_target} background and {n_target} target cells"
+    if trained is None:
+        reading = f"Measured on {sizes}; it is not known whether they trained the model."
+        return Finding("cells", len(cells), "look", reading, "indices= of cells that are new to it")
+    n_seen = int(np.isin(cells, trained).sum())
+    if not n_seen:
+        reading = f"Measured on {sizes} that did not train the model."
+        return Finding("cells", len(cells), "good", reading)
+    why = "" if is_asked else ", because too few did not"
+    reading = (
+        f"Measured on {sizes}, of which {n_seen} trained the model{why}: everything looks better "
+        "than it is."
+    )
+    advice = "indices=model.held_out_indices" if is_asked else "a smaller train_size"
+    return Finding("cells", len(cells), "look", reading, advice)
