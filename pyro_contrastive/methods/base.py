@@ -58,6 +58,10 @@ class ModelBase:
     _warned_untrained: bool = False
     _warned_of_trained_cells: bool = False
 
+    # To fit the same again: the module before its first training, and the arguments of each.
+    _untrained_module: ContrastiveVAE | None = None
+    _runs: tuple[dict[str, Any], ...] = ()
+
     _trained_cells: TrainedCells | None = None  # of the last run of training
     _stored_posteriors: StoredPosteriors | None = None  # what refine_posterior() made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from dataclasses import replace
@@ -179,7 +180,9 @@ class TrainingMethods(ModelBase):
         NonFiniteLossError
             If the loss becomes NaN or infinite; names the site.
         """
-        refuse_unknown(trainer_kwargs, list(signature(self.train).parameters)[:-1])
+        given = locals()
+        names = list(signature(self.train).parameters)[:-1]
+        refuse_unknown(trainer_kwargs, names)
         check_whole(
             max_epochs=max_epochs,
             batch_size=batch_size,
@@ -197,6 +200,8 @@ class TrainingMethods(ModelBase):
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
         if self.is_trained or self._history.n_epochs:  # continue, also after a run that failed
             plan = replace(plan, start_from_data=False)
+        else:
+            self._untrained_module = copy.deepcopy(self.module)
         batch_size = 128 if batch_size is None else batch_size
         fabric = one_device(accelerator, devices)
         adata = self._adata(None)
@@ -233,6 +238,7 @@ class TrainingMethods(ModelBase):
                 *(self.module, data, split, plan, self._history, settings), fabric=fabric, rng=rng
             )
         self.is_trained = True
+        self._runs = (*self._runs, {name: given[name] for name in names})
         self._stored_posteriors = None  # of the weights before this run
         self._trained_cells = TrainedCells.of(split, adata.obs_names, data.totals())
         if background_indices is not None and self.setup.condition_key is None:

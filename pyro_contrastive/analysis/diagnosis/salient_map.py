@@ -127,7 +127,7 @@ def _collapsed(measured: Measurements, n_used: int) -> Finding:
     how = (
         "no dimension of s carries information"
         if n_used == 0
-        else f"the decoder ignores s ({amount}{f', standard error {error:.1f}' if error else ''})"
+        else f"the decoder ignores s: {amount}{f', standard error {error:.1f}' if error else ''}"
     )
     value = measured.salient_nats
     seen, leaked = measured.condition_in_x, measured.condition_in_z
