@@ -37,6 +37,7 @@ FILES = {
     "Papalexi": ("papalexi2021_eccite_299genes.h5ad", "control"),
 }
 N_CELLS, N_GENES = 60, 300
+HALF = 0.5
 
 
 def arguments() -> argparse.Namespace:
@@ -66,7 +67,7 @@ def coin(name: str, folder: Path | None, seed: int) -> tuple[ad.AnnData, str]:
         return simulate_treatment(TreatmentSettings(share_affected=0.0), seed=seed), "control"
     adata, background = real(name, folder)
     adata = adata[(adata.obs["condition"].astype(str) == background).to_numpy()].copy()
-    heads = np.random.default_rng(seed).random(adata.n_obs) < 0.5
+    heads = np.random.default_rng(seed).random(adata.n_obs) < HALF
     adata.obs["condition"] = np.where(heads, "control", "treated")
     return adata, "control"
 

@@ -73,7 +73,7 @@ def judged(
     observed: Mapping[str, float],
     nulls: Sequence[Mapping[str, float]],
     *,
-    nats_error: float,
+    errors: Mapping[str, float],
     within: Sequence[str],
     seed: int,
 ) -> NullCheck:
@@ -81,15 +81,15 @@ def judged(
 
     A measure stands out if it exceeds every shuffle by a margin: genes, twice the most of any
     shuffle and 3 more; intervals, 5 points, the share that misses 0 by definition; nats, 0.1 and
-    three standard errors of the mean over cells; separation, 0.2, as in the diagnosis. The margins
-    are rules of thumb: few shuffles say what is usual, but not how rare the unusual is.
+    three standard errors; separation, 0.2, as in the diagnosis, and three standard errors. The
+    margins are rules of thumb: few shuffles say what is usual, but not how rare the unusual is.
 
     Parameters
     ----------
     observed, nulls
         Values by measure, of the fit and of each shuffle. Measures that do not apply are missing.
-    nats_error
-        Standard error of the nats observed.
+    errors
+        Standard errors of the nats and of the separation observed.
     within, seed
         See :class:`NullCheck`.
     """
@@ -100,8 +100,8 @@ def judged(
         bars = {
             "genes": 2 * most + MORE_GENES,
             "intervals": most + MORE_INTERVALS,
-            "nats": most + max(MORE_NATS, STANDARD_ERRORS * nats_error),
-            "separation": most + MORE_SEPARATION,
+            "nats": most + max(MORE_NATS, STANDARD_ERRORS * errors["nats"]),
+            "separation": most + max(MORE_SEPARATION, STANDARD_ERRORS * errors["separation"]),
         }
         rows[name] = (
             {"observed": value, "null_mean": sum(values) / len(values), "null_max": most}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,11 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.progress import progress
-from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.columns import check_key, texts
-from pyro_contrastive.methods.held_out import held_out_cells, trained_cells
+from pyro_contrastive.methods.held_out import cells_to_judge, trained_cells
 from pyro_contrastive.methods.labels import known_conditions, label_keys
 from pyro_contrastive.methods.posterior import PosteriorMethods
 from pyro_contrastive.training.history import History
-
-logger = logging.getLogger(__name__)
 
 
 class DiagnosisMethods(PosteriorMethods):
@@ -132,11 +128,12 @@ class DiagnosisMethods(PosteriorMethods):
             measure,
             posterior_findings,
         )
+        from pyro_contrastive.analysis.leakage import MIN_PER_CLASS  # noqa: PLC0415
 
         _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
         query = self._query_of_some(adata, indices, refine=self.is_trained)
         codes = known_conditions(query.data)
-        cells = self._cells_to_judge(adata, None if indices is None else query.cells, codes)
+        cells = cells_to_judge(self, adata, indices, codes, MIN_PER_CLASS)
         query = query.of(measure.balanced_sample(codes, cells, n_cells, seed))
         shared, batch = self._shared_labels(self._adata(adata).obs, query.cells, labels_key)
         with progress("Diagnosis", 4 * len(query), silent=silent):
@@ -168,30 +165,6 @@ class DiagnosisMethods(PosteriorMethods):
             )
             rows.append(posterior_findings.calibration_finding(ranked))
         return findings.as_table(rows)
-
-    def _cells_to_judge(
-        self, adata: AnnData | None, given: NDArray[np.int64] | None, codes: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Return the cells given, or else those that did not train, if there are enough."""
-        from pyro_contrastive.analysis.leakage import MIN_PER_CLASS  # noqa: PLC0415  # scikit-learn
-
-        if given is not None:
-            return given
-        held_out = held_out_cells(self, adata) if self.is_trained else None
-        every = np.arange(len(codes))
-        if held_out is None:
-            return every
-        is_target = codes[held_out] != BACKGROUND
-        fewest = min(int(is_target.sum()), int((~is_target).sum()))
-        if fewest >= MIN_PER_CLASS:
-            return held_out
-        logger.warning(
-            "Too few cells did not train for a diagnosis (%d background and %d target cells; %d of "
-            "each are needed), so it is of all cells and looks better than it should. train_size= "
-            "sets how many are held out.",
-            *((~is_target).sum(), is_target.sum(), MIN_PER_CLASS),
-        )
-        return every
 
     def _shared_labels(
         self, obs: pd.DataFrame, cells: NDArray[np.int64], labels_key: str | None

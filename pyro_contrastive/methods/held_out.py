@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.counts import read_counts
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.observed.matrix import row_sums
@@ -16,7 +17,7 @@ from pyro_contrastive.observed.matrix import row_sums
 if TYPE_CHECKING:
     from pyro_contrastive.methods.base import ModelBase
 
-__all__ = ["held_out_cells", "held_out_or_given", "trained_cells"]
+__all__ = ["cells_to_judge", "held_out_cells", "held_out_or_given", "trained_cells"]
 
 Indices = NDArray[np.int64]
 logger = logging.getLogger(__name__)
@@ -51,6 +52,44 @@ def held_out_cells(model: ModelBase, adata: AnnData | None = None) -> Indices | 
     if trained is None:
         return None
     return np.setdiff1d(np.arange(model._adata(adata).n_obs), trained)
+
+
+def cells_to_judge(
+    model: ModelBase,
+    adata: AnnData | None,
+    indices: ArrayLike | None,
+    condition: Indices,
+    fewest: int,
+) -> Indices:
+    """Return the cells that verdicts and scores are of: those given, or that did not train.
+
+    All cells, if it is not known which trained, or too few of either population did not, which is
+    logged.
+
+    Parameters
+    ----------
+    model, adata, indices
+        The model, and the cells as the user gave them.
+    condition
+        Condition code of every cell.
+    fewest
+        Cells of each population that are needed.
+    """
+    every = as_indices(indices, model._adata(adata).obs_names)
+    held_out = held_out_cells(model, adata) if model.is_trained else None
+    if indices is not None or held_out is None:
+        return every
+    n_target = int((condition[held_out] != BACKGROUND).sum())
+    n_background = len(held_out) - n_target
+    if min(n_target, n_background) >= fewest:
+        return held_out
+    logger.warning(
+        "Too few cells did not train to judge the model by (%d background and %d target cells; %d "
+        "of each are needed). It is judged by all cells, and looks better than it is. train_size= "
+        "sets how many are held out.",
+        *(n_background, n_target, fewest),
+    )
+    return every
 
 
 def held_out_or_given(

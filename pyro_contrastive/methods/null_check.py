@@ -98,7 +98,7 @@ class NullMethods(TrainingMethods, EffectMethods, DifferentialMethods, Diagnosis
         donors = None if donor_key is None else _codes(adata, [donor_key])
         bar = CellBar("Fits with shuffled conditions", n_shuffles, silent=silent)
         rng = np.random.default_rng(seed)
-        observed, error = self._null_measures(seed)
+        observed, errors = self._null_measures(seed)
         nulls = []
         try:
             for shuffle in range(n_shuffles):
@@ -110,7 +110,7 @@ class NullMethods(TrainingMethods, EffectMethods, DifferentialMethods, Diagnosis
         finally:
             bar.close()
         shown = [*keys, *([donor_key] if donor_key else [])]
-        return judged(observed, nulls, nats_error=error, within=shown, seed=seed)
+        return judged(observed, nulls, errors=errors, within=shown, seed=seed)
 
     def _null_keys(self, adata: AnnData, within: str | Sequence[str] | None) -> list[str]:
         if within is None:
@@ -120,8 +120,8 @@ class NullMethods(TrainingMethods, EffectMethods, DifferentialMethods, Diagnosis
             check_keys("within", [within] if isinstance(within, str) else within, adata.obs)
         )
 
-    def _null_measures(self, seed: int) -> tuple[dict[str, float], float]:
-        """Return the measures by name, and the standard error of the nats."""
+    def _null_measures(self, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the measures by name, and two standard errors."""
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis.leakage import MIN_PER_CLASS, leakage_row  # noqa: PLC0415
 
@@ -155,7 +155,11 @@ class NullMethods(TrainingMethods, EffectMethods, DifferentialMethods, Diagnosis
         found["separation"] = float(
             leakage_row(s, is_target, n_permutations=0, seed=seed)["excess"]
         )
-        return found, float(nats.std(ddof=1) / np.sqrt(len(nats)))
+        errors = {
+            "nats": float(nats.std(ddof=1) / np.sqrt(len(nats))),
+            "separation": float(1 / np.sqrt(len(is_target))),  # twice that of a share of a half
+        }
+        return found, errors
 
     def _share_excluding_zero(self, cells: NDArray[np.int64], seed: int) -> float:
         """Return the share of intervals that exclude 0, of some treated cells and genes."""

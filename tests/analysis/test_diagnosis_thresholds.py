@@ -170,6 +170,16 @@ def test_nothing_in_the_table_of_a_coin_toss_claims_a_response() -> None:
     assert table.loc["type in s", "verdict"] == "good"
 
 
+def test_a_weak_response_is_neither_found_nor_denied() -> None:
+    """A probe that beats every shuffle by little; where none does, no response is found."""
+    weak = {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.12)}  # 56 %, chance 55 %
+    row = table_of(**weak).loc["salient map"]
+    assert row["reading"].startswith("A weak response, if any")
+    assert "null_check()" in row["advice"]
+    none = {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.09)}
+    assert table_of(**none).loc["salient map", "reading"].startswith("No response found.")
+
+
 @pytest.mark.parametrize(("n_used", "verdict"), [(2, "look"), (3, "good")])
 def test_fewer_than_half_of_the_dimensions_in_use_are_few(n_used: int, verdict: str) -> None:
     five = pd.DataFrame({"latent": "background", "dimension": range(5), "used": range(5)})

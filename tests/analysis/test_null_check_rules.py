@@ -17,8 +17,14 @@ CASES = [
 ]
 
 
-def check(observed: dict[str, float], nulls: list[dict[str, float]], nats_error: float = 0.01):
-    return judged(observed, nulls, nats_error=nats_error, within=["donor"], seed=3)
+def check(
+    observed: dict[str, float],
+    nulls: list[dict[str, float]],
+    nats_error: float = 0.01,
+    error: float = 0.01,
+):
+    errors = {"nats": nats_error, "separation": error}
+    return judged(observed, nulls, errors=errors, within=["donor"], seed=3)
 
 
 @pytest.mark.parametrize(("measure", "nulls", "values"), CASES, ids=[case[0] for case in CASES])
@@ -33,6 +39,12 @@ def test_nats_must_exceed_shuffles_by_three_standard_errors() -> None:
     for nats, stands_out in ((1.39, False), (1.41, True)):
         made = check(NOTHING | {"nats": nats}, [NOTHING], nats_error=0.5)
         assert made.table.loc["nats", "stands_out"] == stands_out
+
+
+def test_separation_must_exceed_what_few_cells_give_by_chance() -> None:
+    for value, stands_out in ((0.34, False), (0.36, True)):
+        made = check(NOTHING | {"separation": value}, [NOTHING], error=0.1)
+        assert made.table.loc["separation", "stands_out"] == stands_out
 
 
 def test_the_verdict_and_what_is_written() -> None:

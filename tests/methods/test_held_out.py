@@ -110,4 +110,42 @@ def test_a_diagnosis_is_of_cells_that_did_not_train(model, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         row = few.diagnose(**some).loc["cells"]
     assert "trained the model, because too few did not" in row["reading"]
-    assert "Too few cells did not train" in caplog.text
+    assert "Too few cells did not train to judge" in caplog.text
+
+
+def test_scores_are_of_cells_that_did_not_train_and_have_a_level_of_chance(model) -> None:
+    from pyro_contrastive.analysis.separation import score_latents
+
+    found = model.score_latents(seed=0)
+    cells = model.held_out_indices
+    latents = [
+        model.get_latent_representation(indices=cells, representation_kind=kind)
+        for kind in ("background", "salient")
+    ]
+    condition = model.adata.obs["condition"].iloc[cells].to_numpy()
+    given: dict[str, Any] = {"background_category": "control", "n_neighbors": len(cells) // 4}
+    expected = score_latents(*latents, condition, seed=0, **given)
+    pd.testing.assert_frame_equal(found, expected)
+    mixing = found.query("measure == 'mixing'")
+    assert (mixing["chance"] - 1).abs().max() < 0.1
+    with pytest.raises(KeyError, match="kind"):
+        model.score_latents(labels_key="kind")
+
+
+def test_chance_is_the_score_of_shuffled_labels() -> None:
+    """In closed form: an ARI of 0, an even mixture, and for what separates the same chance."""
+    from pyro_contrastive.analysis.separation import score_latents
+
+    rng = np.random.default_rng(0)
+    condition, kind = np.repeat(["a", "b"], 150), np.tile(["x", "y"], 150)
+    z = rng.normal(size=(300, 2)) + 20 * (kind == "y")[:, None]
+    s = rng.normal(size=(300, 2)) + 20 * (condition == "b")[:, None]
+    scores = score_latents(z, s, condition, labels=kind, background_category="a")
+    table = scores.set_index(["latent", "of", "measure"])
+    assert table.loc[("background", "labels", "ARI"), ["value", "chance"]].tolist() == [
+        1.0,
+        pytest.approx(0.0, abs=0.02),
+    ]
+    assert table.loc[("salient", "condition", "mixing"), "value"] == 0
+    assert table.loc[("salient", "condition", "mixing"), "chance"] == pytest.approx(1, abs=0.03)
+    assert table.loc[("salient", "condition", "silhouette"), "chance"] == pytest.approx(0, abs=0.02)

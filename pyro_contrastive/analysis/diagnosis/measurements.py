@@ -16,6 +16,7 @@ __all__ = [
     "Measurements",
     "Structure",
     "Verdict",
+    "beats_shuffles",
     "grade",
     "predicts",
     "raise_or_add",
@@ -176,7 +177,11 @@ def raise_or_add(measured: Measurements, name: str, example: str) -> str:
     return f"add {example}"
 
 
+def beats_shuffles(found: Probe) -> bool:
+    """Whether a probe predicts its labels better than any shuffle of them, if only a little."""
+    return float(found["balanced_accuracy"]) > float(found["upper_chance"])
+
+
 def predicts(found: Probe) -> bool:
     """Whether a probe predicts its labels: clearly, and better than any shuffle of them."""
-    by_chance = float(found["balanced_accuracy"]) <= float(found["upper_chance"])
-    return float(found["excess"]) > PREDICTABLE and not by_chance
+    return float(found["excess"]) > PREDICTABLE and beats_shuffles(found)

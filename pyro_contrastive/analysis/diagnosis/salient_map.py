@@ -10,6 +10,7 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     Finding,
     Measurements,
     Structure,
+    beats_shuffles,
     predicts,
     raise_or_add,
     uses_salient,
@@ -46,6 +47,8 @@ def _overlapping(measured: Measurements, structure: Structure) -> Finding:
     separation = float(measured.condition_in_s["excess"])
     apart = separation >= SEPARATED and predicts(measured.condition_in_s)
     if not apart and not predicts(measured.condition_in_x):
+        if beats_shuffles(measured.condition_in_x) or beats_shuffles(measured.condition_in_s):
+            return _weak(measured, structure)
         seen = measured.condition_in_x
         return Finding(
             NAME,
@@ -79,6 +82,23 @@ def _overlapping(measured: Measurements, structure: Structure) -> Finding:
         "the noise of a cell.",
         "more epochs, more genes that respond; EscapingPerturbation as salient_prior, if some "
         "cells escape their treatment",
+    )
+
+
+def _weak(measured: Measurements, structure: Structure) -> Finding:
+    """Say that treated cells can hardly be told from others, but better than by chance."""
+    best = max(
+        (measured.condition_in_x, measured.condition_in_s),
+        key=lambda found: float(found["balanced_accuracy"]) - float(found["upper_chance"]),
+    )
+    return Finding(
+        NAME,
+        structure.excess,
+        "look",
+        "A weak response, if any: treated and background cells lie together on a map, but a probe "
+        f"tells them apart better than shuffled labels ({best['balanced_accuracy']:.0%} right, "
+        f"shuffled at most {best['upper_chance']:.0%}).",
+        'null_check(), and differential_expression(mode="means"), which averages over cells',
     )
 
 
