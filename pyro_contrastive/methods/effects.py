@@ -142,8 +142,9 @@ class EffectMethods(ModelBase):
         posterior mean and equal-tailed interval. Exactly 0 for background cells.
 
         An interval means what it says for a cell that did not train and whose posterior is refined:
-        where condition was decided by a coin, 2 to 4 % of such 95 % intervals exclude 0, of cells
-        that trained a quarter to a half. Both are therefore the default here.
+        where a coin decided the condition, 0 to 3 % of such 95 % intervals excluded 0 in nine fits,
+        of cells that trained up to 15 % (``benchmarks/results/coin_tosses.md``). Both are therefore
+        the default here.
 
         Parameters
         ----------

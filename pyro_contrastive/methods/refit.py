@@ -61,7 +61,7 @@ def refitted(model: Model, adata: AnnData, seed: int, changes: Mapping[str, Any]
     new._untrained_module, new._runs = None, ()
     for arguments in model._runs:
         fixed = {"seed": seed, "enable_progress_bar": False}
-        if new.train(**(arguments | fixed | changes)).interrupted:
+        if new.train(**(arguments | fixed | dict(changes))).interrupted:
             raise KeyboardInterrupt
     return new
 
