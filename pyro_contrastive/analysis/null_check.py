@@ -81,8 +81,9 @@ def judged(
 
     A measure stands out if it exceeds every shuffle by a margin: genes, twice the most of any
     shuffle and 3 more; intervals, 5 points, the share that misses 0 by definition; nats, 0.1 and
-    three standard errors; separation, 0.2, as in the diagnosis, and three standard errors. The
-    margins are rules of thumb: few shuffles say what is usual, but not how rare the unusual is.
+    three standard errors; separation, 0.2, as in the diagnosis, and three standard errors. A
+    shuffle below 0 nats or separation counts as 0. The margins are rules of thumb: few shuffles say
+    what is usual, but not how rare the unusual is.
 
     Parameters
     ----------
@@ -100,8 +101,9 @@ def judged(
         bars = {
             "genes": 2 * most + MORE_GENES,
             "intervals": most + MORE_INTERVALS,
-            "nats": most + max(MORE_NATS, STANDARD_ERRORS * errors["nats"]),
-            "separation": most + max(MORE_SEPARATION, STANDARD_ERRORS * errors["separation"]),
+            "nats": max(most, 0.0) + max(MORE_NATS, STANDARD_ERRORS * errors["nats"]),
+            "separation": max(most, 0.0)
+            + max(MORE_SEPARATION, STANDARD_ERRORS * errors["separation"]),
         }
         rows[name] = (
             {"observed": value, "null_mean": sum(values) / len(values), "null_max": most}
@@ -117,7 +119,7 @@ def judged(
 
 
 def _verdict(answer: Answer, found: Sequence[str], n_shuffles: int) -> str:
-    times = f"{n_shuffles} fits with shuffled conditions"
+    times = f"{n_shuffles} fit{'s' * (n_shuffles > 1)} with shuffled conditions"
     names = ", ".join(found)
     if answer == "response":
         return f"A response: the fit finds more than {times} do ({names})."

@@ -36,9 +36,14 @@ def test_a_measure_must_exceed_every_shuffle_by_a_margin(measure, nulls, values)
 
 
 def test_nats_must_exceed_shuffles_by_three_standard_errors() -> None:
-    for nats, stands_out in ((1.39, False), (1.41, True)):
+    for nats, stands_out in ((1.49, False), (1.51, True)):
         made = check(NOTHING | {"nats": nats}, [NOTHING], nats_error=0.5)
         assert made.table.loc["nats", "stands_out"] == stands_out
+
+
+def test_losing_less_than_a_shuffle_is_no_sign_of_a_response() -> None:
+    worse = NOTHING | {"nats": -5.0, "separation": -0.5}
+    assert check(NOTHING, [worse]).answer == "none"
 
 
 def test_separation_must_exceed_what_few_cells_give_by_chance() -> None:
