@@ -14,6 +14,7 @@ from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
+from pyro_contrastive.methods.cross_fit import CrossFitMethods
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
 from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.effects import EffectMethods
@@ -21,6 +22,7 @@ from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.fit_quality import FitQualityMethods
 from pyro_contrastive.methods.group_effects import GroupEffectMethods
 from pyro_contrastive.methods.latents import LatentMethods
+from pyro_contrastive.methods.null_check import NullMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
 from pyro_contrastive.methods.storage import StorageMethods
 from pyro_contrastive.methods.training import TrainingMethods
@@ -30,6 +32,8 @@ from pyro_contrastive.priors import PriorLike
 
 
 class ContrastiveVI(
+    NullMethods,
+    CrossFitMethods,
     TrainingMethods,
     LatentMethods,
     ExpressionMethods,

@@ -41,6 +41,8 @@ class StandInModel:
     def train(self, **kwargs: Any) -> FitResult:
         return FitResult(n_epochs=2, seconds=1.0, max_epochs=7)
 
+    held_out_indices = None
+
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         seed = {"background": 0, "salient": 1}[representation_kind]
         rng = np.random.default_rng([seed, int(self.mark)])

@@ -72,6 +72,15 @@ def probe(
     ValueError
         If lengths differ, or fewer than two labels have 10 cells.
     """
+    values, codes = _classes(latent, labels)
+    found, _ = _against_chance(values, codes, (kind,), n_permutations, seed)
+    return found
+
+
+def _classes(
+    latent: ArrayLike, labels: Sequence[object] | NDArray[Any] | pd.Series
+) -> tuple[Array, Codes]:
+    """Return the cells of classes that are large enough, and the codes of their classes."""
     values = np.asarray(latent, dtype=float)
     labels = in_order(labels, names_of(latent), "labels")
     series = pd.Series(np.asarray(labels, dtype=object))
@@ -91,15 +100,21 @@ def probe(
             f"{dict(list(found.items())[:5])}."
         )
         raise ValueError(msg)
-    values, codes = values[kept], np.unique(codes[kept], return_inverse=True)[1]
+    return values[kept], np.unique(codes[kept], return_inverse=True)[1]
+
+
+def _against_chance(
+    values: Array, codes: Codes, kinds: Sequence[ProbeKind], n_permutations: int, seed: int
+) -> tuple[dict[str, float], ProbeKind]:
+    """Return the best of some kinds of probe, held against the best of each shuffle of labels."""
     n_classes = int(codes.max()) + 1
-    accuracy, auc = _score(values, codes, kind, seed)
+    accuracy, auc, kind = _best(values, codes, kinds, seed)
     rng = np.random.default_rng(seed)
     shuffled = [
-        _score(values, rng.permutation(codes), kind, seed)[0] for _ in range(n_permutations)
+        _best(values, rng.permutation(codes), kinds, seed)[0] for _ in range(n_permutations)
     ]
     as_good = sum(score >= accuracy for score in shuffled)
-    return {
+    found = {
         "balanced_accuracy": accuracy,
         "auc": auc,
         "chance": 1 / n_classes,
@@ -109,6 +124,15 @@ def probe(
         "n_classes": n_classes,
         "n_cells": len(codes),
     }
+    return found, kind
+
+
+def _best(
+    values: Array, codes: Codes, kinds: Sequence[ProbeKind], seed: int
+) -> tuple[float, float, ProbeKind]:
+    """Balanced accuracy, ROC AUC and kind of the best probe."""
+    scores = [(*_score(values, codes, kind, seed), kind) for kind in kinds]
+    return max(scores, key=lambda score: score[0])
 
 
 def leakage_row(
@@ -121,8 +145,7 @@ def leakage_row(
 ) -> dict[str, float | str]:
     """Probe a latent both ways, and keep the better one; add how evenly the labels mix.
 
-    Only the better one is compared with shuffled labels. (Choosing the better of two adds about one
-    standard error of a score to the level of chance.)
+    With shuffled labels, too, the better one counts, so that having two does not pass for a find.
 
     Returns
     -------
@@ -131,13 +154,8 @@ def leakage_row(
     whole, 0 where they hold one class each), and ``excess``: the balanced accuracy on a scale where
     chance is 0 and always right is 1.
     """
-    kinds: tuple[ProbeKind, ...] = ("linear", "neighbors")
-    tried = {
-        kind: probe(latent, labels, kind=kind, n_permutations=0, seed=seed)["balanced_accuracy"]
-        for kind in kinds
-    }
-    best = max(kinds, key=lambda kind: tried[kind])
-    chosen = probe(latent, labels, kind=best, n_permutations=n_permutations, seed=seed)
+    values, codes = _classes(latent, labels)
+    chosen, best = _against_chance(values, codes, ("linear", "neighbors"), n_permutations, seed)
     excess = (chosen["balanced_accuracy"] - chosen["chance"]) / (1 - chosen["chance"])
     n_neighbors = min(n_neighbors, len(np.asarray(latent)) - 1)
     mixing = label_mixing(latent, labels, n_neighbors=n_neighbors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ def score_latents(
     labels: Sequence[object] | NDArray[Any] | pd.Series | None = None,
     background_category: object,
     n_neighbors: int = 50,
+    n_permutations: int = 3,
     seed: int = 0,
 ) -> pd.DataFrame:
     r"""Score how well the background and the salient latent separated.
@@ -52,7 +53,8 @@ def score_latents(
     In a good fit the condition is invisible in the background latent and visible in the salient
     one, while labels that both conditions share (cell type, patient) are visible in the background
     latent and not in the salient one. Several treatments count as one: a cell is background or
-    target.
+    target. Give cells that did not train: on those that did, a latent separates even conditions
+    that a coin decided. :meth:`ContrastiveVI.score_latents` does so by itself.
 
     Parameters
     ----------
@@ -71,16 +73,19 @@ def score_latents(
     n_neighbors
         Neighbours per cell, the cell itself not counted, for the mixing scores. Default 50, or
         fewer if the smaller population has no more cells than that.
+    n_permutations
+        Number of shuffles of condition and labels that ``chance`` is the mean of. Default 3.
     seed
-        Seed of the clusterings and of the cells drawn. Default 0.
+        Seed of the clusterings, of the cells drawn and of the shuffles. Default 0.
 
     Returns
     -------
     pandas.DataFrame
         One row per score, 4 without labels and up to 8 with them: ``latent`` ("background" or
-        "salient"), ``of`` ("condition" or "labels"), ``measure``, ``value``, ``best`` ("high" or
-        "low": which is better) and ``reading``, the value in plain words. The words change at
-        fixed thresholds, which are rules of thumb.
+        "salient"), ``of`` ("condition" or "labels"), ``measure``, ``value``, ``chance`` (the value
+        with shuffled conditions or labels), ``best`` ("high" or "low": which is better) and
+        ``reading``, the value in plain words. The words change at fixed thresholds, which are rules
+        of thumb.
 
     Raises
     ------
@@ -131,13 +136,21 @@ def score_latents(
     if len(s) != len(z):
         raise ValueError(f"background has {len(z)} cells and salient has {len(s)}")
     check_neighbors(n_neighbors, len(z))
-    rows = [
-        (name, "condition", measure, value)
-        for name, latent in (("background", z), ("salient", s))
-        for measure, value in _condition_scores(latent, target, n_neighbors, seed).items()
-    ]
-    if labels is not None:
-        rows += _label_rows(z, s, label_codes(labels, "labels", len(z)), target == 1, seed)
+    given = None if labels is None else label_codes(labels, "labels", len(z))
+    is_target = target == 1
+
+    def rows_of(target: Codes, codes: Codes | None) -> list[tuple[str, str, str, float]]:
+        rows = [
+            (name, "condition", measure, value)
+            for name, latent in (("background", z), ("salient", s))
+            for measure, value in _condition_scores(latent, target, n_neighbors, seed).items()
+        ]
+        if codes is not None:
+            rows += _label_rows(z, s, codes, is_target, seed)
+        return rows
+
+    rows = rows_of(target, given)
+    chance = _by_chance(rows_of, target, given, n_permutations, seed)
     return pd.DataFrame(
         [
             {
@@ -145,12 +158,30 @@ def score_latents(
                 "of": of,
                 "measure": measure,
                 "value": value,
+                "chance": chance.get((latent, of, measure), np.nan),
                 "best": READINGS[latent, of, measure].best,
                 "reading": READINGS[latent, of, measure](value),
             }
             for latent, of, measure, value in rows
         ]
     )
+
+
+def _by_chance(
+    rows_of: Callable[[Codes, Codes | None], list[tuple[str, str, str, float]]],
+    target: Codes,
+    labels: Codes | None,
+    n_permutations: int,
+    seed: int,
+) -> dict[tuple[str, str, str], float]:
+    """Mean of every score over shuffles of condition and labels."""
+    rng = np.random.default_rng(seed)
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for _ in range(n_permutations):
+        shuffled = None if labels is None else rng.permutation(labels)
+        for *key, value in rows_of(rng.permutation(target), shuffled):
+            found.setdefault((key[0], key[1], key[2]), []).append(value)
+    return {key: float(np.mean(values)) for key, values in found.items()}
 
 
 def _check_same_order(background: object, salient: object) -> None:

@@ -23,6 +23,7 @@ from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.data.levels import listed, position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support
+from pyro_contrastive.methods.held_out import held_out_cells
 from pyro_contrastive.methods.new_data import (
     check_conditions,
     check_filled,
@@ -55,6 +56,11 @@ class ModelBase:
     # indices. The total count distinguishes cells of the same name.
     _conditions: pd.DataFrame | None = None
     _warned_untrained: bool = False
+    _warned_of_trained_cells: bool = False
+
+    # To fit the same again: the module before its first training, and the arguments of each.
+    _untrained_module: ContrastiveVAE | None = None
+    _runs: tuple[dict[str, Any], ...] = ()
 
     _trained_cells: TrainedCells | None = None  # of the last run of training
     _stored_posteriors: StoredPosteriors | None = None  # what refine_posterior() made
@@ -81,6 +87,16 @@ class ModelBase:
         """Positions of the cells that neither trained nor were held out; see `train_indices`."""
         found = self._cells_of_training()
         return None if found is None else found.test
+
+    @property
+    def held_out_indices(self) -> NDArray[np.int64] | None:
+        """Positions of the cells that did not train: `validation_indices` and `test_indices`.
+
+        Verdicts, scores and intervals mean what they say for these cells only. Cells that were
+        added to ``model.adata`` since training are among them. ``None`` if it is not known which
+        cells trained; see `train_indices`.
+        """
+        return held_out_cells(self)
 
     @property
     def is_trained_(self) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.columns import check_key, texts
+from pyro_contrastive.methods.held_out import cells_to_judge, trained_cells
 from pyro_contrastive.methods.labels import known_conditions, label_keys
 from pyro_contrastive.methods.posterior import PosteriorMethods
 from pyro_contrastive.training.history import History
@@ -29,7 +30,7 @@ class DiagnosisMethods(PosteriorMethods):
         n_khat_cells: int = 60,
         nuts_cells: int = 0,
         calibration_cells: int = 0,
-        n_permutations: int = 10,
+        n_permutations: int = 20,
         seed: int = 0,
         silent: bool = False,
     ) -> pd.DataFrame:
@@ -42,9 +43,14 @@ class DiagnosisMethods(PosteriorMethods):
 
         Parameters
         ----------
-        adata, indices, silent
+        adata, silent
             Cells and progress bar: see *Shared arguments* in
             :class:`~pyro_contrastive.ContrastiveVI`.
+        indices
+            Positions, or a mask, of the cells to choose from. Default: those that did not train
+            (`held_out_indices`), because everything looks better on cells that did; all cells if
+            fewer than ten of either population are left, or it is not known which trained. The row
+            *cells* says which it was.
         labels_key
             Column of labels that the conditions share, such as cell types. Default: the one set
             up. Without labels, the rows about them are left out.
@@ -60,7 +66,7 @@ class DiagnosisMethods(PosteriorMethods):
             Number of cells to simulate for simulation-based calibration. Default 0; 500 are enough.
             See :meth:`simulation_based_calibration`.
         n_permutations
-            Shuffles of the labels by which each probe is compared with chance. Default 10.
+            Shuffles of the labels by which each probe is compared with chance. Default 20.
         seed
             Seed of everything drawn. Default 0.
 
@@ -73,7 +79,8 @@ class DiagnosisMethods(PosteriorMethods):
             * *salient map*: see above. The value says how much larger the silhouette of
               groups is than that of a single cloud; if the latent has collapsed, it is the value
               of the next row.
-            * *use of the salient latent*: log-likelihood a treated cell would lose without s, nats.
+            * *use of the salient latent*: log-likelihood a treated cell would lose without s, nats,
+              mean over cells. Of cells that did not train it can be negative.
             * *unused dimensions* of either: number of them. See :meth:`latent_signal`.
             * *condition in z*, *condition in s*, *labels in s*, *batch in s*, *batch in z*,
               *treatments in s*: how well a probe predicts them from posterior draws, 0 for chance
@@ -83,9 +90,10 @@ class DiagnosisMethods(PosteriorMethods):
             * *amortisation gap*: what refinement adds to the ELBO, nats per cell.
             * *looseness of the ELBO*: log p(x) less the ELBO of the guide, nats per cell.
             * *training*: the share of the fall of the negative ELBO that the last tenth of the
-              epochs brought, or the share by which it has risen since its best. A
-              loaded model has no such row. For a model that has not been trained it is the first
-              row, with value 0.
+              epochs brought, or the share by which it has risen since its best; and the epoch
+              whose weights were put back, if they were. For a model that has not been trained it is
+              the first row, with value 0.
+            * *cells*: how many cells all this is of, and whether they trained the model.
             * with `nuts_cells`, *error of z* (and so on): root mean square difference of the
               encoder's means from those of NUTS, in posterior standard deviations; *width of z*:
               ratio of standard deviations.
@@ -120,11 +128,13 @@ class DiagnosisMethods(PosteriorMethods):
             measure,
             posterior_findings,
         )
+        from pyro_contrastive.analysis.leakage import MIN_PER_CLASS  # noqa: PLC0415
 
         _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
         query = self._query_of_some(adata, indices, refine=self.is_trained)
         codes = known_conditions(query.data)
-        query = query.of(measure.balanced_sample(codes, query.cells, n_cells, seed))
+        cells = cells_to_judge(self, adata, indices, codes, MIN_PER_CLASS)
+        query = query.of(measure.balanced_sample(codes, cells, n_cells, seed))
         shared, batch = self._shared_labels(self._adata(adata).obs, query.cells, labels_key)
         with progress("Diagnosis", 4 * len(query), silent=silent):
             measured = measure.measure(
@@ -132,6 +142,7 @@ class DiagnosisMethods(PosteriorMethods):
                 shared=shared,
                 batch=batch,
                 elbo=elbo_by_epoch(self._history),
+                restored_epoch=self._history.restored_epoch,
                 n_k_cells=n_khat_cells,
                 n_permutations=n_permutations,
                 seed=seed,
@@ -139,6 +150,9 @@ class DiagnosisMethods(PosteriorMethods):
         rows = findings.findings(measured)
         if not self.is_trained:
             rows.insert(0, findings.UNTRAINED)
+        else:
+            seen, is_asked = trained_cells(self, adata), indices is not None
+            rows.append(findings.cells_finding(codes, query.cells, seen, is_asked=is_asked))
         some = np.random.default_rng(seed).permutation(query.cells)
         if nuts_cells:
             compared = self.posterior_accuracy(

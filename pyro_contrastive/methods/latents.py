@@ -16,9 +16,13 @@ from pyro_contrastive.analysis.posterior import SITES, latent_representation, li
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.columns import check_key, texts
 from pyro_contrastive.methods.base import ModelBase
+from pyro_contrastive.methods.held_out import cells_to_judge
 from pyro_contrastive.methods.labels import UNNAMED_CONDITIONS, known_conditions, label_keys
 
 RepresentationKind = Literal["salient", "background"]
+
+MAX_NEIGHBORS = 50
+"""Neighbours of a cell for the mixing scores, in samples that are large enough."""
 
 
 class LatentMethods(ModelBase):
@@ -187,7 +191,12 @@ class LatentMethods(ModelBase):
             return usage.latent_usage(query)
 
     def score_latents(
-        self, adata: AnnData | None = None, labels_key: str | None = None, *, seed: int = 0
+        self,
+        adata: AnnData | None = None,
+        labels_key: str | None = None,
+        *,
+        indices: ArrayLike | None = None,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """Score how well the two latents separate: condition, and labels if there are any.
 
@@ -197,13 +206,19 @@ class LatentMethods(ModelBase):
             The cells: see *Shared arguments* in :class:`~pyro_contrastive.ContrastiveVI`.
         labels_key
             Column of labels that the conditions share. Default: the one set up, if any.
+        indices
+            Positions, or a mask, of the cells. Default: those that did not train
+            (`held_out_indices`), because on those that did a latent separates even conditions that
+            a coin decided; all cells if fewer than ten of either population are left, or it is not
+            known which trained.
         seed
-            Seed of the clusterings. Default 0.
+            Seed of clusterings and shuffles. Default 0.
 
         Returns
         -------
         See :func:`~pyro_contrastive.analysis.separation.score_latents`: mixing and silhouette of
-        the condition in both latents; NMI, ARI and silhouette of the labels.
+        the condition in both latents; NMI, ARI and silhouette of the labels; and beside each what
+        shuffled conditions or labels give.
 
         Raises
         ------
@@ -213,20 +228,23 @@ class LatentMethods(ModelBase):
             If the column does not exist; the error lists the columns.
         """
         # scikit-learn takes a second to import.
+        from pyro_contrastive.analysis.leakage import MIN_PER_CLASS  # noqa: PLC0415
         from pyro_contrastive.analysis.separation import score_latents  # noqa: PLC0415
 
         obs = self._adata(adata).obs
         codes = known_conditions(self._query(adata, None).data)
+        cells = cells_to_judge(self, adata, indices, codes, MIN_PER_CLASS)
         names = np.asarray(self.setup.conditions or UNNAMED_CONDITIONS)
         if labels_key is not None:
             check_key("labels_key", labels_key, obs)
         key = self.setup.labels_key if labels_key is None else labels_key
         return score_latents(
-            self.get_latent_representation(adata, representation_kind="background"),
-            self.get_latent_representation(adata, representation_kind="salient"),
-            names[codes],
-            labels=None if key is None else texts(obs, key),
+            self.get_latent_representation(adata, cells, representation_kind="background"),
+            self.get_latent_representation(adata, cells, representation_kind="salient"),
+            names[codes[cells]],
+            labels=None if key is None else texts(obs.iloc[cells], key),
             background_category=names[0],
+            n_neighbors=max(1, min(MAX_NEIGHBORS, len(cells) // 4)),
             seed=seed,
         )
 

@@ -32,6 +32,7 @@ from pyro_contrastive.report.tables import cell_counts, response_table
 __all__ = ["STAGES", "Results", "Stage"]
 
 _MAX_NEIGHBORS = 50
+_FEWEST_SCORED = 10
 _RESPONSE_GENES = 8
 
 
@@ -50,7 +51,7 @@ class Results:
     latents: dict[str, NDArray[Any]] = field(default_factory=dict)
     scores: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(
-            columns=["latent", "of", "measure", "value", "best", "reading"]
+            columns=["latent", "of", "measure", "value", "chance", "best", "reading"]
         )
     )
     tables: GeneTables = field(default_factory=lambda: GeneTables(request=GeneRequest()))
@@ -78,7 +79,18 @@ class Results:
     @property
     def n_neighbors(self) -> int:
         """Number of neighbours used by the scores."""
-        return min(_MAX_NEIGHBORS, self.adata.n_obs // 4)
+        return min(_MAX_NEIGHBORS, len(self.scored) // 4)
+
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """Positions of the cells that are scored: those that did not train, if there are enough."""
+        held_out = self.model.held_out_indices
+        if held_out is not None:
+            is_background = self.condition.astype(str).to_numpy() == self.study.columns.background
+            n_background = int(is_background[held_out].sum())
+            if min(n_background, len(held_out) - n_background) >= _FEWEST_SCORED:
+                return held_out
+        return np.arange(self.adata.n_obs)
 
 
 @dataclass(frozen=True)
@@ -156,11 +168,12 @@ def _draw_genes(results: Results) -> None:
 
 
 def _score(results: Results) -> None:
+    cells = results.scored
     results.scores = score_latents(
-        results.latents["background"],
-        results.latents["salient"],
-        results.condition,
-        labels=results.labels,
+        results.latents["background"][cells],
+        results.latents["salient"][cells],
+        results.condition.iloc[cells],
+        labels=None if results.labels is None else results.labels.iloc[cells],
         background_category=results.study.columns.background,
         n_neighbors=results.n_neighbors,
         seed=results.seed,

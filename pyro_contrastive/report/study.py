@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -150,6 +151,10 @@ class FittedModel(Protocol):
     @property
     def history(self) -> Mapping[str, pd.DataFrame]:
         """Tables of the training by epoch."""
+
+    @property
+    def held_out_indices(self) -> NDArray[np.int64] | None:
+        """Positions of the cells that did not train; ``None`` if that is not known."""
 
     def refine_posterior(self) -> None:
         """Refine the posteriors of all cells, and keep them."""

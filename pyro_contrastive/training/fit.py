@@ -61,6 +61,7 @@ def fit(
     rate = run.molecule_dropout
     _prepare(run, data)
     n_before = history.n_epochs
+    history.note_restored(None)
     stopping = settings.early_stopping
     stopped = interrupted = False
     try:
@@ -77,6 +78,7 @@ def fit(
     finally:
         if stopping is not None:
             stopping.restore_best(vae)
+            history.note_restored(stopping.best_epoch)
         vae.eval()
         vae.objective.kl_weight = plan.max_kl_weight
     return FitResult(
@@ -120,6 +122,7 @@ def _run_epochs(run: Run, history: History) -> bool:
             if (
                 stopping is not None
                 and is_check
+                and stopping.monitor in values
                 and run.may_stop(stopping, epoch)
                 and stopping.update(values, run.vae, history.n_epochs - 1)
             ):

@@ -10,6 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+RESTORED = "restored"
+"""Name under which the history holds the epoch whose weights were put back."""
+
 
 class History:
     """Quantities by epoch. :meth:`frames` has the form of scvi-tools' ``model.history``."""
@@ -17,6 +20,17 @@ class History:
     def __init__(self, first_epoch: int = 0) -> None:
         self._epoch = first_epoch - 1
         self._values: dict[str, dict[int, float]] = {}
+
+    @property
+    def restored_epoch(self) -> int | None:
+        """Epoch whose weights were put back at the end of the last run; ``None`` if none were."""
+        return next(iter(self._values.get(RESTORED, ())), None)
+
+    def note_restored(self, epoch: int | None) -> None:
+        """Record the epoch whose weights the model has now, if they are not those of the last."""
+        self._values.pop(RESTORED, None)
+        if epoch is not None:
+            self._values[RESTORED] = {epoch: 1.0}
 
     @property
     def n_epochs(self) -> int:
@@ -65,6 +79,9 @@ class EarlyStopping:
         Whether smaller (``"min"``) or larger (``"max"``) is better.
     warmup_epochs
         Number of epochs at the start of the run that are not checked.
+    is_optional
+        Train without it, rather than refuse to train, where it could check nothing: no cells are
+        held out, or the warm-up lasts until the end.
 
     Raises
     ------
@@ -81,6 +98,7 @@ class EarlyStopping:
         *,
         mode: Literal["min", "max"] = "min",
         warmup_epochs: int = 0,
+        is_optional: bool = False,
     ) -> None:
         if patience < 1 or not min_delta >= 0:
             msg = (
@@ -98,6 +116,7 @@ class EarlyStopping:
         self.patience = patience
         self.min_delta = min_delta
         self.warmup_epochs = warmup_epochs
+        self.is_optional = is_optional
         self._sign = 1.0 if mode == "min" else -1.0
         self.best = float("inf")
         self._to_beat = float("inf")
@@ -168,8 +187,9 @@ class FitResult:
     max_epochs
         Number of epochs planned.
     best_epoch
-        Epoch whose weights early stopping restored, counted from 0 as in the history; ``None``
-        without early stopping.
+        Epoch whose weights early stopping put back at the end, counted from 0 as in the history;
+        ``None`` if it checked none, or there was no early stopping: the weights are those of the
+        last epoch.
     reason
         Why it ended before `max_epochs`; empty if it did not.
     """

@@ -161,7 +161,7 @@ class Run:
         recorded = {"train_loss", "train_loss_epoch", "kl_weight", *named(means, "train")}
         if self.can_validate:
             recorded |= {"validation_loss", *named(means, "validation")}
-        if stopping is not None:
+        if stopping is not None and not stopping.is_optional:
             stopping.check(recorded)
             self._refuse_idle_stopping(stopping)
         metric = self.plan.lr_scheduler_metric

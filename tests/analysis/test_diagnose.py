@@ -144,7 +144,8 @@ def test_other_faults_are_named() -> None:
     assert (falling["verdict"], falling["advice"]) == ("look", "more epochs")
     overfit = table_of(elbo=np.abs(np.arange(100) - 30.0) + 100).loc["training"]
     assert overfit["verdict"] == "bad"
-    assert "at epoch 30 (counted from 0 to 99): the model overfits" in overfit["reading"]
+    assert "best at epoch 30 (counted from 0 to 99)" in overfit["reading"]
+    assert "the weights of that epoch were not put back" in overfit["reading"]
     assert "training" not in table_of(elbo=np.empty(0)).index
     treatments = table_of(treatments_in_s=probe_of(0.0)).loc["treatments in s"]
     assert treatments["verdict"] == "look"
@@ -160,10 +161,26 @@ def test_the_best_epoch_is_the_one_of_the_history_and_of_its_plot() -> None:
     every_third = pd.Index(range(2, 30, 3), name="epoch")
     elbo = pd.Series(np.abs(every_third - 14.0) + 100, every_third)
     reading = table_of(elbo=elbo).loc["training", "reading"]
-    assert "at epoch 14 (counted from 0 to 29): the model overfits" in reading
+    assert "best at epoch 14 (counted from 0 to 29)" in reading
     axes = Figure().subplots()
     plot_history({"elbo_validation": elbo.to_frame("elbo_validation")}, ax=axes)
     assert "best held-out: 100 at epoch 14" in axes.get_legend_handles_labels()[1]
+
+
+def test_overfitting_is_named_and_whether_it_was_undone() -> None:
+    held_out = pd.Series(np.abs(np.arange(100) - 30.0) + 100, name="elbo_validation")
+    undone = table_of(elbo=held_out, restored_epoch=30).loc["training"]
+    assert (undone["verdict"], undone["advice"]) == ("good", "")
+    assert undone["reading"].startswith(
+        "Overfitted: the held-out negative ELBO was best at epoch 30"
+    )
+    assert "weights of that epoch were put back" in undone["reading"]
+    near = table_of(elbo=held_out, restored_epoch=31).loc["training"]
+    assert (near["verdict"], "epoch 31 were put back" in near["reading"]) == ("bad", True)
+    late = table_of(elbo=held_out, restored_epoch=90).loc["training"]
+    assert (late["verdict"], late["advice"]) == ("bad", "fewer epochs")
+    settled = table_of(restored_epoch=98).loc["training"]
+    assert (settled["verdict"], "epoch 98 (from 0)" in settled["reading"]) == ("good", True)
 
 
 def test_the_model_gives_its_history_with_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,11 +136,48 @@ def test_five_epochs_are_enough_to_say_whether_training_has_settled() -> None:
         (3.0, "s adds 3.0 nats"),
         (0.05, "s adds only 0.1 nats"),
         (0.049, "s adds no measurable log-likelihood"),
-        (-0.5, "s adds no measurable log-likelihood"),
+        (-0.049, "s adds no measurable log-likelihood"),
+        (-0.5, "s takes 0.5 nats from"),
     ],
 )
 def test_a_loss_without_s_is_not_given_with_a_minus_sign(nats: float, words: str) -> None:
     assert words in table_of(salient_nats=nats).loc["use of the salient latent", "reading"]
+
+
+def test_what_s_adds_must_exceed_two_standard_errors() -> None:
+    row = "use of the salient latent"
+    for error, verdict in ((2.49, "good"), (2.5, "bad")):
+        assert table_of(salient_nats=5.0, salient_nats_se=error).loc[row, "verdict"] == verdict
+    unsure = {"salient_nats": 5.0, "salient_nats_se": 2.5}
+    assert "no measurable" in table_of(**unsure).loc[row, "reading"]
+    assert "has collapsed" in table_of(**unsure).loc["salient map", "reading"]
+    lost = table_of(salient_nats=-5.0, salient_nats_se=2.5).loc[row, "reading"]
+    assert "no measurable" in lost
+
+
+def test_nothing_in_the_table_of_a_coin_toss_claims_a_response() -> None:
+    """s may hold what both populations have, and a lucky probe is not better than shuffles."""
+    nothing = {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.02)}
+    table = table_of(salient_nats=20.0, salient_nats_se=1.0, **nothing)
+    assert table.loc["salient map", "reading"].startswith("No response found.")
+    use = table.loc["use of the salient latent"]
+    assert (use["verdict"], "no response" in use["reading"]) == ("look", True)
+    lucky = probe_of(0.4) | {"upper_chance": 0.75}
+    table = table_of(condition_in_s=lucky, condition_in_x=lucky, shared_in_s={"type": lucky})
+    assert table.loc["salient map", "reading"].startswith("No response found.")
+    assert table.loc["condition in s", "verdict"] == "bad"
+    assert "than shuffled labels" in table.loc["condition in s", "reading"]
+    assert table.loc["type in s", "verdict"] == "good"
+
+
+def test_a_weak_response_is_neither_found_nor_denied() -> None:
+    """A probe that beats every shuffle by little; where none does, no response is found."""
+    weak = {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.12)}  # 56 %, chance 55 %
+    row = table_of(**weak).loc["salient map"]
+    assert row["reading"].startswith("A weak response, if any")
+    assert "null_check()" in row["advice"]
+    none = {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.09)}
+    assert table_of(**none).loc["salient map", "reading"].startswith("No response found.")
 
 
 @pytest.mark.parametrize(("n_used", "verdict"), [(2, "look"), (3, "good")])

@@ -148,7 +148,7 @@ def test_rows_know_which_side_is_best() -> None:
     table = score_latents(
         x, x, ["c", "t"] * 30, labels=["a", "a", "b"] * 20, background_category="c", n_neighbors=5
     )
-    assert list(table) == ["latent", "of", "measure", "value", "best", "reading"]
+    assert list(table) == ["latent", "of", "measure", "value", "chance", "best", "reading"]
     best = table.set_index(["latent", "of", "measure"])["best"].to_dict()
     assert best == {
         ("background", "condition", "mixing"): "high",

@@ -109,7 +109,9 @@ def test_expression(fitted):
     model = fitted.model
     calls = {
         "expression": lambda: model.get_normalized_expression(seed=0),
-        "effect": lambda: model.get_treatment_effect(n_samples=40, seed=0),
+        "effect": lambda: model.get_treatment_effect(
+            indices=range(N_CELLS), n_samples=40, refine=False, seed=0
+        ),
         "counterfactual": lambda: model.get_counterfactual_expression("control", seed=0),
         "de": lambda: model.differential_expression(groupby="condition", seed=0),
     }

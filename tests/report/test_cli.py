@@ -35,6 +35,8 @@ class StandIn:
     def train(self, **kwargs: Any) -> FitResult:
         return FitResult(n_epochs=2, seconds=1.0, max_epochs=7)
 
+    held_out_indices = None
+
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         seed = {"background": 0, "salient": 1}[representation_kind]
         return np.random.default_rng(seed).normal(size=(self.n_cells, 3))

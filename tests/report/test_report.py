@@ -95,6 +95,8 @@ class StandIn:
             "elbo_validation": pd.DataFrame({"elbo_validation": [31.0, 17.75, 18.0]}),
         }
 
+    held_out_indices = None
+
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         return self.latents[representation_kind]
 

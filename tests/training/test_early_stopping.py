@@ -61,6 +61,50 @@ def test_the_bar_says_that_the_rest_will_not_come(monkeypatch):
     assert f"stopped early, back to epoch {result.best_epoch} (counted from 0)" in drawn.getvalue()
 
 
+STEEP: dict[str, Any] = {"plan_kwargs": {"lr": 0.3}, "batch_size": 8, "train_size": 0.5, "seed": 3}
+
+
+def held_out_elbo(model, seed: int = 3) -> float:
+    split = split_of_seed(model, seed=seed, train_size=0.5)
+    found = evaluate(model.module, model._data(None), split.validation, 8, "cpu")
+    return found["reconstruction_loss"] + found["kl_z"] + found["kl_s"]
+
+
+def test_the_fast_schedule_puts_back_the_best_weights_by_itself(tmp_path):
+    model = make_model(make_adata(40, 40))
+    result = train(model, 30, schedule="fast", **STEEP)
+    elbo = column(model, "elbo_validation")
+    assert result.best_epoch == np.argmin(elbo[3:]) + 3 < 29  # the learning rate rises in 3 epochs
+    assert held_out_elbo(model) == elbo[result.best_epoch] < elbo[-1]
+    assert model.history["restored"].index.tolist() == [result.best_epoch]
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model")
+    assert loaded.history["restored"].index.tolist() == [result.best_epoch]
+    train(model, 2, early_stopping=False, schedule="fast")
+    assert "restored" not in model.history  # the weights are those of the last epoch
+
+
+def test_the_fast_schedule_can_keep_the_last_weights():
+    model = make_model(make_adata(40, 40))
+    result = train(model, 30, schedule="fast", early_stopping=False, **STEEP)
+    assert result.best_epoch is None
+    assert "restored" not in model.history
+    assert held_out_elbo(model) == column(model, "elbo_validation")[-1]
+    assert train(make_model(), 30).best_epoch is None  # as scvi-tools
+
+
+@pytest.mark.filterwarnings("ignore:There (is|are) only")
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"train_size": 1.0}, {"check_val_every_n_epoch": None}, {"check_val_every_n_epoch": 9}],
+)
+def test_the_fast_schedule_trains_where_nothing_can_be_checked(kwargs):
+    model = make_model()
+    result = train(model, 4, schedule="fast", **kwargs)
+    assert (result.n_epochs, result.best_epoch) == (4, None)
+    assert "restored" not in model.history
+
+
 def test_a_run_that_comes_to_its_end_has_no_reason():
     result = train(make_model(), 2)
     assert (result.max_epochs, result.best_epoch, result.reason) == (2, None, "")

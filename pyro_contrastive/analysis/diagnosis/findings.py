@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from pyro_contrastive.analysis.diagnosis.measurements import (
@@ -24,29 +23,23 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     grade,
     predicts,
     raise_or_add,
+    sees_response,
+    uses_salient,
 )
 from pyro_contrastive.analysis.diagnosis.posterior_findings import closeness_findings
 from pyro_contrastive.analysis.diagnosis.salient_map import salient_map
+from pyro_contrastive.analysis.diagnosis.training_findings import (
+    UNTRAINED,
+    cells_finding,
+    training_findings,
+)
 
-__all__ = ["UNTRAINED", "as_table", "findings"]
+__all__ = ["UNTRAINED", "as_table", "cells_finding", "findings"]
 
 EXPECTED_IN_S = 0.3
 """Excess of a probe up to which treated cells are not called arranged by a label they share."""
-STILL_FALLING, WORSE = 0.01, 0.03
-"""Shares of the whole fall of the negative ELBO: above the first, brought by the last tenth of the
-epochs, it is still falling; above the second, risen since the minimum, it has got worse."""
-
 MEASURABLE = 0.05
 """Fewest nats that show in a number with one decimal; below, s is reported to add nothing."""
-
-UNTRAINED = Finding(
-    "training",
-    0.0,
-    "bad",
-    "The model has not been trained by train(): unless you trained its module yourself, everything "
-    "here is about random weights.",
-    "train()",
-)
 
 
 def findings(measured: Measurements) -> list[Finding]:
@@ -63,7 +56,7 @@ def findings(measured: Measurements) -> list[Finding]:
     rows += [_batch_in_z(name, found) for name, found in measured.batch_in_z.items()]
     if measured.treatments_in_s is not None:
         rows.append(_treatments(measured.treatments_in_s))
-    return [*rows, *closeness_findings(measured), *_training(measured)]
+    return [*rows, *closeness_findings(measured), *training_findings(measured)]
 
 
 def as_table(rows: Sequence[Finding]) -> pd.DataFrame:
@@ -91,18 +84,30 @@ def _score(found: Probe) -> str:
 
 
 def _salient_use(measured: Measurements) -> Finding:
-    nats = measured.salient_nats
-    if nats >= 3 * NATS_USED:
+    name, nats, error = "use of the salient latent", measured.salient_nats, measured.salient_nats_se
+    amount = f"{abs(nats):.1f} nats" + (f" (standard error {error:.1f})" if error else "")
+    if uses_salient(measured, 3 * NATS_USED):
+        if sees_response(measured):
+            reading = (
+                f"s adds {amount} to a treated cell's log-likelihood: the decoder relies on it."
+            )
+            return Finding(name, nats, "good", reading)
         reading = (
-            f"s adds {nats:.1f} nats to a treated cell's log-likelihood: the decoder relies on it."
+            f"s adds {amount} to a treated cell's log-likelihood, but neither in s nor in the "
+            "counts do treated cells differ from background cells: it holds variation that both "
+            "have, and no response."
         )
-        return Finding("use of the salient latent", nats, "good", reading)
+        return Finding(name, nats, "look", reading, "see the salient map")
     reading = "s adds no measurable log-likelihood to a treated cell: the decoder does not use it."
-    if nats >= MEASURABLE:
-        adds = f"s adds only {nats:.1f} nats to a treated cell's log-likelihood"
-        reading = f"{adds}: the decoder hardly uses it."
-    verdict: Verdict = "look" if nats >= NATS_USED else "bad"
-    return Finding("use of the salient latent", nats, verdict, reading, "see the salient map")
+    if nats >= MEASURABLE and nats > 2 * error:
+        reading = f"s adds only {amount} to a treated cell's log-likelihood: it is hardly used."
+    elif nats <= -MEASURABLE and -nats > 2 * error:
+        reading = (
+            f"s takes {amount} from a treated cell's log-likelihood: what it learned of the cells "
+            "that trained does not hold for these."
+        )
+    verdict: Verdict = "look" if uses_salient(measured) else "bad"
+    return Finding(name, nats, verdict, reading, "see the salient map")
 
 
 def _dimensions(measured: Measurements, latent: str) -> Finding:
@@ -146,11 +151,13 @@ def _condition_in_z(measured: Measurements) -> Finding:
 def _condition_in_s(measured: Measurements) -> Finding:
     found = measured.condition_in_s
     excess = float(found["excess"])
-    verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED)
+    verdict = grade(-excess, -SEPARATED_WELL, -SEPARATED) if predicts(found) else "bad"
     words = {
         "good": "s separates treated from background cells",
         "look": "s separates treated from background cells in part",
-        "bad": "s hardly separates treated from background cells",
+        "bad": "s hardly separates treated from background cells"
+        if predicts(found)
+        else "s does not separate treated from background cells better than shuffled labels",
     }
     advice = "" if verdict == "good" else "see the salient map"
     reading = f"{words[verdict]}: {_score(found)}."
@@ -159,7 +166,7 @@ def _condition_in_s(measured: Measurements) -> Finding:
 
 def _shared_in_s(name: str, found: Probe, measured: Measurements) -> Finding:
     excess = float(found["excess"])
-    verdict = grade(excess, EXPECTED_IN_S, TOO_MUCH_IN_S)
+    verdict = grade(excess, EXPECTED_IN_S, TOO_MUCH_IN_S) if predicts(found) else "good"
     words = {
         "good": f"Treated cells are not arranged by {name} in s",
         "look": f"Treated cells are partly arranged by {name} in s: leakage, or a response that "
@@ -196,29 +203,3 @@ def _treatments(found: Probe) -> Finding:
         "" if predicts(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
     )
     return Finding("treatments in s", excess, verdict, f"{words}: {_score(found)}.", advice)
-
-
-def _training(measured: Measurements) -> list[Finding]:
-    by_epoch = pd.Series(measured.elbo, dtype=float)
-    by_epoch = by_epoch[np.isfinite(by_epoch)]
-    elbo = by_epoch.to_numpy()
-    fewest = 5
-    if len(elbo) < fewest:
-        return []
-    fall = max(float(elbo[0] - elbo.min()), 1e-9)
-    tenth = max(1, len(elbo) // 10)
-    late = float(elbo[-2 * tenth : -tenth].mean() - elbo[-tenth:].mean()) / fall
-    risen = float(elbo[-1] - elbo.min()) / fall
-    if risen > WORSE:
-        reading = (
-            f"The negative ELBO has risen by {risen:.0%} of its fall since its best, at epoch "
-            f"{by_epoch.idxmin()} (counted from 0 to {by_epoch.index[-1]}): the model overfits, "
-            "unless early stopping restored the weights of that epoch."
-        )
-        return [Finding("training", risen, "bad", reading, "early_stopping=True; fewer epochs")]
-    verdict: Verdict = "good" if late <= STILL_FALLING else "look"
-    words = "has settled" if verdict == "good" else "is still falling"
-    reading = (
-        f"The negative ELBO {words}: the last tenth of training brought {late:.1%} of its fall."
-    )
-    return [Finding("training", late, verdict, reading, "" if verdict == "good" else "more epochs")]

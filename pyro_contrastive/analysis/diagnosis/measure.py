@@ -67,6 +67,7 @@ def measure(
     shared: Mapping[str, NDArray[Any]],
     batch: Mapping[str, NDArray[Any]],
     elbo: pd.Series,
+    restored_epoch: int | None,
     n_k_cells: int,
     n_permutations: int,
     seed: int,
@@ -82,8 +83,8 @@ def measure(
         Labels that both conditions share, of these cells, by name; batches among them.
     batch
         Names of the labels that z should not hold either.
-    elbo
-        Negative ELBO by epoch.
+    elbo, restored_epoch
+        Negative ELBO by epoch, and the epoch whose weights were put back.
     n_k_cells
         Number of cells for which k is computed.
     n_permutations
@@ -98,7 +99,7 @@ def measure(
     targets = query.of(query.cells[is_target])
     with seeded(seed):
         usage = latent_usage(query)
-        nats = float(salient_log_likelihood(targets).mean())
+        nats = salient_log_likelihood(targets)
         z, s = (
             latent_representation(query, kind, give_mean=False).astype(float)
             for kind in ("background", "salient")
@@ -114,7 +115,8 @@ def measure(
     used = usage.query("latent == 'salient' and used")["dimension"].to_numpy()
     return Measurements(
         usage=usage,
-        salient_nats=nats,
+        salient_nats=float(nats.mean()),
+        salient_nats_se=float(nats.std(ddof=1) / np.sqrt(len(nats))),
         condition_in_x=probed(_encoder_components(query, seed), is_target),
         condition_in_z=probed(z, is_target),
         condition_in_s=probed(s, is_target),
@@ -126,6 +128,7 @@ def measure(
         batch_in_z={n: probed(z, v) for n, v in _several(batch, np.ones_like(is_target))},
         treatments_in_s=_treatments(s[is_target], codes[is_target], probed),
         elbo=elbo,
+        restored_epoch=restored_epoch,
         # Some penalties can act on either latent. The advice is about those on z.
         penalties={
             type(penalty).__name__: penalty.weight

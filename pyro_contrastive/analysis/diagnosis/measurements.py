@@ -16,9 +16,12 @@ __all__ = [
     "Measurements",
     "Structure",
     "Verdict",
+    "beats_shuffles",
     "grade",
     "predicts",
     "raise_or_add",
+    "sees_response",
+    "uses_salient",
 ]
 
 Verdict = Literal["good", "look", "bad"]
@@ -108,8 +111,9 @@ class Measurements:
     ----------
     usage
         As :func:`~pyro_contrastive.analysis.latent_usage.latent_usage` returns it.
-    salient_nats
-        Log-likelihood that treated cells lose without s, in nats, mean over cells.
+    salient_nats, salient_nats_se
+        Log-likelihood that treated cells lose without s, in nats, mean over cells, and the standard
+        error of that mean.
     condition_in_x, condition_in_z, condition_in_s
         Probes of the condition (background or target) in the encoders' input, in z and in s.
     structure
@@ -126,6 +130,8 @@ class Measurements:
     elbo
         Negative ELBO by epoch, counted from 0 as in the history: of held-out cells if there are
         any, else of training cells; may be empty.
+    restored_epoch
+        Epoch whose weights were put back at the end of training; ``None``: those of the last.
     penalties
         Weight of each penalty of the model by name, such as ``"MMD"``.
     """
@@ -139,11 +145,24 @@ class Measurements:
     guide: Closeness
     refined: Closeness | None
     n_draws: int
+    salient_nats_se: float = 0.0
     shared_in_s: Mapping[str, Probe] = field(default_factory=dict)
     batch_in_z: Mapping[str, Probe] = field(default_factory=dict)
     treatments_in_s: Probe | None = None
     elbo: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
+    restored_epoch: int | None = None
     penalties: Mapping[str, float] = field(default_factory=dict)
+
+
+def uses_salient(measured: Measurements, nats: float = NATS_USED) -> bool:
+    """Whether s adds at least so many nats to treated cells, and more than two standard errors."""
+    found = measured.salient_nats
+    return found >= nats and found > 2 * measured.salient_nats_se
+
+
+def sees_response(measured: Measurements) -> bool:
+    """Whether treated and background cells can be told apart, in s or in the counts."""
+    return predicts(measured.condition_in_s) or predicts(measured.condition_in_x)
 
 
 def grade(value: float, good: float, fair: float) -> Verdict:
@@ -158,7 +177,11 @@ def raise_or_add(measured: Measurements, name: str, example: str) -> str:
     return f"add {example}"
 
 
+def beats_shuffles(found: Probe) -> bool:
+    """Whether a probe predicts its labels better than any shuffle of them, if only a little."""
+    return float(found["balanced_accuracy"]) > float(found["upper_chance"])
+
+
 def predicts(found: Probe) -> bool:
     """Whether a probe predicts its labels: clearly, and better than any shuffle of them."""
-    by_chance = float(found["balanced_accuracy"]) <= float(found["upper_chance"])
-    return float(found["excess"]) > PREDICTABLE and not by_chance
+    return float(found["excess"]) > PREDICTABLE and beats_shuffles(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pyro_contrastive.analysis.diagnosis.measurements import (
-    NATS_USED,
     SEPARATED,
     SEPARATED_WELL,
     STRUCTURED,
@@ -11,8 +10,10 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     Finding,
     Measurements,
     Structure,
+    beats_shuffles,
     predicts,
     raise_or_add,
+    uses_salient,
 )
 
 __all__ = ["salient_map"]
@@ -33,7 +34,7 @@ def salient_map(measured: Measurements) -> Finding:
     groups, or one cloud.
     """
     n_used = int(measured.usage.query("latent == 'salient'")["used"].sum())
-    if n_used == 0 or measured.salient_nats < NATS_USED or measured.structure is None:
+    if n_used == 0 or not uses_salient(measured) or measured.structure is None:
         return _collapsed(measured, n_used)
     if float(measured.condition_in_s["excess"]) < SEPARATED_WELL:
         return _overlapping(measured, measured.structure)
@@ -44,19 +45,23 @@ def _overlapping(measured: Measurements, structure: Structure) -> Finding:
     """Say why treated cells do not separate from background cells."""
     excess, n_groups = structure.excess, structure.n_groups
     separation = float(measured.condition_in_s["excess"])
-    if separation < SEPARATED and not predicts(measured.condition_in_x):
+    apart = separation >= SEPARATED and predicts(measured.condition_in_s)
+    if not apart and not predicts(measured.condition_in_x):
+        if beats_shuffles(measured.condition_in_x) or beats_shuffles(measured.condition_in_s):
+            return _weak(measured, structure)
         seen = measured.condition_in_x
         return Finding(
             NAME,
             excess,
             "look",
-            "One blob: treated and background cells lie together in s, and there may be nothing "
-            "salient to find. Even on the encoders' input a probe can hardly tell them apart "
+            "No response found. One blob: treated and background cells lie together in s, and "
+            "there may be nothing salient to find. Even on the encoders' input a probe can hardly "
+            "tell them apart "
             f"({seen['balanced_accuracy']:.0%} right, chance is {seen['chance']:.0%}). "
             "What s holds is variation that both populations have.",
             NOTHING_TO_FIND,
         )
-    if separation < SEPARATED:
+    if not apart:
         return Finding(
             NAME,
             excess,
@@ -77,6 +82,23 @@ def _overlapping(measured: Measurements, structure: Structure) -> Finding:
         "the noise of a cell.",
         "more epochs, more genes that respond; EscapingPerturbation as salient_prior, if some "
         "cells escape their treatment",
+    )
+
+
+def _weak(measured: Measurements, structure: Structure) -> Finding:
+    """Say that treated cells can hardly be told from others, but better than by chance."""
+    best = max(
+        (measured.condition_in_x, measured.condition_in_s),
+        key=lambda found: float(found["balanced_accuracy"]) - float(found["upper_chance"]),
+    )
+    return Finding(
+        NAME,
+        structure.excess,
+        "look",
+        "A weak response, if any: treated and background cells lie together on a map, but a probe "
+        f"tells them apart better than shuffled labels ({best['balanced_accuracy']:.0%} right, "
+        f"shuffled at most {best['upper_chance']:.0%}).",
+        'null_check(), and differential_expression(mode="means"), which averages over cells',
     )
 
 
@@ -120,10 +142,12 @@ def _apart(measured: Measurements, structure: Structure) -> Finding:
 
 def _collapsed(measured: Measurements, n_used: int) -> Finding:
     """Say why the salient latent carries no information."""
+    error = measured.salient_nats_se
+    amount = f"{measured.salient_nats:.1f} nats per treated cell"
     how = (
         "no dimension of s carries information"
         if n_used == 0
-        else f"the decoder ignores s ({measured.salient_nats:.1f} nats per treated cell)"
+        else f"the decoder ignores s: {amount}{f', standard error {error:.1f}' if error else ''}"
     )
     value = measured.salient_nats
     seen, leaked = measured.condition_in_x, measured.condition_in_z
@@ -132,8 +156,9 @@ def _collapsed(measured: Measurements, n_used: int) -> Finding:
             NAME,
             value,
             "look",
-            f"One blob: the salient latent has collapsed ({how}). There may be nothing salient to "
-            "find: even on the encoders' input, a probe can hardly tell treated from background "
+            f"No response found. One blob: the salient latent has collapsed ({how}). There may be "
+            "nothing salient to find: even on the encoders' input, a probe can hardly tell treated "
+            "from background "
             f"cells ({seen['balanced_accuracy']:.0%} right, chance is {seen['chance']:.0%}).",
             NOTHING_TO_FIND,
         )

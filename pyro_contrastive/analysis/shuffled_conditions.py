@@ -1,0 +1,58 @@
+"""Conditions shuffled among cells, or among donors, as if the treatment did nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["shuffled_conditions"]
+
+Codes = NDArray[np.int64]
+TRIES = 100
+
+
+def shuffled_conditions(
+    condition: Codes, strata: Codes, donors: Codes | None, rng: np.random.Generator
+) -> Codes:
+    """Shuffle the condition within strata, with donors as the unit where that is possible.
+
+    Parameters
+    ----------
+    condition
+        Code per cell, ``[cells]``.
+    strata
+        Code of the stratum of each cell, such as its batch and type. Conditions are shuffled among
+        the cells of a stratum, so that its share of treated cells stays as it is.
+    donors
+        Code of the donor of each cell, if known. Cells of a donor that has several conditions are
+        shuffled among themselves. Donors with one condition exchange these as wholes, so that what
+        distinguishes donors still distinguishes conditions.
+    rng
+        Source of the shuffles.
+
+    Raises
+    ------
+    ValueError
+        If no shuffle changes anything.
+    """
+    whole = np.zeros(len(condition), dtype=bool)
+    if donors is not None:
+        mixed = [d for d in np.unique(donors) if len(np.unique(condition[donors == d])) > 1]
+        whole = ~np.isin(donors, mixed)
+        _, strata = np.unique(np.stack([strata, donors]), axis=1, return_inverse=True)
+    for _ in range(TRIES):
+        shuffled = condition.copy()
+        for stratum in np.unique(strata[~whole]):
+            cells = np.flatnonzero((strata == stratum) & ~whole)
+            shuffled[cells] = condition[rng.permutation(cells)]
+        if donors is not None and whole.any():
+            names, first = np.unique(donors[whole], return_index=True)
+            drawn = rng.permutation(condition[whole][first])
+            shuffled[whole] = drawn[np.searchsorted(names, donors[whole])]
+        if (shuffled != condition).any():
+            return shuffled
+    msg = (
+        "Conditions cannot be shuffled: every stratum (or donor) within which they would be has "
+        "one condition only, so that no null can be made. Name other columns with within=."
+    )
+    raise ValueError(msg)
