@@ -190,6 +190,15 @@ def test_genes_that_cannot_be_tested_say_why_and_sex_is_pointed_to() -> None:
         assert table.loc[tested, ["lfc", "lfc_se", "p_value"]].notna().all(axis=None)
 
 
+@pytest.mark.parametrize("donor_test", ["moderated_t", "pydeseq2"])
+def test_data_without_a_gene_to_test_give_a_table_of_reasons(nested, donor_test) -> None:
+    adata, model = nested
+    table = model.differential_expression(fewest_counts=10**9, donor_test=donor_test, **BY_TYPE)
+    assert (table["not_tested"] == "fewer than 1000000000 counts").all()
+    assert table["p_value"].isna().all()
+    assert not table["is_de_fdr_0.05"].any()
+
+
 def test_pydeseq2_gives_a_reason_wherever_it_gives_no_number(nested) -> None:
     pytest.importorskip("pydeseq2")
     adata, model = nested
