@@ -208,7 +208,9 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
           that no model can separate the effect of the batch from that of the treatment;
         * if two levels of a column are probably one with two spellings, such as ``"Control"`` and
           ``"control"``, where one of them would count as a treatment;
-        * if ``adata.var`` says that some features are not genes.
+        * if ``adata.var`` says that some features are not genes;
+        * if a column looks like donors and `sample_key` is not given, or by `sample_key` all cells
+          of a population are from one donor.
 
         Parameters
         ----------
@@ -231,6 +233,11 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         background
             The value of the condition that marks background (control) cells: a string, a number or
             a boolean, as in the column. All other cells are target cells.
+        sample_key
+            Column that says which donor (patient, animal, sample) a cell is from. The model does
+            not use it; tests take donors as the unit, since cells of one donor are not replicates,
+            and :meth:`diagnose` says how much of the salient latent is donor. Where each donor has
+            cells of both conditions, it may be the `batch_key` too.
 
         Raises
         ------

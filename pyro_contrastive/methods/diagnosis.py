@@ -85,6 +85,8 @@ class DiagnosisMethods(PosteriorMethods):
             * *condition in z*, *condition in s*, *labels in s*, *batch in s*, *batch in z*,
               *treatments in s*: how well a probe predicts them from posterior draws, 0 for chance
               and 1 for always right. See :meth:`leakage`.
+            * *donors*, if ``sample_key`` was set up: the smaller number of donors of the two
+              conditions. *donors in s*: how well a probe tells the donors of treated cells.
             * *pareto k*, of the guide, and *pareto k, refined*: medians over cells. See
               :meth:`pareto_k`.
             * *amortisation gap*: what refinement adds to the ELBO, nats per cell.
@@ -124,6 +126,7 @@ class DiagnosisMethods(PosteriorMethods):
         """
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis.diagnosis import (  # noqa: PLC0415
+            donors,
             findings,
             measure,
             posterior_findings,
@@ -148,6 +151,12 @@ class DiagnosisMethods(PosteriorMethods):
                 seed=seed,
             )
         rows = findings.findings(measured)
+        sample_key = self.setup.sample_key
+        if sample_key is not None and sample_key in (obs := self._adata(adata).obs):
+            of_cell = texts(obs, sample_key)
+            rows += donors.donor_findings(
+                query, of_cell, sample_key, n_permutations=n_permutations, seed=seed
+            )
         if not self.is_trained:
             rows.insert(0, findings.UNTRAINED)
         else:
@@ -176,8 +185,10 @@ class DiagnosisMethods(PosteriorMethods):
         keys = label_keys(obs, labels_key, "labels_key", (self.setup.labels_key, batch))
         if batch is not None and batch not in keys:
             keys.append(batch)
-        shared = {key: texts(obs.iloc[cells], key) for key in keys}
-        return shared, {} if batch is None else {batch: shared[batch]}
+        labels = {key: texts(obs.iloc[cells], key) for key in keys}
+        # Donors in s have a row of their own.
+        shared = {k: v for k, v in labels.items() if k != self.setup.sample_key or k == labels_key}
+        return shared, {} if batch is None else {batch: labels[batch]}
 
 
 def elbo_by_epoch(history: History) -> pd.Series:

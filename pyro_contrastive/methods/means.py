@@ -167,13 +167,12 @@ def _compared(
     if side.all() or not side.any():
         msg = "One of the groups has no cell with counts: there is nothing to compare."
         raise ValueError(msg)
-    codes, names = strata_of(model, obs, query, settings, seed)
-    x = query.data.rows(cells)
     donors = None
     if donor_key is not None:
         named, of_cell = np.unique(texts(obs.iloc[cells], donor_key), return_inverse=True)
         donors = Donors(of_cell.astype(np.int64), pd.Index(named), donor_key)
-    table = compare_means(x, sizes, codes, side, names, settings, donors)
+    codes, names = strata_of(model, obs, query, settings, seed, donors)
+    table = compare_means(query.data.rows(cells), sizes, codes, side, names, settings, donors)
     if pair.name1 is not None:
         table.insert(0, "comparison", f"{pair.name1} vs {pair.name2}")
         table.insert(1, "group1", pair.name1)
@@ -213,9 +212,18 @@ def cells_with_counts(query: Query) -> tuple[Query, NDArray[np.float64]]:
 
 
 def strata_of(
-    model: ModelBase, obs: pd.DataFrame, query: Query, settings: MeansSettings, seed: int
+    model: ModelBase,
+    obs: pd.DataFrame,
+    query: Query,
+    settings: MeansSettings,
+    seed: int,
+    donors: Donors | None = None,
 ) -> tuple[Codes, pd.Index]:
-    """Return the stratum of each cell, and the names of the strata: within batches, if any."""
+    """Return the stratum of each cell, and the names of the strata: within batches, if any.
+
+    Where donors are the unit and every batch is of one donor, batches are left out: what they
+    differ in is part of what donors differ in.
+    """
     some = obs.iloc[query.cells]
     if isinstance(settings.strata, str):
         labels = texts(some, settings.strata)
@@ -223,9 +231,11 @@ def strata_of(
         with seeded(0):
             z = latent_representation(query, "background", give_mean=True)
         labels = np.array([f"z {k + 1}" for k in clusters(z, int(settings.strata), seed)])
-    batch = model.setup.batch_key
-    if batch is not None:
-        both = zip(labels, texts(some, batch), strict=True)
-        labels = np.array([f"{label}, {value}" for label, value in both])
+    key = model.setup.batch_key
+    if key is not None:
+        batch = texts(some, key)
+        if donors is None or pd.Series(donors.codes).groupby(batch).nunique().max() > 1:
+            both = zip(labels, batch, strict=True)
+            labels = np.array([f"{label}, {value}" for label, value in both])
     names, codes = np.unique(labels.astype(str), return_inverse=True)
     return codes.astype(np.int64), pd.Index(names)

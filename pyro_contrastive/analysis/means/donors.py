@@ -69,10 +69,13 @@ def donors_tested(sums: DonorSums, donors: Donors, settings: MeansSettings) -> p
     """
     used = sums.comparable(settings.fewest_cells)
     _check_numbers(used, donors, settings)
-    _say_left_out(sums, used, donors, settings)
+    if not settings.by_stratum:
+        _say_left_out(sums, used, donors, settings)
     rates = donor_rates(used)
     reason = reason_not_tested(rates.observed.sum(0), settings.fewest_counts)
     others = _numbers(used)
+    if not (reason == "").any():
+        return _without_results(reason, others)
     if settings.donor_test == "pydeseq2":
         return pydeseq2_table(rates, reason, settings, others)
     return _moderated(rates, reason, settings, others)
@@ -80,9 +83,13 @@ def donors_tested(sums: DonorSums, donors: Donors, settings: MeansSettings) -> p
 
 def untested(sums: DonorSums) -> pd.DataFrame:
     """Return the table of a stratum that too few donors have cells in."""
-    nothing = np.full(sums.counts.shape[1], np.nan)
-    reason = np.full(len(nothing), f"fewer than {FEWEST_DONORS} donors of a group", dtype=object)
-    others = _numbers(sums)
+    why = f"fewer than {FEWEST_DONORS} donors of a group"
+    reason = np.full(sums.counts.shape[1], why, dtype=object)
+    return _without_results(reason, _numbers(sums))
+
+
+def _without_results(reason: NDArray[np.object_], others: dict[str, object]) -> pd.DataFrame:
+    nothing = np.full(len(reason), np.nan)
     return result_table(nothing, nothing, np.nan, nothing, reason, others)
 
 
@@ -98,7 +105,7 @@ def _moderated(
     fit = fit_donors(rates, reason == "")
     beyond = np.abs(fit.value) - settings.lfc_threshold * LOG_2
     with np.errstate(invalid="ignore", divide="ignore"):
-        p_value = np.minimum(2 * t.sf(beyond / fit.standard_error, fit.df), 1.0)
+        p_value = np.where(beyond <= 0, 1.0, 2 * t.sf(beyond / fit.standard_error, fit.df))
     quantile = float(t.ppf((1 + settings.interval) / 2, fit.df))
     return result_table(fit.value, fit.standard_error, quantile, p_value, reason, others)
 
