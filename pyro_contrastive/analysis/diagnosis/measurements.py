@@ -19,6 +19,7 @@ __all__ = [
     "grade",
     "predicts",
     "raise_or_add",
+    "separated_preset",
 ]
 
 Verdict = Literal["good", "look", "bad"]
@@ -128,6 +129,8 @@ class Measurements:
         any, else of training cells; may be empty.
     penalties
         Weight of each penalty of the model by name, such as ``"MMD"``.
+    salient_prior
+        Name of the class of the salient prior.
     """
 
     usage: pd.DataFrame
@@ -144,6 +147,7 @@ class Measurements:
     treatments_in_s: Probe | None = None
     elbo: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
     penalties: Mapping[str, float] = field(default_factory=dict)
+    salient_prior: str = ""
 
 
 def grade(value: float, good: float, fair: float) -> Verdict:
@@ -156,6 +160,13 @@ def raise_or_add(measured: Measurements, name: str, example: str) -> str:
     if name in measured.penalties:
         return f"raise the weight of {name} (now {measured.penalties[name]:g})"
     return f"add {example}"
+
+
+def separated_preset(measured: Measurements) -> str:
+    """Advise to take the preset, unless the model already has its penalties."""
+    if set(measured.penalties) >= {"MMD", "HSIC", "Wasserstein"}:
+        return ""
+    return ', or from_preset(adata, "separated")'
 
 
 def predicts(found: Probe) -> bool:
