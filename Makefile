@@ -63,7 +63,7 @@ package:
 lowest:
 	$(PYTHON) -m venv --clear $(VENV_LOWEST)
 	$(VENV_LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint .ci/lowest.txt --editable ".[arviz,fast,notebook,scanpy,test]"
+		--constraint .ci/lowest.txt --editable ".[arviz,donors,fast,notebook,scanpy,test]"
 	OMP_NUM_THREADS=1 $(VENV_LOWEST)/bin/python -m pytest -n auto --override-ini=filterwarnings=default
 
 notebooks: $(VENV)/dev.stamp

@@ -3,10 +3,12 @@
     python benchmarks/means_truth.py [--seeds 2] [--scenarios NAME ...]
 
 Counts are simulated from neither model (:func:`pyro_contrastive.testing.simulate_treatment`), in
-the scenarios of ``differential_truth.py`` and in three where the treatment changes nothing. Our
-model (the preset "separated", fast schedule, stopped early) is fitted, and treated cells are
-compared with controls by ``differential_expression(mode="means")`` with strata: none, the true cell
-types, and clusters of the background latent. Beside it Welch's t-test of log-normalised counts.
+the scenarios of ``differential_truth.py`` and in three where the treatment changes nothing; and,
+in the scenarios "paths: ...", by the second simulator of ``simulators.py``, in which cells also
+vary continuously. Our model (the preset "separated", fast schedule, stopped early) is fitted, and
+treated cells are compared with controls by ``differential_expression(mode="means")`` with strata:
+none, the true cell types, and clusters of the background latent. Beside it Welch's t-test of
+log-normalised counts.
 Prints, as means over seeds, the false discovery rate at a target of 0.05 (genes whose true change
 is 0), the share found of the genes that change by at least 0.25 (log2), and the share of p-values
 below 0.05 among unchanged genes. In the three null scenarios any discovery is false.
@@ -24,6 +26,7 @@ from common import show, start
 from differential_truth import SCENARIOS
 from numpy.typing import NDArray
 from scipy import stats
+from simulators import PathSettings, simulate_paths
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.testing import TreatmentSettings, simulate_treatment
@@ -34,6 +37,15 @@ NULLS = {
     "null, less deep": TreatmentSettings(share_affected=0.0, treated_depth=0.4),
     "null, other cell types": TreatmentSettings(share_affected=0.0, type_shift=2.0),
 }
+PATHS = {
+    "paths: alike": PathSettings(),
+    "paths: fewer counts": PathSettings(mean_total=500.0),
+    "paths: treated less deep": PathSettings(treated_depth=0.4),
+    "paths: other cell types": PathSettings(type_shift=2.0),
+    "paths: half respond": PathSettings(responding=0.5),
+    "paths: null, other cell types": PathSettings(type_shift=2.0, share_affected=0.0),
+    "paths: other places": PathSettings(path_shift=0.5),
+}
 STRATA: dict[str, str | int] = {"none": 1, "true types": "cell_type", "z, 8": 8, "z, 20": 20}
 
 
@@ -41,7 +53,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--scenarios", nargs="*", default=[*SCENARIOS, *NULLS])
+    parser.add_argument("--scenarios", nargs="*", default=[*SCENARIOS, *NULLS, *PATHS])
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -68,6 +80,13 @@ def rates(p: NDArray[np.float64], lfc: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
+def simulated(name: str, seed: int) -> ad.AnnData:
+    """Draw the cells of a scenario."""
+    if name in PATHS:
+        return simulate_paths(PATHS[name], seed=seed)
+    return simulate_treatment((SCENARIOS | NULLS)[name], seed=seed)
+
+
 def main() -> None:
     """Simulate, fit, test, print."""
     options = arguments()
@@ -75,7 +94,7 @@ def main() -> None:
     rows = []
     for name in options.scenarios:
         for seed in range(options.seeds):
-            adata = simulate_treatment((SCENARIOS | NULLS)[name], seed=seed)
+            adata = simulated(name, seed)
             lfc = adata.var["lfc"].to_numpy()
             ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
             pyro.set_rng_seed(seed)

@@ -97,6 +97,12 @@ GuideOption = Annotated[
         show_default=False,
     ),
 ]
+SampleOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of donors (patients, animals), which are then the replicates, not their cells."
+    ),
+]
 CategoricalOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -199,6 +205,7 @@ def fit(
     label_key: Annotated[
         str | None, typer.Option(help="Column of labels both conditions share, e.g. cell type.")
     ] = None,
+    sample_key: SampleOption = None,
     batch_key: Annotated[str | None, typer.Option(help="Column of batches to correct for.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer with the counts. Default: X.")] = None,
     categorical_covariate: CategoricalOption = None,
@@ -246,6 +253,7 @@ def fit(
                 size_factor_key=size_factor,
                 categorical_covariate_keys=tuple(categorical_covariate or ()),
                 continuous_covariate_keys=tuple(continuous_covariate or ()),
+                sample_key=sample_key,
             )
             study = studies.study_of_file(counts, columns, label_key)
             reserved = folders.reserve_folder(out, study.name, overwrite=overwrite, source=counts)
@@ -255,7 +263,7 @@ def fit(
             from pyro_contrastive.report import pipeline  # noqa: PLC0415
 
             distribution = studies.chosen_likelihood(likelihood, member)
-            pipeline.register(cells, study, distribution)
+            study = pipeline.register(cells, study, distribution)
             settings = studies.fit_settings(
                 member,
                 distribution,

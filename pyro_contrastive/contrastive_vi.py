@@ -191,6 +191,7 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         continuous_covariate_keys: Sequence[str] | None = None,
         condition_key: str | None = None,
         background: str | float | None = None,
+        sample_key: str | None = None,
     ) -> None:
         """Name the columns of `adata` to use; checks them, and notes them in ``adata.uns``.
 
@@ -248,6 +249,7 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
             continuous_covariate_keys=continuous_covariate_keys,
             condition_key=condition_key,
             background=background,
+            sample_key=sample_key,
         )
 
     @classmethod

@@ -25,7 +25,7 @@ def make_adata(n_background: int = 20, n_target: int = 30) -> ad.AnnData:
     adata = simulate(
         SimulationSettings(n_background=n_background, n_target=n_target, n_genes=10, mean_total=80)
     )
-    adata.obs["donor"] = np.resize(["a", "b"], adata.n_obs)
+    adata.obs["chip"] = np.resize(["a", "b"], adata.n_obs)
     adata.obs["score"] = np.linspace(-1, 1, adata.n_obs)
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     return adata

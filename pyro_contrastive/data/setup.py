@@ -24,6 +24,7 @@ from pyro_contrastive.data.columns import (
 )
 from pyro_contrastive.data.counts import AnnDataCounts, check_anndata, check_in_memory, read_counts
 from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
+from pyro_contrastive.data.donors import warn_of_donors
 from pyro_contrastive.data.features import warn_of_other_features
 from pyro_contrastive.data.levels import codes_of, suggestion
 from pyro_contrastive.data.spelling import warn_of_spellings
@@ -33,7 +34,7 @@ from pyro_contrastive.observed.source import Observed
 
 UNS_KEY = "_pyro_contrastive"
 """Key in ``uns`` of the record of ``setup_anndata``: JSON, so that it survives writing to disk."""
-_SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key")
+_SINGLE = ("layer", "batch_key", "labels_key", "size_factor_key", "condition_key", "sample_key")
 """Arguments that take one name."""
 
 
@@ -53,6 +54,7 @@ class Setup:
     continuous_covariate_keys: tuple[str, ...] = ()
     condition_key: str | None = None
     background: str | None = None
+    sample_key: str | None = None
     categories: dict[str, list[str]] = field(default_factory=dict)
     genes: tuple[str, ...] = ()
     size_factor_unit: float = 1.0  # mean total counts over mean size factor, at setup
@@ -88,6 +90,8 @@ class Setup:
         keys["background"] = background_level(adata.obs, condition_key, background)
         setup = cls(**keys, genes=tuple(map(str, adata.var_names)))
         setup = replace(setup, categories=setup._read_categories(adata))
+        if setup.sample_key is not None:
+            texts(adata.obs, setup.sample_key)
         data = setup.extract(adata)  # checks everything now rather than during training
         warn_of_other_data(data.rows(), adata, setup.layer)
         if data.size_factor is not None:
@@ -99,6 +103,8 @@ class Setup:
         warn_of_few_cells(data)
         covariates = setup.categorical_covariate_keys
         warn_of_confounding(data, condition_key, setup.batch_key, covariates)
+        taken = (setup.batch_key, setup.labels_key, setup.size_factor_key, condition_key)
+        warn_of_donors(data, adata.obs, setup.sample_key, (*taken, *covariates))
         columns = {key: texts(adata.obs, key) for key in setup.categories}
         warn_of_spellings(columns, condition_key, setup.background)
         warn_of_other_features(adata.var)

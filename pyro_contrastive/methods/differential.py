@@ -21,7 +21,12 @@ from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.methods.base import NO_CELLS, Batches, Level, ModelBase
-from pyro_contrastive.methods.means import differential_means, means_pairs, means_settings
+from pyro_contrastive.methods.means import (
+    SampleKey,
+    differential_means,
+    means_pairs,
+    means_settings,
+)
 from pyro_contrastive.methods.refined import refined_cells, refinement_of
 
 
@@ -48,6 +53,7 @@ class DifferentialMethods(ModelBase):
         target_idx: Selection | None = None,
         n_samples: int = 1,
         *,
+        sample_key: SampleKey = None,
         refine: bool | int = False,
         seed: int | None = None,
         **kwargs: Any,
@@ -172,8 +178,18 @@ class DifferentialMethods(ModelBase):
             pairs = means_pairs(self, self._adata(adata).obs, *chosen)
             with progress("Differential expression", len(pairs), silent=silent):
                 return differential_means(
-                    self, adata, pairs, means, batch_size=batch_size, refine=refine, seed=seed
+                    self,
+                    adata,
+                    pairs,
+                    means,
+                    sample_key=sample_key,
+                    batch_size=batch_size,
+                    refine=refine,
+                    seed=seed,
                 )
+        if sample_key is not None:
+            msg = f'sample_key has no effect with mode={mode!r}: use mode="means".'
+            raise ValueError(msg)
         _refuse_unknown(kwargs)
         settings = DifferentialSettings(
             mode=mode,

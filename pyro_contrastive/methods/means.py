@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.differential_groups import GroupPair, Selection, group_pairs
 from pyro_contrastive.analysis.means.compare import clusters, compare_means
-from pyro_contrastive.analysis.means.settings import MeansSettings
+from pyro_contrastive.analysis.means.donors import Donors
+from pyro_contrastive.analysis.means.results import with_notes
+from pyro_contrastive.analysis.means.settings import DEFAULT_DONOR_TEST, MeansSettings
 from pyro_contrastive.analysis.posterior import latent_representation
 from pyro_contrastive.analysis.query import Query
-from pyro_contrastive.data.columns import check_key, texts
+from pyro_contrastive.data.columns import check_key, column, texts
 from pyro_contrastive.methods.base import ModelBase
 
 __all__ = [
+    "SampleKey",
     "cells_with_counts",
     "check_counts",
     "differential_means",
@@ -29,6 +32,8 @@ __all__ = [
     "strata_of",
 ]
 
+SampleKey = str | Literal[False] | None
+"""A column of donors; ``None``: the one set up; ``False``: none."""
 Codes = NDArray[np.int64]
 USUAL = {
     "delta": 0.25,
@@ -101,6 +106,7 @@ def differential_means(
     pairs: Sequence[GroupPair],
     settings: MeansSettings,
     *,
+    sample_key: SampleKey = None,
     batch_size: int | None = None,
     refine: bool | int = False,
     seed: int | None = None,
@@ -109,17 +115,41 @@ def differential_means(
 
     Raises
     ------
+    KeyError, TypeError
+        If `sample_key` is not the name of a column.
     ValueError
-        If the likelihood is not one of counts with a library size, or a group has no cells with
-        counts.
+        If the likelihood is not one of counts with a library size, a group has no cells with
+        counts, or there are too few donors.
     """
     check_counts(model, 'mode="means"')
     obs = model._adata(adata).obs
     if isinstance(settings.strata, str):
         check_key("strata", settings.strata, obs)
+    donor_key = _donor_key(model, obs, sample_key, settings)
     query = model._query(adata, None, batch_size, need_condition=False, refine=refine)
-    tables = [_compared(model, obs, query, pair, settings, seed or 0) for pair in pairs]
+    tables = [_compared(model, obs, query, pair, settings, donor_key, seed or 0) for pair in pairs]
     return pd.concat(tables)
+
+
+def _donor_key(
+    model: ModelBase, obs: pd.DataFrame, sample_key: SampleKey, settings: MeansSettings
+) -> str | None:
+    """Return the column of donors, if they are the unit."""
+    given: Any = sample_key  # untyped callers may give anything
+    if given is True:
+        msg = (
+            "sample_key must be the name of a column of adata.obs; False: cells are replicates; "
+            "None: the one set up."
+        )
+        raise TypeError(msg)
+    key: str | None = model.setup.sample_key if given is None else None if given is False else given
+    if key is not None:
+        check_key("sample_key", key, obs)
+        column(obs, key)
+    elif settings.donor_test != DEFAULT_DONOR_TEST:
+        msg = f"donor_test={settings.donor_test!r} compares donors: say which, sample_key=."
+        raise ValueError(msg)
+    return key
 
 
 def _compared(
@@ -128,6 +158,7 @@ def _compared(
     query: Query,
     pair: GroupPair,
     settings: MeansSettings,
+    donor_key: str | None,
     seed: int,
 ) -> pd.DataFrame:
     query, sizes = cells_with_counts(query.of(np.concatenate([pair.cells1, pair.cells2])))
@@ -138,13 +169,18 @@ def _compared(
         raise ValueError(msg)
     codes, names = strata_of(model, obs, query, settings, seed)
     x = query.data.rows(cells)
-    table = compare_means(x, sizes, codes, side, names, settings)
+    donors = None
+    if donor_key is not None:
+        named, of_cell = np.unique(texts(obs.iloc[cells], donor_key), return_inverse=True)
+        donors = Donors(of_cell.astype(np.int64), pd.Index(named), donor_key)
+    table = compare_means(x, sizes, codes, side, names, settings, donors)
     if pair.name1 is not None:
         table.insert(0, "comparison", f"{pair.name1} vs {pair.name2}")
         table.insert(1, "group1", pair.name1)
         table.insert(2, "group2", pair.name2)
     n_blocks = len(table) // len(model.genes)
     table.index = pd.Index(np.tile(np.asarray(model.genes), n_blocks), name="gene")
+    table = with_notes(table, settings)
     return table.sort_values("p_value", kind="stable", na_position="last")
 
 

@@ -88,9 +88,7 @@ def run_demo(
 def demo_cells() -> tuple[AnnData, Study]:
     """Read the bundled cells and register them; return them with their study."""
     cells = load_kang()
-    study = replace(DEMO_STUDY, source=str(cells.uns["source"]))
-    register(cells, study)
-    return cells, study
+    return cells, register(cells, replace(DEMO_STUDY, source=str(cells.uns["source"])))
 
 
 def demo_settings(max_epochs: int | None, settings: FitSettings = DEMO_SETTINGS) -> FitSettings:

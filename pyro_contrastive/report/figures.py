@@ -45,12 +45,13 @@ class FigureSet:
 
     Parameters
     ----------
-    latents, training, scores
+    genes, latents, training, scores
         Captioned figures for the page's sections.
     files
         PNG bytes by file name, for the folder.
     """
 
+    genes: list[ReportFigure] = field(default_factory=list)
     latents: list[ReportFigure] = field(default_factory=list)
     training: list[ReportFigure] = field(default_factory=list)
     scores: list[ReportFigure] = field(default_factory=list)

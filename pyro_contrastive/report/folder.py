@@ -22,6 +22,7 @@ from pyro_contrastive.report.earlier_run import (
     files_below,
     manifest_of,
 )
+from pyro_contrastive.report.genes import NULL_FILE, TABLES
 
 __all__ = ["ResultsFolder", "interrupts_wait", "reserve_folder"]
 
@@ -64,7 +65,7 @@ class ResultsFolder:
         self.path = _resolved(self.given)
         self.overwrite = overwrite
         self.targets = {"index.html", "scores.csv", "latents.csv", "figures", "model", MANIFEST}
-        self.targets.add(f"{name}.h5ad")
+        self.targets |= {f"{name}.h5ad", NULL_FILE, *TABLES.values()}
         self.data_bytes = 0  # of the .h5ad file, once that has been tried
         self._keep_staging = self._is_published = False
         self._check(source)

@@ -92,6 +92,8 @@ def write_report(path: str | Path, page: ReportPage) -> Path:
             counts=counts,
             n_cells=int(counts.to_numpy().sum()),
             n_genes=page.n_genes,
+            answer=page.answer,
+            gene_figures=figures.genes,
             scores=page.scores.to_dict("records"),
             label_name=study.label_name,
             measures={name: _MEASURES[name] for name in measures},

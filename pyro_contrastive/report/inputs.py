@@ -127,6 +127,7 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
     columns, layer = study.columns, study.columns.layer
     _check_column(adata.obs, "condition", columns.condition_key)
     roles = [("batch", columns.batch_key), ("label", study.label_key)]
+    roles += [("sample", columns.sample_key)]
     roles += [("categorical covariate", key) for key in columns.categorical_covariate_keys]
     roles += [("continuous covariate", key) for key in columns.continuous_covariate_keys]
     for role, key in (*roles, ("size factor", columns.size_factor_key)):

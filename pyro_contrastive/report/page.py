@@ -16,7 +16,7 @@ from pyro_contrastive.report.study import Study
 if TYPE_CHECKING:
     from pyro_contrastive.report.figures import FigureSet
 
-__all__ = ["ReportFigure", "ReportPage", "ReportTable", "figure_png"]
+__all__ = ["Answer", "ReportFigure", "ReportPage", "ReportTable", "figure_png"]
 
 _DPI = 150
 
@@ -68,6 +68,28 @@ class ReportTable:
     reading: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The section that leads the page: which genes respond.
+
+    Parameters
+    ----------
+    sentences
+        What was found, in words.
+    cautions
+        What limits it: warnings of the setup, refusals.
+    tables
+        Tables of genes.
+    null
+        What shuffled conditions give. Default: not made.
+    """
+
+    sentences: Sequence[str] = ()
+    cautions: Sequence[str] = ()
+    tables: Sequence[ReportTable] = ()
+    null: ReportTable | None = None
+
+
 def figure_png(figure: Figure) -> bytes:
     """Render a figure.
 
@@ -98,6 +120,8 @@ class ReportPage:
         Number of cells: one column per condition, one row per label (one row if there are none).
     n_genes
         Number of genes fitted.
+    answer
+        Which genes respond, the first section.
     scores
         Table of :func:`pyro_contrastive.analysis.separation.score_latents`; the sections on scores
         are left out if it has no rows.
@@ -128,6 +152,7 @@ class ReportPage:
     study: Study
     cell_counts: pd.DataFrame
     n_genes: int
+    answer: Answer
     scores: pd.DataFrame
     figures: FigureSet
     training: Mapping[str, str]

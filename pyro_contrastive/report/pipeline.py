@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ __all__ = [
 _USUAL_LATENTS = 10
 
 
-def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = None) -> None:
+def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = None) -> Study:
     """Register the columns and the counts with the model.
 
     Parameters
@@ -47,6 +47,11 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
         Likelihood whose support is checked, with advice for the shell. Default: checked when the
         model is made.
 
+    Returns
+    -------
+    Study
+        With the warnings of the setup, which are also given as such, for the page.
+
     Raises
     ------
     ValueError
@@ -58,13 +63,18 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     from pyro_contrastive.data.support import check_support  # noqa: PLC0415
     from pyro_contrastive.report.advice import shell_advice  # noqa: PLC0415
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
         if likelihood is not None:  # whose support is checked below
             warnings.filterwarnings("ignore", ".* does not hold raw counts", UserWarning)
-        ContrastiveVI.setup_anndata(adata, **asdict(study.columns))
+        ContrastiveVI.setup_anndata(adata, labels_key=study.label_key, **asdict(study.columns))
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if likelihood is not None:
         data = Setup.of(adata).extract(adata)
         check_support(data.rows(), adata, study.columns.layer, likelihood, shell_advice)
+    cautions = tuple(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+    return replace(study, cautions=cautions)
 
 
 def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> ContrastiveVI:

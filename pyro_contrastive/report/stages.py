@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.separation import score_latents
 from pyro_contrastive.data.files import write_h5ad
+from pyro_contrastive.report.answer import add_gene_figures, answer_of
 from pyro_contrastive.report.failures import KeptElsewhere, message_of
 from pyro_contrastive.report.figures import FigureSet, Method, add_curves, add_maps, add_scores
 from pyro_contrastive.report.folder import ResultsFolder, interrupts_wait
+from pyro_contrastive.report.genes import GeneRequest, GeneTables, make_tables, write_tables
 from pyro_contrastive.report.html import write_report
 from pyro_contrastive.report.page import ReportPage, ReportTable
 from pyro_contrastive.report.study import LATENTS, FitSettings, FittedModel, Study, flat_settings
@@ -51,6 +53,7 @@ class Results:
             columns=["latent", "of", "measure", "value", "best", "reading"]
         )
     )
+    tables: GeneTables = field(default_factory=lambda: GeneTables(request=GeneRequest()))
     figures: FigureSet = field(default_factory=FigureSet)
     failures: list[str] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
@@ -142,6 +145,16 @@ def _write_data(results: Results) -> None:
     write_h5ad(adata, results.folder / f"{results.study.name}.h5ad", compression="gzip")
 
 
+def _test_genes(results: Results) -> None:
+    request = GeneRequest(labels=results.study.label_key, seed=results.seed)
+    results.tables = make_tables(results.model, request)
+    write_tables(results.tables, results.folder)
+
+
+def _draw_genes(results: Results) -> None:
+    add_gene_figures(results.figures, results.tables, results.study.label_name)
+
+
 def _score(results: Results) -> None:
     results.scores = score_latents(
         results.latents["background"],
@@ -186,6 +199,7 @@ def _write_page(results: Results) -> None:
         study=study,
         cell_counts=cell_counts(results.condition, results.labels, background),
         n_genes=results.adata.n_vars,
+        answer=answer_of(results.tables, study.label_name, cautions=study.cautions),
         scores=results.scores,
         figures=results.figures,
         training=training_facts(results.model.history, results.seconds),
@@ -206,6 +220,8 @@ STAGES = {
     "latents": Stage("The latents", _read_latents, needs=("posteriors",)),
     "table": Stage("latents.csv", _write_table, "latents.csv", needs=("latents",)),
     "data": Stage("{name}.h5ad", _write_data, "{name}.h5ad", needs=("latents",)),
+    "genes": Stage("The tables of genes", _test_genes),
+    "volcano": Stage("The figures of the genes", _draw_genes, needs=("genes",)),
     "scores": Stage("scores.csv", _score, "scores.csv", needs=("latents",)),
     "maps": Stage("The maps of the latents", _draw_maps, needs=("latents",)),
     "curves": Stage("The figure of the training", _draw_curves),
@@ -236,6 +252,9 @@ def _file_list(results: Results) -> dict[str, str]:
         f"{results.study.name}.h5ad": "the counts, with both latents in obsm",
         "latents.csv": "both latents as a table with a row for each cell",
         "model/": f"the fitted model{refined}",
+        "genes.csv": "the test of every gene between the conditions",
+        "genes_by_label.csv": "the same among the cells of every label",
+        "effects.csv": "the effect on every gene by label and donor, with its interval",
         "scores.csv": "the table of scores",
         "figures/": "the figures of this page as PNG, and latents.png with all maps in one",
         "manifest.json": "the list of all files; the next run replaces only these",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -71,8 +71,8 @@ class Columns:
         Column of ``obs`` with the condition, and its value for background cells.
     layer
         Layer of the counts. Default: ``X``.
-    batch_key, size_factor_key
-        Columns of batches and of size factors. Default: none.
+    batch_key, size_factor_key, sample_key
+        Columns of batches, of size factors and of donors. Default: none.
     categorical_covariate_keys, continuous_covariate_keys
         Columns of further covariates. Default: none.
     """
@@ -84,6 +84,7 @@ class Columns:
     size_factor_key: str | None = None
     categorical_covariate_keys: tuple[str, ...] = ()
     continuous_covariate_keys: tuple[str, ...] = ()
+    sample_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,8 @@ class Study:
         Genes to look up in the plain counts. Default: the ones that differ most.
     source
         Where the data come from. Default: left out.
+    cautions
+        Warnings of the setup, for the page. Default: none.
     """
 
     name: str
@@ -116,6 +119,7 @@ class Study:
     label_name: str = "labels"
     genes: tuple[str, ...] | None = None
     source: str = ""
+    cautions: tuple[str, ...] = ()
 
 
 def study_of_file(file: Path, columns: Columns, label_key: str | None = None) -> Study:
@@ -154,6 +158,21 @@ class FittedModel(Protocol):
         self, *, representation_kind: Kind, refine: bool = False
     ) -> NDArray[Any]:
         """Latent means [cells, latents]."""
+
+    @property
+    def setup(self) -> Any:
+        """Roles of the columns."""
+
+    @property
+    def adata(self) -> Any:
+        """The model's cells."""
+
+    def differential_expression(self, **settings: Any) -> pd.DataFrame:
+        """Test every gene."""
+
+    @property
+    def get_group_effects(self) -> Callable[..., pd.DataFrame]:
+        """Effects by group and sample."""
 
     def save(self, dir_path: str, *, overwrite: bool = False) -> None:
         """Write the model into a folder."""

@@ -127,6 +127,16 @@ class TreatmentSettings:
         Standard deviation of the response's strength between treated cells; its mean is 1.
     inverse_dispersion
         Smallest and largest inverse dispersion of a gene.
+    n_donors
+        Number of donors that the cells of each population are from. Default 0: there are none.
+    donor_sd
+        Standard deviation between donors of the log expression of a gene.
+    paired
+        Whether the same donors give untreated and treated cells. Default: each population has its
+        own.
+    sample_sd
+        With `paired`, standard deviation of the log expression of a gene between the two samples of
+        a donor, treatment aside.
     """
 
     n_background: int = 500
@@ -144,6 +154,10 @@ class TreatmentSettings:
     largest_lfc: float = 2.0
     response_sd: float = 0.2
     inverse_dispersion: tuple[float, float] = (1.0, 10.0)
+    n_donors: int = 0
+    donor_sd: float = 0.3
+    paired: bool = False
+    sample_sd: float = 0.1
 
 
 def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int = 0) -> AnnData:
@@ -159,6 +173,9 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
     with :math:`m_n` such that :math:`\sum_{g \in A} \rho_{ng}` is that of the untreated cell. Types
     are discrete and :math:`\log r_n` is normal, unlike in the library's latent variable model.
 
+    With donors, the expression of every gene is multiplied by a log-normal factor of the cell's
+    donor (and sample), and divided by its sum. Donors have different numbers of cells.
+
     Parameters
     ----------
     settings
@@ -171,7 +188,8 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
     Counts as CSR float32, ``obs["condition"]`` "control" or "treated", ``obs["cell_type"]``, and
     the truth: ``var["lfc"]``, the log2 fold change of normalised expression due to the treatment,
     averaged over treated cells, exactly 0 for genes outside A; ``layers["scale"]`` (rho); and
-    ``layers["untreated"]``, what it would be without the treatment.
+    ``layers["untreated"]``, what it would be without the treatment. With donors also
+    ``obs["donor"]``.
     """
     given = settings or TreatmentSettings()
     rng = np.random.default_rng(seed)
@@ -205,6 +223,11 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
     library = given.mean_total * np.exp(rng.normal(0, given.log_total_sd, n_cells))
     library[treated] *= given.treated_depth
     low, high = np.log(given.inverse_dispersion)
+    donor = None
+    if given.n_donors:
+        # Draws of their own, so that the same seed gives the same cells with and without donors.
+        donor, log_factor = _donors(given, treated, np.random.default_rng([seed, 1]))
+        scale, untreated = (_times(values, log_factor) for values in (scale, untreated))
     theta = np.exp(rng.uniform(low, high, n_genes))
     counts = rng.poisson(rng.gamma(theta, library[:, None] * scale / theta))
     obs = pd.DataFrame(
@@ -214,8 +237,35 @@ def simulate_treatment(settings: TreatmentSettings | None = None, *, seed: int =
         },
         index=np.arange(n_cells).astype(str),
     )
+    if donor is not None:
+        obs["donor"] = [f"donor {d + 1}" for d in donor]
     adata = AnnData(csr_matrix(counts.astype(np.float32)), obs=obs)
     adata.var["lfc"] = lfc
     adata.layers["scale"] = scale.astype(np.float32)
     adata.layers["untreated"] = untreated.astype(np.float32)
     return adata
+
+
+def _donors(
+    given: TreatmentSettings, treated: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Draw the donor of each cell, and the log factors of its genes: ``[cells, genes]``."""
+    n_cells = rng.uniform(0.5, 1.5, (2, given.n_donors))  # up to a factor
+    donor = np.empty(len(treated), dtype=np.int64)
+    for side, frequency in enumerate(n_cells):
+        on = treated == side
+        donor[on] = rng.choice(given.n_donors, on.sum(), p=frequency / frequency.sum())
+    if not given.paired:
+        donor += given.n_donors * treated
+    of_donor = rng.normal(0, given.donor_sd, (2 * given.n_donors, given.n_genes))
+    log_factor = of_donor[donor]
+    if given.paired:
+        of_sample = rng.normal(0, given.sample_sd, (2, given.n_donors, given.n_genes))
+        log_factor += of_sample[treated.astype(int), donor]
+    return donor, log_factor
+
+
+def _times(scale: NDArray[np.float64], log_factor: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Multiply expression by factors, so that its sum over genes stays 1."""
+    changed = scale * np.exp(log_factor)
+    return changed / changed.sum(axis=1, keepdims=True)

@@ -21,7 +21,7 @@ KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
 @pytest.fixture
 def adata() -> ad.AnnData:
     cells = simulate(SimulationSettings(n_background=10, n_target=15, n_genes=6))
-    cells.obs["donor"] = np.resize(["a", "b", "c"], cells.n_obs)
+    cells.obs["chip"] = np.resize(["a", "b", "c"], cells.n_obs)
     cells.obs["score"] = np.linspace(-1, 1, cells.n_obs)
     cells.layers["counts"] = cells.X.copy()
     return cells
@@ -111,7 +111,7 @@ def test_missing_layer_lists_the_layers(adata):
     ],
 )
 def test_missing_column_lists_the_columns(adata, keys):
-    with pytest.raises(KeyError, match=r"'lane' is not a column.*'condition'.*'donor', 'score'"):
+    with pytest.raises(KeyError, match=r"'lane' is not a column.*'condition'.*'chip', 'score'"):
         register(adata, **keys)
 
 
@@ -182,13 +182,13 @@ def test_no_counts_names_the_layer_that_has_some(adata):
 
 
 def test_covariate_keys_must_be_lists(adata):
-    with pytest.raises(TypeError, match="must be a list of columns, not the string 'donor'"):
-        register(adata, categorical_covariate_keys="donor")
+    with pytest.raises(TypeError, match="must be a list of columns, not the string 'chip'"):
+        register(adata, categorical_covariate_keys="chip")
 
 
 def test_continuous_covariates_must_be_finite_numbers(adata):
-    with pytest.raises(ValueError, match=r"'donor'\] must hold numbers"):
-        register(adata, continuous_covariate_keys=["donor"])
+    with pytest.raises(ValueError, match=r"'chip'\] must hold numbers"):
+        register(adata, continuous_covariate_keys=["chip"])
     adata.obs.loc["3", "score"] = np.inf
     with pytest.raises(ValueError, match=r"'score'\] is infinite in 1 cells"):
         register(adata, continuous_covariate_keys=["score"])
@@ -223,9 +223,9 @@ def test_only_uns_changes_and_the_record_survives_a_file(adata, tmp_path):
     before = adata.copy()
     setup = register(
         adata,
-        batch_key="donor",
+        batch_key="chip",
         continuous_covariate_keys=["score"],
-        categorical_covariate_keys=["donor"],
+        categorical_covariate_keys=["chip"],
         size_factor_key="library",
         layer="counts",
     )
@@ -260,8 +260,8 @@ def test_codes_of_batch_and_covariates(adata):
     )
     setup = register(
         adata,
-        batch_key="donor",
-        categorical_covariate_keys=["plate", "donor"],
+        batch_key="chip",
+        categorical_covariate_keys=["plate", "chip"],
         continuous_covariate_keys=["score", "library"],
         size_factor_key="library",
     )
@@ -342,16 +342,16 @@ def test_more_than_two_conditions(adata):
 
 
 def test_unseen_batch_lists_the_known_ones(adata):
-    setup = register(adata, batch_key="donor")
+    setup = register(adata, batch_key="chip")
     new = adata.copy()
-    new.obs["donor"] = np.resize(["z", "b", "y"], 25)
+    new.obs["chip"] = np.resize(["z", "b", "y"], 25)
     with pytest.raises(ValueError, match=r"\['y', 'z'\]. Known are \['a', 'b', 'c'\]"):
         setup.extract(new)
 
 
 def test_new_data_keep_the_codes_of_the_registered_ones(adata):
-    setup = register(adata, batch_key="donor")
-    new = adata[adata.obs["donor"] == "c"].copy()
+    setup = register(adata, batch_key="chip")
+    new = adata[adata.obs["chip"] == "c"].copy()
     assert set(setup.extract(new).batch.tolist()) == {2}
 
 
@@ -385,9 +385,9 @@ def test_a_model_of_data_subset_after_registration_is_refused(adata):
 
 def test_library_moments_by_batch(adata):
     totals = dense_counts(adata).sum(1).astype(float)
-    means, variances = register(adata, batch_key="donor").extract(adata).library_moments(3)
-    for code, donor in enumerate("abc"):
-        logs = np.log(totals[adata.obs["donor"] == donor])
+    means, variances = register(adata, batch_key="chip").extract(adata).library_moments(3)
+    for code, chip in enumerate("abc"):
+        logs = np.log(totals[adata.obs["chip"] == chip])
         np.testing.assert_allclose([means[code], variances[code]], [logs.mean(), logs.var()])
 
 
@@ -395,9 +395,9 @@ def test_library_moments_of_a_batch_with_one_cell_and_of_empty_cells(adata):
     counts = adata.X.toarray()
     counts[5] = 0
     adata.X = sp.csr_matrix(counts)
-    adata.obs["donor"] = ["alone"] + ["rest"] * 24
+    adata.obs["chip"] = ["alone"] + ["rest"] * 24
     with pytest.warns(UserWarning, match="no counts"):
-        data = register(adata, batch_key="donor").extract(adata)
+        data = register(adata, batch_key="chip").extract(adata)
     means, variances = data.library_moments(2)
     logs = np.log(np.delete(counts.sum(1), 5))
     np.testing.assert_allclose(means, [logs[0], logs[1:].mean()], rtol=1e-5)

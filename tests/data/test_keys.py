@@ -20,7 +20,7 @@ KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
 @pytest.fixture
 def adata() -> ad.AnnData:
     made = simulate(SimulationSettings(n_background=15, n_target=15, n_genes=8), seed=0)
-    made.obs["donor"] = np.resize(["a", "b"], 30)
+    made.obs["chip"] = np.resize(["a", "b"], 30)
     made.obs["lane"] = np.resize(["x", "x", "y", "y"], 30)
     made.layers["counts"] = made.X.copy()
     return made
@@ -28,16 +28,16 @@ def adata() -> ad.AnnData:
 
 SINGLE = ("batch_key", "labels_key", "condition_key", "size_factor_key", "layer")
 GIVEN: dict[str, tuple[Callable[[ad.AnnData], Any], str]] = {
-    "list": (lambda a: ["donor", "lane"], r"the list \['donor', 'lane'\]"),
-    "list of one": (lambda a: ["donor"], r"the list \['donor'\]. Give its name: {0}='donor'"),
-    "tuple": (lambda a: ("donor", "lane"), r"the tuple \('donor', 'lane'\)"),
-    "index": (lambda a: pd.Index(["donor", "lane"]), r"an Index of shape \(2,\)"),
-    "column": (lambda a: a.obs["donor"], r"a Series, the column itself \('donor'\). Give its name"),
-    "columns": (lambda a: a.obs[["donor", "lane"]], r"a DataFrame, .*\['donor', 'lane'\]"),
-    "values": (lambda a: a.obs["donor"].to_numpy(), r"a[n]? .* of shape \(30,\)"),
+    "list": (lambda a: ["chip", "lane"], r"the list \['chip', 'lane'\]"),
+    "list of one": (lambda a: ["chip"], r"the list \['chip'\]. Give its name: {0}='chip'"),
+    "tuple": (lambda a: ("chip", "lane"), r"the tuple \('chip', 'lane'\)"),
+    "index": (lambda a: pd.Index(["chip", "lane"]), r"an Index of shape \(2,\)"),
+    "column": (lambda a: a.obs["chip"], r"a Series, the column itself \('chip'\). Give its name"),
+    "columns": (lambda a: a.obs[["chip", "lane"]], r"a DataFrame, .*\['chip', 'lane'\]"),
+    "values": (lambda a: a.obs["chip"].to_numpy(), r"a[n]? .* of shape \(30,\)"),
     "matrix": (lambda a: a.X, r"a csr_\w+ of shape \(30, 8\)"),
     "number": (lambda a: 3, r"the int 3\."),
-    "dict": (lambda a: {"donor": 1}, r"the dict"),
+    "dict": (lambda a: {"chip": 1}, r"the dict"),
 }
 
 
@@ -63,8 +63,8 @@ def test_several_batch_columns_are_joined_by_the_line_that_is_given(adata, given
 
 @pytest.mark.parametrize("argument", ["size_factor_key", "layer"])
 def test_what_cannot_be_joined_is_chosen_from(adata, argument) -> None:
-    with pytest.raises(TypeError, match=rf"Name one of them: {argument}='donor'"):
-        ContrastiveVI.setup_anndata(adata, **{argument: ["donor", "lane"]})
+    with pytest.raises(TypeError, match=rf"Name one of them: {argument}='chip'"):
+        ContrastiveVI.setup_anndata(adata, **{argument: ["chip", "lane"]})
 
 
 def test_a_matrix_goes_into_a_layer(adata: ad.AnnData) -> None:
@@ -73,7 +73,7 @@ def test_a_matrix_goes_into_a_layer(adata: ad.AnnData) -> None:
 
 
 def test_values_are_made_a_column(adata: ad.AnnData) -> None:
-    unnamed = adata.obs["donor"].rename(None)
+    unnamed = adata.obs["chip"].rename(None)
     for values in (unnamed, unnamed.to_numpy()):
         with pytest.raises(TypeError, match=r"adata\.obs\['batch'\] = values.*batch_key='batch'"):
             ContrastiveVI.setup_anndata(adata, batch_key=values)
@@ -83,13 +83,13 @@ def test_values_are_made_a_column(adata: ad.AnnData) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("donor", r"be a list of columns, not the string 'donor': \['donor'\]"),
-        (lambda a: a.obs["donor"], r"it is a Series, .* Give the names: \w+=\['donor'\]"),
-        (lambda a: a.obs[["donor", "lane"]], r"it is a DataFrame.*=\['donor', 'lane'\]"),
-        (lambda a: [["donor", "lane"]], r"it holds the list \['donor', 'lane'\]"),
-        (lambda a: [a.obs["donor"]], r"it holds a Series, the column itself \('donor'\)"),
-        (lambda a: ["donor", 3], r"it holds the int 3\. .*columns\.astype\(str\)"),
-        (lambda a: {"donor": 1}, "it is the dict"),
+        ("chip", r"be a list of columns, not the string 'chip': \['chip'\]"),
+        (lambda a: a.obs["chip"], r"it is a Series, .* Give the names: \w+=\['chip'\]"),
+        (lambda a: a.obs[["chip", "lane"]], r"it is a DataFrame.*=\['chip', 'lane'\]"),
+        (lambda a: [["chip", "lane"]], r"it holds the list \['chip', 'lane'\]"),
+        (lambda a: [a.obs["chip"]], r"it holds a Series, the column itself \('chip'\)"),
+        (lambda a: ["chip", 3], r"it holds the int 3\. .*columns\.astype\(str\)"),
+        (lambda a: {"chip": 1}, "it is the dict"),
         (lambda a: 3, "it is the int 3"),
     ],
 )
@@ -100,7 +100,7 @@ def test_lists_of_names(adata, argument, given, message) -> None:
 
 
 def test_names_in_any_kind_of_list(adata: ad.AnnData) -> None:
-    for keys in (("donor",), pd.Index(["donor"]), np.array(["donor"]), ["donor"], []):
+    for keys in (("chip",), pd.Index(["chip"]), np.array(["chip"]), ["chip"], []):
         ContrastiveVI.setup_anndata(adata, categorical_covariate_keys=keys)
         setup = Setup.of(adata)
         assert setup.categorical_covariate_keys == tuple(map(str, keys))
@@ -133,10 +133,10 @@ def model(adata: ad.AnnData) -> ContrastiveVI:
 def test_methods_that_take_one_column(model: ContrastiveVI, method: str) -> None:
     argument, call = METHODS[method]
     assert model.adata is not None
-    for given in (["donor", "lane"], model.adata.obs["donor"], model.adata.obs[["donor"]], 3):
+    for given in (["chip", "lane"], model.adata.obs["chip"], model.adata.obs[["chip"]], 3):
         with pytest.raises(TypeError, match=f"{argument} must be the name of a column"):
             call(model, given)
-    with pytest.raises(KeyError, match=r"'type'.*'donor'"):
+    with pytest.raises(KeyError, match=r"'type'.*'chip'"):
         call(model, "type")
 
 
@@ -144,19 +144,19 @@ def test_methods_that_take_one_column(model: ContrastiveVI, method: str) -> None
 def test_methods_that_take_several_columns(model: ContrastiveVI, method: str) -> None:
     argument, call = SEVERAL[method]
     assert model.adata is not None
-    for given in ([["donor"]], model.adata.obs["donor"], model.adata.obs[["donor"]], 3):
+    for given in ([["chip"]], model.adata.obs["chip"], model.adata.obs[["chip"]], 3):
         with pytest.raises(TypeError, match=f"{argument} must be a list of names of columns"):
             call(model, given)
-    with pytest.raises(KeyError, match=r"'type'.*'donor'"):
+    with pytest.raises(KeyError, match=r"'type'.*'chip'"):
         call(model, ["type"])
 
 
 def test_a_name_that_is_nearly_one(adata: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match=r"Do you mean 'donor'\?"):
+    with pytest.raises(KeyError, match=r"Do you mean 'chip'\?"):
         ContrastiveVI.setup_anndata(adata, batch_key="Donor")
 
 
 def test_two_columns_of_one_name(adata: ad.AnnData) -> None:
-    adata.obs.insert(0, "donor", adata.obs["lane"], allow_duplicates=True)
-    with pytest.raises(ValueError, match=r"2 columns of adata\.obs are called 'donor'; rename"):
-        ContrastiveVI.setup_anndata(adata, batch_key="donor")
+    adata.obs.insert(0, "chip", adata.obs["lane"], allow_duplicates=True)
+    with pytest.raises(ValueError, match=r"2 columns of adata\.obs are called 'chip'; rename"):
+        ContrastiveVI.setup_anndata(adata, batch_key="chip")

@@ -373,9 +373,9 @@ def test_three_models_one_after_another_train_alike_with_plain_pyro():
 
 def test_latent_library_with_a_batch_of_one_cell():
     adata = make_adata()
-    adata.obs["donor"] = ["alone"] + ["rest"] * 49
+    adata.obs["chip"] = ["alone"] + ["rest"] * 49
     ContrastiveVI.setup_anndata(
-        adata, condition_key="condition", background="control", batch_key="donor"
+        adata, condition_key="condition", background="control", batch_key="chip"
     )
     model = make_model(adata, use_observed_lib_size=False)
     train(model, 3)
@@ -391,9 +391,9 @@ def test_covariates_and_size_factors_reach_the_model(monkeypatch):
         adata,
         condition_key="condition",
         background="control",
-        batch_key="donor",
+        batch_key="chip",
         size_factor_key="factor",
-        categorical_covariate_keys=["donor", "condition"],
+        categorical_covariate_keys=["chip", "condition"],
         continuous_covariate_keys=["score"],
     )
     model = make_model(adata)
@@ -406,7 +406,7 @@ def test_covariates_and_size_factors_reach_the_model(monkeypatch):
         nodes["library"]["value"][:, 0], unit * adata.obs["factor"], rtol=1e-5
     )
     before = model.get_latent_representation()
-    for column_name, changed in (("donor", "b"), ("score", 3.0)):
+    for column_name, changed in (("chip", "b"), ("score", 3.0)):
         other = adata.copy()
         other.obs[column_name] = changed
         assert not np.allclose(model.get_latent_representation(other), before)

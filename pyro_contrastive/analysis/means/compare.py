@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_contrastive.analysis.means.group_sums import GroupSums, group_sums, why_not_tested
+from pyro_contrastive.analysis.means.donors import (
+    Donors,
+    TooFewDonorsError,
+    donors_tested,
+    untested,
+)
+from pyro_contrastive.analysis.means.group_sums import (
+    DonorSums,
+    GroupSums,
+    donor_sums,
+    group_sums,
+)
 from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio, score_statistic
+from pyro_contrastive.analysis.means.results import (
+    LOG_2,
+    reason_not_tested,
+    result_table,
+    with_fdr,
+)
 from pyro_contrastive.analysis.means.settings import MeansSettings
 from pyro_contrastive.observed.matrix import Matrix
 
@@ -17,7 +34,7 @@ __all__ = ["clusters", "compare_means"]
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
-LOG_2 = math.log(2)
+Test = Callable[[Codes], pd.DataFrame]
 CELLS_PER_CLUSTER = 40
 """Cells there must be for each cluster of the background latent that is made."""
 
@@ -50,6 +67,7 @@ def compare_means(
     side: NDArray[np.bool_],
     names: pd.Index,
     settings: MeansSettings,
+    donors: Donors | None = None,
 ) -> pd.DataFrame:
     """Test every gene; see :meth:`~pyro_contrastive.ContrastiveVI.differential_expression`.
 
@@ -67,6 +85,8 @@ def compare_means(
         Names of the strata.
     settings
         Settings of the test.
+    donors
+        The donor of each cell: the unit of the test. Default: cells are the unit.
 
     Returns
     -------
@@ -75,11 +95,15 @@ def compare_means(
     Raises
     ------
     ValueError
-        If no stratum has enough cells of both groups.
+        If no stratum has enough cells of both groups, or there are too few donors.
     """
-    sums = group_sums(x, sizes / sizes.mean(), strata, side)
-    shared = sums.shared(settings.fewest_cells)
-    if not shared.any():
+    sizes = sizes / sizes.mean()
+    if donors is None:
+        shared, tested = _test_of_cells(group_sums(x, sizes, strata, side), settings)
+    else:
+        by_donor = donor_sums(x, sizes, strata, side, donors.codes)
+        shared, tested = _test_of_donors(by_donor, donors, settings)
+    if not len(shared):
         msg = (
             f"No stratum has at least {settings.fewest_cells} cells of both groups, so that "
             "nothing can be compared within strata: a batch or stratum that holds one group alone "
@@ -87,40 +111,54 @@ def compare_means(
         )
         raise ValueError(msg)
     if not settings.by_stratum:
-        return _with_fdr(_tested(sums.of(shared), settings), settings)
-    tables = []
-    for k in np.flatnonzero(shared):
-        table = _tested(sums.of(np.arange(len(shared)) == k), settings)
+        return with_fdr(tested(shared), settings)
+    tables = [tested(np.array([k])) for k in shared]
+    for k, table in zip(shared, tables, strict=True):
         table.insert(0, "stratum", names[k])
-        tables.append(table)
-    return _with_fdr(pd.concat(tables), settings)
+    return with_fdr(pd.concat(tables), settings)
+
+
+def _test_of_cells(sums: GroupSums, settings: MeansSettings) -> tuple[Codes, Test]:
+    """Return the strata with cells of both groups, and the test over some of them."""
+    shared = np.flatnonzero(sums.shared(settings.fewest_cells))
+    return shared, lambda strata: _tested(sums.of(strata), settings)
+
+
+def _test_of_donors(sums: DonorSums, donors: Donors, settings: MeansSettings) -> tuple[Codes, Test]:
+    """Return the same with donors as the unit; a stratum by itself may have too few of them."""
+    shared = sums.shared(settings.fewest_cells)
+    refused: list[Codes] = []
+
+    def tested(strata: Codes) -> pd.DataFrame:
+        some = sums.of(np.isin(sums.stratum, strata))
+        try:
+            return donors_tested(some, donors, settings)
+        except TooFewDonorsError:
+            refused.append(strata)
+            if not settings.by_stratum or len(refused) == len(shared):
+                raise
+            return untested(some)
+
+    return shared, tested
 
 
 def _tested(sums: GroupSums, settings: MeansSettings) -> pd.DataFrame:
-    """Test every gene over some strata."""
+    """Test every gene over some strata, with cells as replicates."""
     from scipy.stats import norm  # noqa: PLC0415  # slow to import
 
     fit = fit_log_ratio(sums)
-    n_counts = sums.counts.sum((0, 1))
-    enough = n_counts >= settings.fewest_counts
-    width = norm.ppf((1 + settings.interval) / 2) * fit.standard_error
-    value = np.where(enough, fit.value, np.nan)
+    reason = reason_not_tested(sums.counts.sum((0, 1)), settings.fewest_counts)
+    quantile = float(norm.ppf((1 + settings.interval) / 2))
     means = sums.counts.sum(0) / sums.sizes.sum(0)[:, None]
-    return pd.DataFrame(
-        {
-            "lfc": value / LOG_2,
-            "lfc_se": np.where(enough, fit.standard_error, np.nan) / LOG_2,
-            "lower": (value - width) / LOG_2,
-            "upper": (value + width) / LOG_2,
-            "p_value": np.where(enough, _p_values(sums, fit.value, settings), np.nan),
-            "mean1": means[1],
-            "mean2": means[0],
-            "n_cells1": sums.n_cells[:, 1].sum(),
-            "n_cells2": sums.n_cells[:, 0].sum(),
-            "n_strata": len(sums.n_cells),
-            "not_tested": why_not_tested(n_counts, settings.fewest_counts),
-        }
-    )
+    others = {
+        "mean1": means[1],
+        "mean2": means[0],
+        "n_cells1": sums.n_cells[:, 1].sum(),
+        "n_cells2": sums.n_cells[:, 0].sum(),
+        "n_strata": len(sums.n_cells),
+    }
+    p_value = _p_values(sums, fit.value, settings)
+    return result_table(fit.value, fit.standard_error, quantile, p_value, reason, others)
 
 
 def _p_values(sums: GroupSums, estimate: Array, settings: MeansSettings) -> Array:
@@ -134,18 +172,3 @@ def _p_values(sums: GroupSums, estimate: Array, settings: MeansSettings) -> Arra
     below = norm.sf(-score_statistic(sums, -edge))
     beyond = np.where(estimate > 0, above, below)
     return np.where(np.abs(estimate) > edge, np.minimum(2 * beyond, 1.0), 1.0)
-
-
-def _with_fdr(table: pd.DataFrame, settings: MeansSettings) -> pd.DataFrame:
-    """Add p-values adjusted by Benjamini and Hochberg over all tests made."""
-    from scipy.stats import false_discovery_control  # noqa: PLC0415  # slow to import
-
-    p = table["p_value"].to_numpy()
-    there = np.isfinite(p)
-    adjusted = np.full(len(p), np.nan)
-    if there.any():
-        adjusted[there] = false_discovery_control(p[there])
-    at = list(table.columns).index("p_value") + 1
-    table.insert(at, "p_adj", adjusted)
-    table.insert(at + 1, f"is_de_fdr_{settings.fdr_target}", adjusted <= settings.fdr_target)
-    return table

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.means.blocks import Compared
-from pyro_contrastive.analysis.means.group_sums import why_not_tested
 from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio
+from pyro_contrastive.analysis.means.results import reason_not_tested
 from pyro_contrastive.analysis.means.settings import MeansSettings
 
 __all__ = ["GroupEffect", "effect_of"]
@@ -55,7 +55,7 @@ class GroupEffect:
     n_strata: int
     n_samples: NDArray[np.int64]
     compared_with: str
-    not_estimated: NDArray[np.str_]
+    not_estimated: NDArray[np.object_]
 
 
 def effect_of(
@@ -105,5 +105,5 @@ def effect_of(
         n_strata=len(sums.n_cells),
         n_samples=enough.astype(np.int64),
         compared_with=compared_with,
-        not_estimated=why_not_tested(n_counts, settings.fewest_counts),
+        not_estimated=reason_not_tested(n_counts, settings.fewest_counts),
     )

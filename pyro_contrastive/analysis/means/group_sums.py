@@ -1,8 +1,9 @@
-"""Sums of counts by stratum and side: all that a test of means needs of the data."""
+"""Sums of counts by stratum, side and donor: all that a test of means needs of the data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,10 @@ from scipy.sparse import csr_matrix
 
 from pyro_contrastive.observed.matrix import Matrix
 
-__all__ = ["GroupSums", "group_sums", "why_not_tested"]
+__all__ = ["DonorSums", "GroupSums", "donor_sums", "group_sums"]
 
 Array = NDArray[np.float64]
+Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class GroupSums:
     squared_sizes: Array
     n_cells: NDArray[np.int64]
 
-    def of(self, strata: NDArray[np.bool_]) -> GroupSums:
+    def of(self, strata: Codes) -> GroupSums:
         """Return the sums of some strata."""
         return GroupSums(*(value[strata] for value in vars(self).values()))
 
@@ -62,27 +64,96 @@ def group_sums(
     """
     n_strata = int(strata.max(initial=-1)) + 1
     group = 2 * strata + side
-    n_groups = 2 * n_strata
-    member = csr_matrix(
-        (np.ones(len(group)), (group, np.arange(len(group)))), shape=(n_groups, len(group))
-    )
+    sums: Any = _sums(x, sizes, group, 2 * n_strata)
+    return GroupSums(*(value.reshape(n_strata, 2, *value.shape[1:]) for value in sums))
+
+
+def _sums(
+    x: Matrix, sizes: Array, group: Codes, n_groups: int
+) -> tuple[Array, Array, Array, Array, Array, Codes]:
+    """Add up, for each group: counts, squares, products, sizes, squared sizes and cells."""
+    cells = np.arange(len(group))
+    member = csr_matrix((np.ones(len(group)), (group, cells)), shape=(n_groups, len(group)))
+    by_size = csr_matrix((sizes, (group, cells)), shape=member.shape)
     x = csr_matrix(x, dtype=np.float64)
-    by_size = csr_matrix((sizes, (group, np.arange(len(group)))), shape=member.shape)
     counts, squares, products = (
-        (rows @ values).toarray().reshape(n_strata, 2, x.shape[1])
+        (rows @ values).toarray()
         for rows, values in ((member, x), (member, x.multiply(x)), (by_size, x))
     )
-    return GroupSums(
-        counts,
-        squares,
-        products,
-        (member @ sizes).reshape(n_strata, 2),
-        (member @ sizes**2).reshape(n_strata, 2),
-        np.bincount(group, minlength=n_groups).reshape(n_strata, 2),
+    n_cells = np.bincount(group, minlength=n_groups)
+    return counts, squares, products, member @ sizes, member @ sizes**2, n_cells
+
+
+@dataclass(frozen=True)
+class DonorSums:
+    """Sums over the cells of one donor, stratum and side each: a group, where there are cells.
+
+    Parameters
+    ----------
+    donor, stratum, side
+        Of each group, ``[groups]``; the second side (1) is the one whose change is asked for.
+    counts, squares, products, sizes, squared_sizes, n_cells
+        As in :class:`GroupSums`, ``[groups, genes]`` and ``[groups]``.
+    """
+
+    donor: Codes
+    stratum: Codes
+    side: Codes
+    counts: Array
+    squares: Array
+    products: Array
+    sizes: Array
+    squared_sizes: Array
+    n_cells: Codes
+
+    def of(self, groups: NDArray[np.bool_]) -> DonorSums:
+        """Return the sums of some groups."""
+        return DonorSums(*(value[groups] for value in vars(self).values()))
+
+    def shared(self, fewest: int) -> Codes:
+        """Return the strata with at least this many cells on both sides."""
+        by_stratum = _added(self.n_cells, 2 * self.stratum + self.side).reshape(-1, 2)
+        return np.flatnonzero((by_stratum >= fewest).all(1))
+
+    def comparable(self, fewest: int) -> DonorSums:
+        """Leave out what cannot be compared, or hardly.
+
+        Strata in which a side has fewer cells than this, and donors with fewer on a side, which
+        loses them this side.
+        """
+        kept = np.ones(len(self.donor), dtype=bool)
+        while True:
+            n_cells = np.where(kept, self.n_cells, 0)
+            by_stratum = _added(n_cells, 2 * self.stratum + self.side).reshape(-1, 2)
+            by_donor = _added(n_cells, 2 * self.donor + self.side)
+            shared = np.asarray((by_stratum >= fewest).all(axis=1))
+            enough = shared[self.stratum]
+            enough &= by_donor[2 * self.donor + self.side] >= fewest
+            if (enough >= kept).all():
+                return self.of(kept)
+            kept &= enough
+
+
+def donor_sums(
+    x: Matrix, sizes: Array, strata: Codes, side: NDArray[np.bool_], donors: Codes
+) -> DonorSums:
+    """Add up the counts of cells by donor, stratum and side.
+
+    Parameters
+    ----------
+    x, sizes, strata, side
+        As in :func:`group_sums`.
+    donors
+        Donor of each cell, from 0, ``[cells]``.
+    """
+    keys = np.stack([donors, strata, side.astype(np.int64)])
+    (donor, stratum, which), group = np.unique(keys, axis=1, return_inverse=True)
+    group = group.reshape(-1)  # NumPy 2.0 gives it a second dimension
+    return DonorSums(donor, stratum, which, *_sums(x, sizes, group, len(donor)))
+
+
+def _added(values: Codes, code: Codes) -> Codes:
+    """Add up whole numbers by code; as many as there are pairs of codes."""
+    return np.bincount(code, values, minlength=2 * (int(code.max(initial=-1)) // 2 + 1)).astype(
+        np.int64
     )
-
-
-def why_not_tested(n_counts: Array, fewest: int) -> NDArray[np.str_]:
-    """Say why genes with these numbers of counts are not tested; empty if they are, ``[genes]``."""
-    few = np.where(n_counts == 0, "no counts", f"fewer than {fewest} counts")
-    return np.where(n_counts < fewest, few, "")

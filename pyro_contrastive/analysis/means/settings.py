@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
-__all__ = ["MeansSettings"]
+__all__ = ["DEFAULT_DONOR_TEST", "MeansSettings"]
+
+DonorTest = Literal["moderated_t", "pydeseq2"]
+DEFAULT_DONOR_TEST: DonorTest = "moderated_t"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +30,17 @@ class MeansSettings:
     interval
         Coverage of the interval between ``lower`` and ``upper``.
     fewest_cells
-        A stratum is used if both groups have this many cells in it.
+        A stratum is used if both groups have this many cells in it; and a donor, if it has this
+        many of a group.
     fewest_counts
         A gene is tested if it has this many counts in the cells used.
     fdr_target
         False discovery rate at which genes are tagged.
+    donor_test
+        How donors are compared, where they are the unit. ``"moderated_t"`` (default): t-tests of
+        the log rates of donors, weighted by their precision, with variances squeezed over genes.
+        ``"pydeseq2"``: negative binomial regression of the counts of donors by PyDESeq2
+        (``pip install "pyro-contrastive[donors]"``).
 
     Raises
     ------
@@ -46,6 +55,7 @@ class MeansSettings:
     fewest_cells: int = 5
     fewest_counts: int = 10
     fdr_target: float = 0.05
+    donor_test: DonorTest = DEFAULT_DONOR_TEST
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -56,6 +66,9 @@ class MeansSettings:
                 f"{self.strata!r}."
             )
             raise TypeError(msg)
+        if self.donor_test not in get_args(DonorTest):
+            msg = f"donor_test must be one of {get_args(DonorTest)}, not {self.donor_test!r}."
+            raise ValueError(msg)
         numbers: dict[str, tuple[Any, Any, float, float]] = {
             "lfc_threshold": (self.lfc_threshold, Real, 0.0, float("inf")),
             "interval": (self.interval, Real, 0.0, 1.0),
