@@ -116,7 +116,11 @@ def estimate(log_weights: Array) -> CellEstimates:
     return CellEstimates(iw, smoothed.log_mean, smoothed.k, variance, n_draws)
 
 
-def compare(estimates: Mapping[str, CellEstimates], notes: Mapping[str, str]) -> pd.DataFrame:
+def compare(
+    estimates: Mapping[str, CellEstimates],
+    notes: Mapping[str, str],
+    n_steps: int | None = None,
+) -> pd.DataFrame:
     """Tabulate the estimates of several models on the same cells, the best first.
 
     Parameters
@@ -125,6 +129,9 @@ def compare(estimates: Mapping[str, CellEstimates], notes: Mapping[str, str]) ->
         By model; each of the same cells in the same order.
     notes
         By model, what to add to its reading; models may be left out.
+    n_steps
+        Steps by which posteriors were refined, on which the advice depends. ``None``: they were not
+        refined.
 
     Returns
     -------
@@ -135,7 +142,7 @@ def compare(estimates: Mapping[str, CellEstimates], notes: Mapping[str, str]) ->
     table = pd.DataFrame(rows, index=pd.Index(list(estimates), name="model"))
     table = table.sort_values("elpd_psis", ascending=False)
     readings = [
-        " ".join(filter(None, (_reading(row, str(name) == best), notes.get(str(name)))))
+        " ".join(filter(None, (_reading(row, str(name) == best, n_steps), notes.get(str(name)))))
         for name, row in table.to_dict("index").items()
     ]
     return table.assign(reading=readings)
@@ -165,7 +172,7 @@ def _standard_error(values: Array) -> float:
     return float(math.sqrt(len(values)) * values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def _reading(row: Mapping[str, object], is_best: bool) -> str:
+def _reading(row: Mapping[str, object], is_best: bool, n_steps: int | None) -> str:
     """Explain a row: its place, and whether the estimate can be trusted."""
     difference, error = float(str(row["elpd_diff"])), float(str(row["diff_se"]))
     if is_best:
@@ -177,9 +184,14 @@ def _reading(row: Mapping[str, object], is_best: bool) -> str:
         place = "Not clearly worse than the best: the difference is less than 2 standard errors."
     if row["reliable"]:
         return f"{place} Importance sampling is reliable."
+    remedy = "Try refine=True"
+    if n_steps is not None:
+        remedy = (
+            f"Posteriors were refined in {n_steps} steps; try refine={3 * n_steps}, and a larger "
+            "n_samples"
+        )
     return (
         f"{place} Unreliable: Pareto k is above {row['k_threshold']:.2f} in "
-        f"{row['share_high_k']:.0%} of the cells, for which log p(x) is underestimated. Try "
-        "refine=True; trust only differences much larger than the gaps between elpd_psis and "
-        "elpd_iw."
+        f"{row['share_high_k']:.0%} of the cells, for which log p(x) is underestimated. {remedy}; "
+        "trust only differences much larger than the gaps between elpd_psis and elpd_iw."
     )

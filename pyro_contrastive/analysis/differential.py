@@ -86,10 +86,10 @@ def differential_expression(
     return pd.concat(tables)
 
 
-def _too_rare(query: Query, pair: GroupPair, settings: DifferentialSettings) -> NDArray[np.str_]:
+def _too_rare(query: Query, pair: GroupPair, settings: DifferentialSettings) -> NDArray[np.object_]:
     """Say why a gene is not tested, else empty, ``[genes]``: it has too few counts."""
     if not (settings.fewest_counts and query.vae.model.likelihood.support.is_discrete):
-        return np.full(query.data.rows(pair.cells1[:1]).shape[1], "")
+        return np.full(query.data.rows(pair.cells1[:1]).shape[1], "", dtype=object)
     rows = query.data.rows(np.concatenate([pair.cells1, pair.cells2]))
     return reason_not_tested(np.asarray(rows.sum(axis=0)).reshape(-1), settings.fewest_counts)
 
@@ -263,7 +263,7 @@ def _check_shape(found: Any, expected: Draws, name: str) -> None:
 
 def _table(
     columns: dict[str, Any],
-    not_tested: NDArray[np.str_],
+    not_tested: NDArray[np.object_],
     pair: GroupPair,
     genes: Sequence[str],
     settings: DifferentialSettings,

@@ -109,8 +109,8 @@ def compare_models(
         count of the cell they predict, which favours them.
     """
     _check_arguments(models, n_samples)
-    for model in models.values():
-        refinement_of(refine, model)
+    refinements = [refinement_of(refine, model) for model in models.values()]
+    n_steps = None if refinements[0] is None else refinements[0].n_steps
     first = next(iter(models.values()))
     adata = first._adata(adata)
     _check_measures(models)
@@ -137,7 +137,8 @@ def compare_models(
         name: None if found is None else int(np.isin(cells, found).sum())
         for name, found in seen.items()
     }
-    return Comparison(_table(estimates, n_seen), _by_cell(estimates, adata.obs_names[cells]))
+    table = _table(estimates, n_seen, n_steps)
+    return Comparison(table, _by_cell(estimates, adata.obs_names[cells]))
 
 
 def _check_arguments(models: object, n_samples: int) -> None:
@@ -151,10 +152,12 @@ def _check_arguments(models: object, n_samples: int) -> None:
 
 
 def _table(
-    estimates: Mapping[str, CellEstimates], n_seen: Mapping[str, int | None]
+    estimates: Mapping[str, CellEstimates],
+    n_seen: Mapping[str, int | None],
+    n_steps: int | None,
 ) -> pd.DataFrame:
     """Tabulate the estimates, with the number of cells that each model was trained on."""
-    table = compare(estimates, {name: _note(n) for name, n in n_seen.items()})
+    table = compare(estimates, {name: _note(n) for name, n in n_seen.items()}, n_steps)
     trained_on = pd.array([n_seen[str(name)] for name in table.index], dtype="Int64")
     table.insert(list(table.columns).index("median_k"), "n_trained_on", trained_on)
     return table

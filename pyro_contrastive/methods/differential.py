@@ -115,8 +115,8 @@ class DifferentialMethods(ModelBase):
             ``mode="means"`` see :class:`~pyro_contrastive.analysis.means.settings.MeansSettings`:
             ``strata`` (a column of cell types, or a number of clusters of z, 8 by default),
             ``lfc_threshold``, ``by_stratum`` (in which cell types), ``interval``,
-            ``fewest_cells``, ``fewest_counts``, ``donor_test`` (``"pydeseq2"`` for that package's test
-            of donors).
+            ``fewest_cells``, ``fewest_counts``, ``donor_test`` (``"pydeseq2"`` for that package's
+            test of donors).
 
         Returns
         -------

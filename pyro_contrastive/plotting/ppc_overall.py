@@ -9,6 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
 from pyro_contrastive.analysis.ppc.statistics import EFFECTS
+from pyro_contrastive.analysis.ppc.verdicts import with_verdicts
 from pyro_contrastive.plotting.ppc_parts import (
     PLURAL,
     UNITS,
@@ -24,6 +25,8 @@ from pyro_contrastive.plotting.ppc_parts import (
 from pyro_contrastive.plotting.style import FAINT, INK, new_axes, tidy
 
 __all__ = ["plot_groups", "plot_misfit"]
+
+_VERDICT_COLORS = {"close": INK, "look": "#B36B00", "off": "#A40122"}
 
 
 def plot_misfit(
@@ -55,7 +58,8 @@ def plot_misfit(
     -------
     matplotlib.axes.Axes
         A line per statistic, in the order of the table, and a marker per model; further right is
-        worse.
+        worse. Given one model, the right margin says by how much the average differs in the data,
+        with the verdict of ``check.summary()`` if it is not "close".
 
     Raises
     ------
@@ -85,14 +89,39 @@ def plot_misfit(
     axes.axvline(expected, color=INK, ls="--", lw=1, label=f"by chance ({expected:.0%})")
     axes.set_yticks(range(len(lines)), lines)
     axes.set(xlim=(0, 1), ylim=(len(lines) - 0.5, -0.5))
+    one_model = len(models_of(table)) == 1
     axes.set_xlabel(
         f"share outside of the {1 - expected:.0%} interval of the replicates"
+        + ("\nright margin: averages, data less replicates" if one_model else "")
         + _left_out(worst.drop(lines))
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.tick_params(axis="y", length=0, pad=8)  # so that a marker at 0 does not cover the labels
+    if one_model:
+        _write_differences(axes, table, labels[table.index], lines)
     legend_above(axes)
     return tidy(axes, left=False)
+
+
+def _write_differences(
+    axes: Axes, table: pd.DataFrame, labels: pd.Series[str], lines: list[str]
+) -> None:
+    """Write how much data and replicates differ on average beside each line."""
+    for label, row in zip(labels, with_verdicts(table).itertuples(), strict=True):
+        if not np.isfinite(row.difference):
+            continue
+        relative = row.difference_in == "relative"
+        text = f"{row.difference:+.1%}" if relative else f"{row.difference:+.3f}"
+        axes.annotate(
+            text if row.verdict == "close" else f"{text}, {row.verdict}",
+            (1.0, lines.index(label)),
+            (10, 0),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color=_VERDICT_COLORS[row.verdict],
+        )
 
 
 def plot_groups(

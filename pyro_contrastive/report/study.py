@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -175,7 +175,8 @@ class FittedModel(Protocol):
     def differential_expression(self, **settings: Any) -> pd.DataFrame:
         """Test every gene."""
 
-    def get_group_effects(self, **settings: Any) -> pd.DataFrame:
+    @property
+    def get_group_effects(self) -> Callable[..., pd.DataFrame]:
         """Effects by group and sample."""
 
     def save(self, dir_path: str, *, overwrite: bool = False) -> None:

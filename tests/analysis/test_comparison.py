@@ -59,6 +59,10 @@ def test_high_k_is_said_aloud() -> None:
     assert "Unreliable: Pareto k is above 0.67 in 100% of the cells" in reading
     assert reading.endswith("A note.")
     assert "is reliable" in table.loc["good", "reading"]
+    assert "Try refine=True" in reading
+    refined = compare({"good": good, "bad": bad}, {}, n_steps=30).loc["bad", "reading"]
+    assert "refined in 30 steps; try refine=90" in refined  # not what was done already
+    assert "refine=True" not in refined
 
 
 def test_estimates_of_known_weights() -> None:
@@ -112,6 +116,8 @@ def test_refinement_raises_the_estimate_and_lowers_k(cells: ad.AnnData) -> None:
     some = np.arange(10)
     plain = compare_models(models, indices=some, n_samples=50).table
     refined = compare_models(models, indices=some, n_samples=50, refine=True).table
+    unreliable = refined.loc[~refined["reliable"], "reading"]
+    assert unreliable.str.contains("refined in 30 steps").all()
     assert (refined["elpd_iw"] > plain["elpd_iw"].reindex(refined.index) + 10).all()
     assert (refined["median_k"] < plain["median_k"].reindex(refined.index)).all()
 

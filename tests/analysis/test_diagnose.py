@@ -121,6 +121,27 @@ def test_the_answer_to_one_blob(
     assert pd.Series([found.advice]).str.contains(advice).all(), found.advice
 
 
+def test_nothing_is_advised_that_the_model_already_has() -> None:
+    with_all = {"MMD": 30.0, "HSIC": 10.0, "Wasserstein": 10.0}
+    for penalties, preset in (({}, True), ({"MMD": 30.0}, True), (with_all, False)):
+        changes = {"condition_in_z": probe_of(0.8), "penalties": penalties}
+        advice = table_of(**changes).loc["condition in z", "advice"]
+        assert ("from_preset" in advice) == preset
+        found = salient_map(
+            dataclasses.replace(GOOD, usage=usage(n_s=0), structure=None, **changes)
+        )
+        assert ("from_preset" in found.advice) == preset
+        assert ("add penalties=[MMD" in advice) == (not penalties)
+    for prior, advised in (("StandardNormal", True), ("PerConditionNormal", False)):
+        row = table_of(treatments_in_s=probe_of(0.0), salient_prior=prior).loc["treatments in s"]
+        assert ("PerConditionNormal" in row["advice"]) == advised
+        assert "more cells per treatment" in row["advice"]
+    escaping = dataclasses.replace(
+        GOOD, condition_in_s=probe_of(0.5), salient_prior="EscapingPerturbation"
+    )
+    assert salient_map(escaping).advice == "more epochs, more genes that respond"
+
+
 def test_other_faults_are_named() -> None:
     assert table_of(condition_in_z=probe_of(0.3)).loc["condition in z", "verdict"] == "look"
     assert table_of(condition_in_z=probe_of(0.8)).loc["condition in z", "verdict"] == "bad"

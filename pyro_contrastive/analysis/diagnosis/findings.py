@@ -24,6 +24,7 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     predicts,
     raise_or_add,
     sees_response,
+    separated_preset,
     uses_salient,
 )
 from pyro_contrastive.analysis.diagnosis.posterior_findings import closeness_findings
@@ -55,7 +56,7 @@ def findings(measured: Measurements) -> list[Finding]:
     rows += [_shared_in_s(name, found, measured) for name, found in measured.shared_in_s.items()]
     rows += [_batch_in_z(name, found) for name, found in measured.batch_in_z.items()]
     if measured.treatments_in_s is not None:
-        rows.append(_treatments(measured.treatments_in_s))
+        rows.append(_treatments(measured.treatments_in_s, measured.salient_prior))
     return [*rows, *closeness_findings(measured), *training_findings(measured)]
 
 
@@ -140,10 +141,8 @@ def _condition_in_z(measured: Measurements) -> Finding:
     }
     advice = ""
     if verdict != "good":
-        advice = (
-            f"{raise_or_add(measured, 'MMD', 'penalties=[MMD(30.0)]')}, or "
-            'from_preset(adata, "separated")'
-        )
+        advice = raise_or_add(measured, "MMD", "penalties=[MMD(30.0)]")
+        advice += separated_preset(measured)
     reading = f"{words[verdict]}: {_score(found)}."
     return Finding("condition in z", excess, verdict, reading, advice)
 
@@ -195,11 +194,11 @@ def _batch_in_z(name: str, found: Probe) -> Finding:
     return Finding(f"{name} in z", excess, verdict, f"{words[verdict]}: {_score(found)}.", advice)
 
 
-def _treatments(found: Probe) -> Finding:
+def _treatments(found: Probe, salient_prior: str) -> Finding:
     excess = float(found["excess"])
     verdict: Verdict = "good" if predicts(found) else "look"
     words = "Treatments separate in s" if predicts(found) else "Treatments look alike in s"
-    advice = (
-        "" if predicts(found) else "salient_prior=PerConditionNormal(...), more cells per treatment"
-    )
+    advice = "" if predicts(found) else "more cells per treatment"
+    if advice and salient_prior != "PerConditionNormal":
+        advice = f"salient_prior=PerConditionNormal(...), {advice}"
     return Finding("treatments in s", excess, verdict, f"{words}: {_score(found)}.", advice)

@@ -135,6 +135,7 @@ def measure(
             for penalty in query.vae.penalties
             if penalty.weight and getattr(penalty, "site", "z") == "z"
         },
+        salient_prior=type(query.vae.model.salient_prior).__name__,
     )
 
 

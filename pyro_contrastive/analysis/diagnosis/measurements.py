@@ -21,6 +21,7 @@ __all__ = [
     "predicts",
     "raise_or_add",
     "sees_response",
+    "separated_preset",
     "uses_salient",
 ]
 
@@ -134,6 +135,8 @@ class Measurements:
         Epoch whose weights were put back at the end of training; ``None``: those of the last.
     penalties
         Weight of each penalty of the model by name, such as ``"MMD"``.
+    salient_prior
+        Name of the class of the salient prior.
     """
 
     usage: pd.DataFrame
@@ -152,6 +155,7 @@ class Measurements:
     elbo: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
     restored_epoch: int | None = None
     penalties: Mapping[str, float] = field(default_factory=dict)
+    salient_prior: str = ""
 
 
 def uses_salient(measured: Measurements, nats: float = NATS_USED) -> bool:
@@ -180,6 +184,13 @@ def raise_or_add(measured: Measurements, name: str, example: str) -> str:
 def beats_shuffles(found: Probe) -> bool:
     """Whether a probe predicts its labels better than any shuffle of them, if only a little."""
     return float(found["balanced_accuracy"]) > float(found["upper_chance"])
+
+
+def separated_preset(measured: Measurements) -> str:
+    """Advise to take the preset, unless the model already has its penalties."""
+    if set(measured.penalties) >= {"MMD", "HSIC", "Wasserstein"}:
+        return ""
+    return ', or from_preset(adata, "separated")'
 
 
 def predicts(found: Probe) -> bool:

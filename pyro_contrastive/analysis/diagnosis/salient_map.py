@@ -13,6 +13,7 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     beats_shuffles,
     predicts,
     raise_or_add,
+    separated_preset,
     uses_salient,
 )
 
@@ -23,6 +24,7 @@ NOTHING_TO_FIND = (
     "genes that vary between conditions, more cells, or a contrast with an expected effect; no "
     "setting of the model can replace these"
 )
+_ESCAPING = "; EscapingPerturbation as salient_prior, if some cells escape their treatment"
 
 
 def salient_map(measured: Measurements) -> Finding:
@@ -80,8 +82,8 @@ def _overlapping(measured: Measurements, structure: Structure) -> Finding:
         "s separates treated from background cells in part: the two overlap on a map, as they do "
         "where some treated cells have not responded, or where the response is small compared with "
         "the noise of a cell.",
-        "more epochs, more genes that respond; EscapingPerturbation as salient_prior, if some "
-        "cells escape their treatment",
+        "more epochs, more genes that respond"
+        + ("" if measured.salient_prior == "EscapingPerturbation" else _ESCAPING),
     )
 
 
@@ -170,8 +172,8 @@ def _collapsed(measured: Measurements, n_used: int) -> Finding:
             f"One blob: the salient latent has collapsed ({how}). The response is in the data, and "
             "went into the background latent: a probe predicts the condition from z "
             f"({leaked['balanced_accuracy']:.0%} right).",
-            f"{raise_or_add(measured, 'MMD', 'penalties=[MMD(30.0)]')}, which keeps it out of z, "
-            'or from_preset(adata, "separated"); fewer background dimensions',
+            f"{raise_or_add(measured, 'MMD', 'penalties=[MMD(30.0)]')}, which keeps it out of z"
+            f"{separated_preset(measured)}; fewer background dimensions",
         )
     pinned = [
         name for name in ("Wasserstein", "NarrowSalient", "HSIC") if name in measured.penalties

@@ -72,7 +72,7 @@ class Blocks:
 
     def _shared(self, sums: GroupSums, chosen: NDArray[np.bool_]) -> Compared:
         used = chosen & sums.shared(self.fewest)
-        return Compared(sums.of(used), used)
+        return Compared(sums.of(np.flatnonzero(used)), used)
 
     def _background(self) -> GroupSums:
         """Add up the background cells of all samples in the stratum of each block."""

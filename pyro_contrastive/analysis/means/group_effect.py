@@ -55,7 +55,7 @@ class GroupEffect:
     n_strata: int
     n_samples: NDArray[np.int64]
     compared_with: str
-    not_estimated: NDArray[np.str_]
+    not_estimated: NDArray[np.object_]
 
 
 def effect_of(

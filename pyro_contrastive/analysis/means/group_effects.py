@@ -86,4 +86,6 @@ def _explained(effect: GroupEffect, blocks: Blocks, settings: MeansSettings) -> 
         reason = "no background cells"
     else:
         reason = f"no stratum with {settings.fewest_cells} treated and background cells"
-    return replace(effect, compared_with="", not_estimated=np.full(effect.lfc.shape, reason))
+    return replace(
+        effect, compared_with="", not_estimated=np.full(effect.lfc.shape, reason, dtype=object)
+    )

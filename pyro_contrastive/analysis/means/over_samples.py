@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +98,7 @@ def _averaged(
     half: Array,
     background_mean: Array,
     n_background_cells: int,
-    no_interval: NDArray[np.str_],
+    no_interval: NDArray[Any],
 ) -> GroupEffect:
     why_none = np.array([effect.not_estimated for effect in treated])[0]
     return GroupEffect(

@@ -11,11 +11,12 @@ import pandas as pd
 
 from pyro_contrastive.analysis.ppc.statistics import EFFECTS
 from pyro_contrastive.analysis.ppc.tables import ALL, COMPARED, join
+from pyro_contrastive.analysis.ppc.verdicts import with_verdicts
 
 READINGS = ("lower in the data", "agrees", "higher in the data")
 UNDEFINED = "not defined"
 SUMMARY_COLUMNS = (
-    *("model", "unit", "statistic", "group_by", "group", "n_units", "share_outside"),
+    *("model", "unit", "statistic", "group_by", "group", "n_units", "share_outside", "outside_by"),
     *COMPARED,
 )
 
@@ -41,7 +42,8 @@ class PosteriorPredictiveCheck:
     ----------
     overall
         Each statistic averaged over genes, cells or pairs (column ``unit``), and
-        ``share_outside``: the share of these whose value lies outside its interval.
+        ``share_outside``: the share of these whose value lies outside its interval;
+        ``outside_by``: the mean distance beyond the interval, 0 for those inside.
     genes, cells
         Statistics of each gene (in each group of cells), and of each cell.
     trends
@@ -103,10 +105,18 @@ class PosteriorPredictiveCheck:
 
         Returns
         -------
-        `overall`, `calibration` and the user's own single numbers, with a column
-        ``reading``: ``"higher in the data"`` or ``"lower in the data"`` where the data lie outside
-        the interval of the replicates, else ``"agrees"``; ``"not defined"`` where there is no
-        value to compare.
+        `overall`, `calibration` and the user's own single numbers, with the columns
+
+        * ``reading``: ``"higher in the data"`` or ``"lower in the data"`` where the data lie
+          outside the interval of the replicates, else ``"agrees"``; ``"not defined"`` where there
+          is no value to compare. With thousands of cells nearly all real data lie outside;
+        * ``difference`` and ``difference_in``: how much, data less replicates. ``"relative"`` (0.05
+          is 5 % more in the data), or in ``"share"``, ``"correlation"`` or ``"log2"``, the
+          statistic's own unit;
+        * ``verdict``: whether it matters. ``"close"``: within the interval, or at most 5 % (0.01 of
+          a share, 0.05 of a correlation or log2 change); ``"look"``: at most 20 % (0.05, 0.2,
+          0.25), or most genes, cells or pairs are outside their own intervals; ``"off"``: more. See
+          :mod:`pyro_contrastive.analysis.ppc.verdicts`.
 
         Raises
         ------
@@ -127,7 +137,7 @@ class PosteriorPredictiveCheck:
         which = 1 + (table["observed"] > table["upper"]) - 1 * (table["observed"] < table["lower"])
         readings = np.asarray(READINGS, dtype=object)[which.to_numpy(dtype=int)]
         defined = table["observed"].notna() & table["replicate_mean"].notna()
-        return table.assign(reading=np.where(defined, readings, UNDEFINED))
+        return with_verdicts(table.assign(reading=np.where(defined, readings, UNDEFINED)))
 
     @classmethod
     def compare(cls, checks: Mapping[str, Self]) -> Self:

@@ -105,7 +105,7 @@ def overall_row(
     replicated: Floats,
     interval: float,
 ) -> pd.DataFrame:
-    """Make the row of a statistic averaged over units, with the share of misfitting units.
+    """Make the row of a statistic averaged over units, with how many misfit and by how much.
 
     Units for which it is not defined, in the data or in a replicate, are left out of the average.
     """
@@ -115,8 +115,11 @@ def overall_row(
     spread = replicated[:, known].sum(axis=1) / n if n else np.full(len(replicated), np.nan)
     each = compare(observed[known], replicated[:, known], interval)
     share = float(outside(each).mean()) if n else np.nan
+    beyond = np.maximum(each["lower"] - each["observed"], each["observed"] - each["upper"])
+    by = float(beyond.clip(0).mean()) if n else np.nan
     made = compare(means, spread[:, None], interval)
-    return rows(statistic, group, made, unit=unit, n_units=n, share_outside=share)
+    sizes = {"n_units": n, "share_outside": share, "outside_by": by}
+    return rows(statistic, group, made, unit=unit, **sizes)
 
 
 def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
