@@ -123,6 +123,15 @@ RefineOption = Annotated[
         "responses, not for a map.",
     ),
 ]
+NullOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Fits to shuffled conditions that the results are held against; each takes as long as "
+        "the fit. Default: 3 with the fast schedule, otherwise 0.",
+        show_default=False,
+    ),
+]
 EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latents in 2-D.")]
 
 
@@ -228,6 +237,7 @@ def fit(
     overwrite: OverwriteOption = False,
     embedding: EmbeddingOption = Embedding.tsne,
     refine: RefineOption = False,
+    null_shuffles: NullOption = None,
 ) -> None:
     """Fit your own counts and write the same page for them.
 
@@ -274,6 +284,7 @@ def fit(
                 guide=guide,
                 may_stop_early=inputs.can_hold_out(cells, study, 1 - studies.TRAIN_SIZE),
                 refine=refine,
+                null_shuffles=null_shuffles,
             )
             model = pipeline.prepare_model(cells, folder, study, settings, seed=seed)
         if (kind := file_kinds.kind_of(counts)) is not file_kinds.Kind.h5ad:

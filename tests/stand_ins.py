@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -42,6 +43,13 @@ class StandInModel:
         return FitResult(n_epochs=2, seconds=1.0, max_epochs=7)
 
     held_out_indices = None
+    setup = SimpleNamespace(sample_key=None)
+
+    def differential_expression(self, **settings: Any) -> pd.DataFrame:
+        raise ValueError("a stand-in tests no genes")
+
+    def null_check(self, n_shuffles: int, **settings: Any) -> None:
+        raise ValueError("a stand-in is not fitted again")
 
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         seed = {"background": 0, "salient": 1}[representation_kind]

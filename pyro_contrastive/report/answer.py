@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pyro_contrastive.analysis.null_check import NullCheck
 from pyro_contrastive.plotting import plot_group_effects, plot_volcano
 from pyro_contrastive.report.figures import FigureSet
 from pyro_contrastive.report.genes import TABLES, GeneTables
@@ -24,7 +26,8 @@ def answer_of(
     label_name: str,
     *,
     cautions: Sequence[str],
-    null: ReportTable | None = None,
+    null: NullCheck | None = None,
+    no_null: str = "",
 ) -> Answer:
     """Put the section together.
 
@@ -34,9 +37,11 @@ def answer_of(
         The tables of genes.
     label_name
         What the labels are called.
-    cautions, null
+    cautions
         As in :class:`~pyro_contrastive.report.page.Answer`; reasons why something was not made are
-        added to the cautions.
+        added to them.
+    null, no_null
+        The comparison with shuffled conditions, or why there is none.
     """
     reasons = tables.reasons
     limits = [*cautions]
@@ -45,10 +50,15 @@ def answer_of(
     limits += [
         f"{TABLES[name]} was not made: {reasons[name]}." for name in TABLES if name in reasons
     ]
+    if null is None:
+        limits.append(f"Nothing says what shuffled conditions would give: {no_null}.")
+    verdict = [] if null is None else [null.verdict]
+    held_against = None if null is None else _null_table(null)
     if tables.genes is None:
-        return Answer(cautions=limits, null=null)
+        return Answer(sentences=verdict, cautions=limits, null=held_against)
     shown = [table for table in (_top(tables), _per_label(tables, label_name)) if table is not None]
-    return Answer(sentences=in_words(tables), cautions=limits, tables=shown, null=null)
+    sentences = [*verdict, *in_words(tables)]
+    return Answer(sentences=sentences, cautions=limits, tables=shown, null=held_against)
 
 
 def in_words(tables: GeneTables) -> list[str]:
@@ -149,6 +159,22 @@ def _replicates(tables: GeneTables) -> str:
         "Cells are the replicates: the answer holds for the donors that these cells are from, and "
         "says nothing of others. With several donors on each side, name their column "
         "(--sample-key)."
+    )
+
+
+def _null_table(null: NullCheck) -> ReportTable:
+    """Put what the fit finds beside what fits to shuffled conditions find."""
+    table = null.table.set_index("meaning")[["observed", "null_mean", "null_max", "stands_out"]]
+    names = {"null_mean": "shuffled, mean", "null_max": "shuffled, most", "stands_out": "more"}
+    table = table.rename(columns=names).rename_axis("what is found")
+    table["more"] = np.where(table["more"], "yes", "no")
+    within = f", within {' and '.join(null.within)}" if null.within else ""
+    return ReportTable(
+        title="Would shuffled conditions look like this?",
+        table=table,
+        reading=f"The same fit was made {null.n_shuffles} times to shuffled conditions{within}, "
+        "where there is nothing to find. What the real fit finds counts only where it is clearly "
+        "more. All but the genes are of cells that did not train.",
     )
 
 

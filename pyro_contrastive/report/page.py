@@ -121,7 +121,7 @@ class ReportPage:
     n_genes
         Number of genes fitted.
     answer
-        Which genes respond, the first section.
+        Which genes respond, the first section. Default: empty.
     scores
         Table of :func:`pyro_contrastive.analysis.separation.score_latents`; the sections on scores
         are left out if it has no rows.
@@ -152,11 +152,11 @@ class ReportPage:
     study: Study
     cell_counts: pd.DataFrame
     n_genes: int
-    answer: Answer
     scores: pd.DataFrame
     figures: FigureSet
     training: Mapping[str, str]
     settings: Mapping[str, object]
+    answer: Answer = field(default_factory=Answer)
     tables: Sequence[ReportTable] = ()
     file_list: Mapping[str, str] = field(default_factory=dict)
     loading_code: str = ""

@@ -16,13 +16,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyro_contrastive.analysis.null_check import NullCheck
 from pyro_contrastive.analysis.separation import score_latents
 from pyro_contrastive.data.files import write_h5ad
 from pyro_contrastive.report.answer import add_gene_figures, answer_of
 from pyro_contrastive.report.failures import KeptElsewhere, message_of
 from pyro_contrastive.report.figures import FigureSet, Method, add_curves, add_maps, add_scores
 from pyro_contrastive.report.folder import ResultsFolder, interrupts_wait
-from pyro_contrastive.report.genes import GeneRequest, GeneTables, make_tables, write_tables
+from pyro_contrastive.report.genes import (
+    NULL_FILE,
+    GeneRequest,
+    GeneTables,
+    make_tables,
+    write_tables,
+)
 from pyro_contrastive.report.html import write_report
 from pyro_contrastive.report.page import ReportPage, ReportTable
 from pyro_contrastive.report.study import LATENTS, FitSettings, FittedModel, Study, flat_settings
@@ -55,6 +62,8 @@ class Results:
         )
     )
     tables: GeneTables = field(default_factory=lambda: GeneTables(request=GeneRequest()))
+    null: NullCheck | None = None
+    no_null: str = ""
     figures: FigureSet = field(default_factory=FigureSet)
     failures: list[str] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
@@ -163,6 +172,19 @@ def _test_genes(results: Results) -> None:
     write_tables(results.tables, results.folder)
 
 
+def _check_null(results: Results) -> None:
+    n = results.settings.null_shuffles
+    if not n:
+        results.no_null = "no fits to shuffled conditions were asked for (--null-shuffles 3)"
+        return
+    try:
+        results.null = results.model.null_check(n, seed=results.seed)
+    except ValueError as error:  # too few cells held out, or nothing to shuffle
+        results.no_null = str(error)
+        return
+    results.null.table.to_csv(results.folder / NULL_FILE)
+
+
 def _draw_genes(results: Results) -> None:
     add_gene_figures(results.figures, results.tables, results.study.label_name)
 
@@ -212,7 +234,13 @@ def _write_page(results: Results) -> None:
         study=study,
         cell_counts=cell_counts(results.condition, results.labels, background),
         n_genes=results.adata.n_vars,
-        answer=answer_of(results.tables, study.label_name, cautions=study.cautions),
+        answer=answer_of(
+            results.tables,
+            study.label_name,
+            cautions=study.cautions,
+            null=results.null,
+            no_null=results.no_null,
+        ),
         scores=results.scores,
         figures=results.figures,
         training=training_facts(results.model.history, results.seconds),
@@ -234,6 +262,7 @@ STAGES = {
     "table": Stage("latents.csv", _write_table, "latents.csv", needs=("latents",)),
     "data": Stage("{name}.h5ad", _write_data, "{name}.h5ad", needs=("latents",)),
     "genes": Stage("The tables of genes", _test_genes),
+    "null": Stage("null_check.csv", _check_null, NULL_FILE),
     "volcano": Stage("The figures of the genes", _draw_genes, needs=("genes",)),
     "scores": Stage("scores.csv", _score, "scores.csv", needs=("latents",)),
     "maps": Stage("The maps of the latents", _draw_maps, needs=("latents",)),
@@ -268,6 +297,7 @@ def _file_list(results: Results) -> dict[str, str]:
         "genes.csv": "the test of every gene between the conditions",
         "genes_by_label.csv": "the same among the cells of every label",
         "effects.csv": "the effect on every gene by label and donor, with its interval",
+        "null_check.csv": "what the fit finds, beside what fits to shuffled conditions find",
         "scores.csv": "the table of scores",
         "figures/": "the figures of this page as PNG, and latents.png with all maps in one",
         "manifest.json": "the list of all files; the next run replaces only these",

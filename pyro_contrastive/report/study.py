@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyro_contrastive.analysis.null_check import NullCheck
 from pyro_contrastive.components.component import Component
 from pyro_contrastive.guides import SHORT_NAMES as GUIDES
 from pyro_contrastive.likelihoods import SHORT_NAMES, Likelihood, ZeroInflatedNegativeBinomial
@@ -52,12 +53,16 @@ class FitSettings:
     refine
         Refine the posterior of every cell after training, and take the latents from it. Default:
         ``False``.
+    null_shuffles
+        Number of fits to shuffled conditions that the results are held against; 0 for none.
+        Default 3.
     """
 
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     refine: bool = False
+    null_shuffles: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +184,9 @@ class FittedModel(Protocol):
     def get_group_effects(self) -> Callable[..., pd.DataFrame]:
         """Effects by group and sample."""
 
+    def null_check(self, n_shuffles: int, *, seed: int = 0, silent: bool = False) -> NullCheck:
+        """Compare the fit with fits to shuffled conditions."""
+
     def save(self, dir_path: str, *, overwrite: bool = False) -> None:
         """Write the model into a folder."""
 
@@ -228,6 +236,7 @@ def fit_settings(
     may_stop_early: bool,
     refine: bool = False,
     guide: str | None = None,
+    null_shuffles: int | None = None,
 ) -> FitSettings:
     """Collect what was chosen in the shell into the arguments of model and training.
 
@@ -247,6 +256,9 @@ def fit_settings(
         See :class:`FitSettings`.
     guide
         Short name of a guide. Default: that of the model.
+    null_shuffles
+        See :class:`FitSettings`. Default: 3 with the fast schedule, otherwise 0, since each takes
+        as long as the fit.
     """
     sizes = {f"n_{kind}_latent": n for kind, n in zip(LATENTS, n_latents, strict=True)}
     train = {
@@ -259,7 +271,11 @@ def fit_settings(
     model: dict[str, Any] = {**sizes, "likelihood": likelihood}
     if guide is not None:
         model["guide"] = GUIDES[guide]()
-    return FitSettings(preset=preset, model=model, train=train, refine=refine)
+    if null_shuffles is None:
+        null_shuffles = 3 if train["schedule"] == "fast" else 0
+    return FitSettings(
+        preset=preset, model=model, train=train, refine=refine, null_shuffles=null_shuffles
+    )
 
 
 def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
@@ -268,6 +284,7 @@ def flat_settings(settings: FitSettings, **more: object) -> dict[str, object]:
     flat |= {f"model: {name}": _in_short(value) for name, value in settings.model.items()}
     flat |= {f"train: {name}": value for name, value in settings.train.items()}
     flat["refine"] = settings.refine
+    flat["null shuffles"] = settings.null_shuffles
     flat["seed"] = more["seed"]
     flat["scores: n_neighbors"] = more["n_neighbors"]
     return flat

@@ -56,9 +56,9 @@ def test_several_batch_columns_are_joined_by_the_line_that_is_given(adata, given
         ContrastiveVI.setup_anndata(adata, batch_key=GIVEN[given][0](adata))
     line, _, named = str(error.value).partition("into one, ")[2].partition(", and name that: ")
     exec(line, {"adata": adata})
-    assert named == "batch_key='donor_lane'."
-    ContrastiveVI.setup_anndata(adata, batch_key="donor_lane")
-    assert Setup.of(adata).categories["donor_lane"] == ["a_x", "a_y", "b_x", "b_y"]
+    assert named == "batch_key='chip_lane'."
+    ContrastiveVI.setup_anndata(adata, batch_key="chip_lane")
+    assert Setup.of(adata).categories["chip_lane"] == ["a_x", "a_y", "b_x", "b_y"]
 
 
 @pytest.mark.parametrize("argument", ["size_factor_key", "layer"])

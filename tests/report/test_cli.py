@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -36,6 +37,13 @@ class StandIn:
         return FitResult(n_epochs=2, seconds=1.0, max_epochs=7)
 
     held_out_indices = None
+    setup = SimpleNamespace(sample_key=None)
+
+    def differential_expression(self, **settings: Any) -> pd.DataFrame:
+        raise ValueError("a stand-in tests no genes")
+
+    def null_check(self, n_shuffles: int, **settings: Any) -> None:
+        raise ValueError("a stand-in is not fitted again")
 
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         seed = {"background": 0, "salient": 1}[representation_kind]
@@ -73,8 +81,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replace registration and fit by stand-ins that note what they were given."""
     noted: dict[str, Any] = {}
 
-    def register(cells: ad.AnnData, study: Study, likelihood: Any = None) -> None:
+    def register(cells: ad.AnnData, study: Study, likelihood: Any = None) -> Study:
         noted.update(study=study, likelihood=likelihood)
+        return study
 
     def make_model(cells: ad.AnnData, settings: FitSettings, *, seed: int) -> StandIn:
         noted.update(settings=settings, seed=seed)

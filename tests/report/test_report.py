@@ -7,6 +7,7 @@ import base64
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -96,6 +97,13 @@ class StandIn:
         }
 
     held_out_indices = None
+    setup = SimpleNamespace(sample_key=None)
+
+    def differential_expression(self, **settings: Any) -> pd.DataFrame:
+        raise ValueError("a stand-in tests no genes")
+
+    def null_check(self, n_shuffles: int, **settings: Any) -> None:
+        raise ValueError("a stand-in is not fitted again")
 
     def get_latent_representation(self, *, representation_kind: str) -> np.ndarray:
         return self.latents[representation_kind]

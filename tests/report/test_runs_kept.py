@@ -48,7 +48,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
     """Run ``fit`` with a stand-in for the model, whose mark is given."""
     file = tmp_path / "cells.h5ad"
     small_cells().write_h5ad(file)
-    monkeypatch.setattr(pipeline, "register", lambda *_: None)
+    monkeypatch.setattr(pipeline, "register", lambda _, study, *__: study)
 
     def run(out: Path | str, *options: str, mark: str = "1", cells: Path = file) -> Any:
         def make_model(cells: ad.AnnData, *_: Any, **__: Any) -> StandInModel:
