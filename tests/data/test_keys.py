@@ -153,7 +153,7 @@ def test_methods_that_take_several_columns(model: ContrastiveVI, method: str) ->
 
 def test_a_name_that_is_nearly_one(adata: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"Do you mean 'chip'\?"):
-        ContrastiveVI.setup_anndata(adata, batch_key="Donor")
+        ContrastiveVI.setup_anndata(adata, batch_key="Chip")
 
 
 def test_two_columns_of_one_name(adata: ad.AnnData) -> None:

@@ -235,7 +235,7 @@ def test_what_cannot_be_drawn(poisson, given, message):
 
 def test_a_check_of_a_model_groups_by_what_is_registered(cells):
     adata = cells[:, :12].copy()
-    ContrastiveVI.setup_anndata(adata, batch_key="lane", **KEYS)
+    ContrastiveVI.setup_anndata(adata, batch_key="lane", sample_key="donor", **KEYS)
     model = ContrastiveVI(adata, n_hidden=8)
     check = model.posterior_predictive_check(name="zinb", seed=0)
     assert set(check.genes["group_by"]) == {"all", "condition", "lane"}

@@ -37,6 +37,7 @@ DIFFERENT = {
     ("get_normalized_expression", "silent"),  # a bar appears only after some seconds
     ("train", "background_indices"),  # not needed where the condition is registered
     ("train", "target_indices"),
+    ("train", "early_stopping"),  # None: on with the fast schedule, which scvi-tools does not have
 }
 REFUSED = {  # mostly by Python: an unexpected keyword
     "load": "backup_url datamodule allowed_classes_names_list",
