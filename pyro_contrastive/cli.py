@@ -1,4 +1,4 @@
-"""The shell: ``pyro-contrastive demo`` and ``pyro-contrastive fit``."""
+"""The shell: ``pyro-contrastive demo``, ``fit`` and ``genes``."""
 
 from __future__ import annotations
 
@@ -293,6 +293,52 @@ def fit(
             pipeline.run_study(
                 model, cells, folder, study, settings, method=embedding.value, seed=seed
             )
+
+
+@app.command()
+def genes(
+    results: Annotated[Path, typer.Argument(help="Folder that fit or demo wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tables and their figures.")],
+    label_key: Annotated[
+        str | None, typer.Option(help="Column of labels, e.g. cell type. Default: none.")
+    ] = None,
+    sample_key: SampleOption = None,
+    cells_as_replicates: Annotated[
+        bool,
+        typer.Option("--cells-as-replicates", help="Whatever donors the fit was told of."),
+    ] = False,
+    strata: Annotated[
+        str,
+        typer.Option(help="Compare within so many clusters of the background latent, or a column."),
+    ] = "8",
+    lfc_threshold: Annotated[
+        float, typer.Option(min=0, help="Smallest log2 fold change of interest.")
+    ] = 0.0,
+    fdr: Annotated[float, typer.Option(min=0, max=1, help="False discovery rate.")] = 0.05,
+    seed: SeedOption = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace tables that are there.")
+    ] = False,
+) -> None:
+    """Make the tables of genes of a fit again, with other groups or donors."""
+    with errors_on_one_line(OSError, ValueError, KeyError), plain_warnings():
+        if cells_as_replicates and sample_key is not None:
+            raise ValueError("--sample-key and --cells-as-replicates contradict each other")
+        from pyro_contrastive.report import again  # noqa: PLC0415
+        from pyro_contrastive.report.genes import GeneRequest  # noqa: PLC0415
+
+        again.check_target(out, overwrite=overwrite)
+        request = GeneRequest(
+            labels=label_key,
+            sample_key=False if cells_as_replicates else sample_key,
+            strata=int(strata) if strata.isdecimal() else strata,
+            lfc_threshold=lfc_threshold,
+            fdr_target=fdr,
+            seed=seed,
+        )
+        written, lines = again.write_again(again.genes_again(results, request), out)
+    for line in [*lines, f"In {out}: {', '.join(written)}."]:
+        typer.echo(line)
 
 
 def _check_embedding(embedding: Embedding) -> None:

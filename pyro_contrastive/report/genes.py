@@ -190,7 +190,11 @@ def _effects(
         return None
     try:
         return model.get_group_effects(
-            groupby=request.labels, sample_key=key, seed=request.seed, silent=True
+            groupby=request.labels,
+            sample_key=key,
+            strata=request.strata,
+            seed=request.seed,
+            silent=True,
         )
     except ValueError as error:
         reasons["effects"] = str(error)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.report.answer import add_gene_figures, answer_of, in_words
@@ -27,6 +28,7 @@ def fitted(**columns: str) -> ContrastiveVI:
     one_donor = pytest.warns(UserWarning, match="what distinguishes one donor")
     with one_donor if "sample_key" in columns else nullcontext():
         ContrastiveVI.setup_anndata(adata, **(keys | columns))
+    torch.manual_seed(0)
     model = ContrastiveVI(adata, n_hidden=16)
     model.train(max_epochs=1, enable_progress_bar=False, seed=0)
     return model
