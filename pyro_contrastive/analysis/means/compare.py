@@ -20,7 +20,7 @@ from pyro_contrastive.analysis.means.group_sums import (
     donor_sums,
     group_sums,
 )
-from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio, score_statistic
+from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio, half_width, score_statistic
 from pyro_contrastive.analysis.means.results import (
     LOG_2,
     reason_not_tested,
@@ -144,11 +144,9 @@ def _test_of_donors(sums: DonorSums, donors: Donors, settings: MeansSettings) ->
 
 def _tested(sums: GroupSums, settings: MeansSettings) -> pd.DataFrame:
     """Test every gene over some strata, with cells as replicates."""
-    from scipy.stats import norm  # noqa: PLC0415  # slow to import
-
     fit = fit_log_ratio(sums)
     reason = reason_not_tested(sums.counts.sum((0, 1)), settings.fewest_counts)
-    quantile = float(norm.ppf((1 + settings.interval) / 2))
+    quantile = half_width(sums, settings.interval)
     means = sums.counts.sum(0) / sums.sizes.sum(0)[:, None]
     others = {
         "mean1": means[1],

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.means.blocks import Compared
-from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio
+from pyro_contrastive.analysis.means.log_ratio import fit_log_ratio, half_width
 from pyro_contrastive.analysis.means.results import reason_not_tested
 from pyro_contrastive.analysis.means.settings import MeansSettings
 
@@ -77,16 +77,12 @@ def effect_of(
     compared_with
         Which background cells.
     """
-    from scipy.stats import t  # noqa: PLC0415  # slow to import
-
     sums = compared.sums
     n_counts = sums.counts.sum((0, 1))
     enough = n_counts >= settings.fewest_counts
     fit = fit_log_ratio(sums)
     n_background, n_treated = (int(n) for n in sums.n_cells.sum(0))
-    # The scatter of a few cells is itself uncertain, most of all on the smaller side.
-    freedom = max(min(n_background, n_treated) - len(sums.n_cells), 1)
-    width = t.ppf((1 + settings.interval) / 2, freedom) * fit.standard_error
+    width = half_width(sums, settings.interval) * fit.standard_error
     value = np.where(enough, fit.value, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums.counts.sum(0) / sums.sizes.sum(0)[:, None]

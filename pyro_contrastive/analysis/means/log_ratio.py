@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.means.group_sums import GroupSums
 
-__all__ = ["LogRatio", "fit_log_ratio", "score_statistic"]
+__all__ = ["LogRatio", "fit_log_ratio", "half_width", "score_statistic"]
 
 Array = NDArray[np.float64]
 MAX_STEPS = 50
@@ -79,6 +79,25 @@ def fit_log_ratio(sums: GroupSums) -> LogRatio:
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.sqrt(_scatter(sums, b)) / information
     return LogRatio(np.where(seen, b, np.nan), np.where(seen, error, np.nan))
+
+
+def half_width(sums: GroupSums, interval: float) -> float:
+    """Half the width of an interval, in standard errors.
+
+    Student's, with as many degrees of freedom as the smaller side has cells beyond one per stratum:
+    the scatter of a few cells is itself uncertain, most of all on the smaller side.
+
+    Parameters
+    ----------
+    sums
+        Sums of the strata compared.
+    interval
+        Coverage.
+    """
+    from scipy.stats import t  # noqa: PLC0415  # slow to import
+
+    freedom = max(int(sums.n_cells.sum(0).min()) - len(sums.n_cells), 1)
+    return float(t.ppf((1 + interval) / 2, freedom))
 
 
 def score_statistic(sums: GroupSums, b: float | Array = 0.0) -> Array:
