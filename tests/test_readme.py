@@ -22,7 +22,9 @@ def test_every_python_block_runs(tmp_path, monkeypatch) -> None:
     assert names["adata"].obsm["X_salient"].shape == (3474, 10)
     assert (tmp_path / "kang_model" / "config.json").exists()
     assert names["untreated"].shape == (3474, 2000)
-    assert names["effect"]["upper"].shape == (3474, 2)
+    assert names["effect"]["upper"].shape == (347, 2)  # the cells that did not train
+    assert set(names["effects"]["group"]) == set(names["adata"].obs["cell_type_coarse"])
+    assert names["null"].answer in {"response", "signs", "none"}
     assert len(names["genes"]) == 2000
     assert names["log_likelihood"] < 0
     assert {"observed", "reading"} <= set(names["summary"])
