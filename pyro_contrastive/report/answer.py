@@ -48,10 +48,12 @@ def answer_of(
     if "donors" in reasons:
         limits.append(f"Donors are not the replicates: {reasons['donors']}")
     limits += [
-        f"{TABLES[name]} was not made: {reasons[name]}." for name in TABLES if name in reasons
+        f"{TABLES[name]} was not made: {reasons[name].rstrip('.')}."
+        for name in TABLES
+        if name in reasons
     ]
     if null is None:
-        limits.append(f"Nothing says what shuffled conditions would give: {no_null}.")
+        limits.append(f"Nothing says what shuffled conditions would give: {no_null.rstrip('.')}.")
     verdict = [] if null is None else [null.verdict]
     held_against = None if null is None else _null_table(null)
     if tables.genes is None:
@@ -76,7 +78,7 @@ def in_words(tables: GeneTables) -> list[str]:
             f"{name}: {found}{by}, at a false discovery rate of {tables.request.fdr_target:.0%}."
         )
     notes = tables.genes.loc[tables.genes[tables.tagged], "note"]
-    if (sex := sorted(set(notes.index[notes != ""]))) and len(sex) > 1:
+    if sex := sorted(set(notes.index[notes != ""])):
         lines.append(
             f"Among them are genes that tell the sexes apart ({', '.join(sex[:5])}): the sides may "
             "hold donors of different sex, and other differences may be the donors' too."

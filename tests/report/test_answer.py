@@ -96,3 +96,19 @@ def test_nothing_found_is_said_without_a_table_of_genes(tables: GeneTables) -> N
     none = GeneTables(request=GeneRequest(), genes=genes)
     assert in_words(none)[0].startswith("treated vs control: None of the 40 genes tested differs")
     assert answer_of(none, "labels", cautions=[]).tables == []
+
+
+def test_a_single_gene_of_the_sexes_is_pointed_to(tables: GeneTables) -> None:
+    assert tables.genes is not None
+    genes = tables.genes.rename(index={tables.genes.index[0]: "XIST"})
+    genes.loc["XIST", "note"] = "sex-linked: donors of different sex?"
+    sentences = in_words(GeneTables(request=GeneRequest(), genes=genes))
+    assert any("tell the sexes apart (XIST)" in sentence for sentence in sentences)
+    assert not any("sexes" in sentence for sentence in in_words(tables))
+
+
+def test_a_reason_ends_with_one_full_stop() -> None:
+    tables = GeneTables(request=GeneRequest(), reasons={"genes": "There are no counts."})
+    answer = answer_of(tables, "labels", cautions=[], no_null="Too few cells.")
+    assert answer.cautions[0] == "genes.csv was not made: There are no counts."
+    assert answer.cautions[1].endswith("would give: Too few cells.")

@@ -49,7 +49,7 @@ def donor_findings(
     paired = bool(set(donors[known & ~is_target]) & set(donors[is_target]))
     targets = query.cells[is_target[query.cells]]
     of_targets = donors[targets]
-    if (pd.Series(of_targets).value_counts() >= MIN_PER_CLASS).sum() < 2:  # noqa: PLR2004
+    if (pd.Series(of_targets).value_counts() >= MIN_PER_CLASS).sum() < 2:  # noqa: PLR2004  # something to tell apart
         return rows  # nothing to tell apart
     with seeded(seed):
         s = latent_representation(query.of(targets), "salient", give_mean=False).astype(float)
