@@ -3,6 +3,7 @@
 # Each folder of parts lists its public names in `__all__`, so that a new part is named only there.
 from pyro_contrastive import guides, likelihoods, penalties, priors
 from pyro_contrastive._tools.settings import settings
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
@@ -27,6 +28,7 @@ __all__ = [
     "ContrastiveVI",
     "PosteriorPredictiveCheck",
     "compare_models",
+    "one_thread",
     "presets",
     "settings",
 ]
