@@ -109,7 +109,6 @@ class DifferentialSettings:
         levels = () if self.cred_interval_lvls is None else self.cred_interval_lvls
         required = {
             "mode must be 'change' or 'vanilla'": self.mode in {"change", "vanilla"},
-            "test_mode must be 'two' or 'three'": self.test_mode in {"two", "three"},
             "cred_interval_lvls must be between 0 and 1": all(0 < p < 1 for p in levels),
             "change_fn must be 'log-fold' or a function": self.change_fn in (None, "log-fold")
             or callable(self.change_fn),

@@ -62,7 +62,7 @@ def saving() -> Iterator[Case]:
     for name, values in {
         "adata": (3, "cells.h5ad", pd.DataFrame({"a": [1]}), np.ones((3, 15)), cells()),
         "accelerator": ("nope", 3),
-        "device": ("nope", 99, -5, 1.5),
+        "device": ("nope", -5, 1.5),
         "prefix": ("nope", 3),
         "likelihood": ("zinb", 3, Poisson(), Poisson),
         "salient_prior": ("nope", 3, StandardNormal),
@@ -79,13 +79,13 @@ def saving() -> Iterator[Case]:
                 "either" if name == "adata" and hasattr(value, "uns") else "error",
             )
     yield Case("load", "no folder", lambda: _load(_new()), ("no ", "not"))
-    yield Case("load", "a file", lambda: _load(file()), ("folder", "file"))
+    yield Case("load", "a file", lambda: _load(file()), ("folder", "file", "saved model"))
     for value in (3, None, "nope", pd.DataFrame({"a": [1]}), object(), "", file()):
         yield Case(
             "from_scvi",
             f"path_or_model={value!r:.30}",
             lambda v=value: ContrastiveVI.from_scvi(v, set_up()),
-            ("scvi", "model.pt", "folder", "path"),
+            ("scvi", "model.pt", "folder", "path", "torch.save", "There is no"),
         )
 
 
