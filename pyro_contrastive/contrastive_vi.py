@@ -16,7 +16,6 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
 from pyro_contrastive.methods.cross_fit import CrossFitMethods
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
-from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.effects import EffectMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.fit_quality import FitQualityMethods
@@ -39,7 +38,6 @@ class ContrastiveVI(
     ExpressionMethods,
     EffectMethods,
     GroupEffectMethods,
-    DifferentialMethods,
     FitQualityMethods,
     PredictiveMethods,
     DiagnosisMethods,
