@@ -23,8 +23,8 @@ from pyro_contrastive.methods.group_effects import GroupEffectMethods
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.null_check import NullMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
+from pyro_contrastive.methods.repeat import RepeatMethods
 from pyro_contrastive.methods.storage import StorageMethods
-from pyro_contrastive.methods.training import TrainingMethods
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.presets import Sizes, check_conditions, preset_arguments
 from pyro_contrastive.priors import PriorLike
@@ -33,7 +33,7 @@ from pyro_contrastive.priors import PriorLike
 class ContrastiveVI(
     NullMethods,
     CrossFitMethods,
-    TrainingMethods,
+    RepeatMethods,
     LatentMethods,
     ExpressionMethods,
     EffectMethods,
