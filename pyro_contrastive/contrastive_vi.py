@@ -8,6 +8,7 @@ from typing import Any, Self
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.components.parts import guide_given, likelihood_given, penalties_given
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
@@ -139,6 +140,7 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         elbo: type[Trace_ELBO] = Trace_ELBO,
         elbo_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        check_arguments(locals())
         settings: dict[str, Any] = {
             "n_hidden": n_hidden,
             "n_background_latent": n_background_latent,

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.analysis.refined_cells import RefinedCells
 from pyro_contrastive.analysis.runs import device_of, dtype_of
@@ -129,12 +130,10 @@ class Query:
         ValueError
             If `batch_size` is not positive.
         """
+        check_arguments({"batch_size": self.batch_size})
         most = DEFAULT_BATCH_SIZE if dense else 2 * DEFAULT_BATCH_SIZE
         most = min(most, max(1, DRAWS_AT_A_TIME // max(n_samples, 1)))
         size = most if self.batch_size is None else self.batch_size
-        if size < 1:
-            msg = f"batch_size must be at least 1, not {self.batch_size}."
-            raise ValueError(msg)
         device, dtype = device_of(self.vae), dtype_of(self.vae)
         with counted(len(self)) as bar:
             for start in range(0, len(self), size):

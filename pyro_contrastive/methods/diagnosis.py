@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import Whole, check_arguments
 from pyro_contrastive.analysis.diagnosis.measurements import GenesFound
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.cells import BACKGROUND
@@ -134,6 +135,7 @@ class DiagnosisMethods(PosteriorMethods, DifferentialMethods):
         >>> table.loc["salient map", "verdict"]
         'bad'
         """
+        check_arguments(locals(), n_cells=Whole(20))
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis.diagnosis import (  # noqa: PLC0415
             donors,
@@ -143,7 +145,6 @@ class DiagnosisMethods(PosteriorMethods, DifferentialMethods):
         )
         from pyro_contrastive.analysis.leakage import MIN_PER_CLASS  # noqa: PLC0415
 
-        _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
         query = self._query_of_some(adata, indices, refine=self.is_trained)
         codes = known_conditions(query.data)
         cells = cells_to_judge(self, adata, indices, codes, MIN_PER_CLASS)
@@ -239,15 +240,3 @@ def elbo_by_epoch(history: History) -> pd.Series:
         if name in frames and len(frames[name].dropna()):
             return frames[name].iloc[:, 0].dropna()
     return pd.Series(dtype=float)
-
-
-def _check_numbers(
-    n_cells: int, n_khat_cells: int, nuts_cells: int, calibration_cells: int
-) -> None:
-    """Refuse numbers of cells that are too small for a verdict."""
-    least = {"n_cells": (n_cells, 20), "n_khat_cells": (n_khat_cells, 1)}
-    least |= {"nuts_cells": (nuts_cells, 0), "calibration_cells": (calibration_cells, 0)}
-    for name, (number, fewest) in least.items():
-        if number < fewest:
-            msg = f"diagnose: {name} must be at least {fewest}, not {number}."
-            raise ValueError(msg)

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.differential import differential_expression
 from pyro_contrastive.analysis.differential_groups import Selection, group_pairs, with_targets
@@ -193,6 +194,7 @@ class DifferentialMethods(ModelBase):
             genes = model.differential_expression(mode="means", sample_key="patient")
             of_these_patients = model.differential_expression(mode="means", sample_key=False)
         """
+        check_arguments(locals())
         refinement_of(refine, self)
         if mode == "means":
             given: dict[str, Any] = {

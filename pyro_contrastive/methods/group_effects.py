@@ -11,6 +11,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.means.blocks import blocks_of
 from pyro_contrastive.analysis.means.decoded_sums import decoded_sums
@@ -145,6 +146,7 @@ class GroupEffectMethods(ModelBase):
             table = model.get_group_effects(groupby="cell_type", sample_key="donor", seed=0)
             table[table["sample"] == "all donors"].loc["ISG15"]
         """
+        check_arguments(locals())
         settings = MeansSettings(
             strata=strata,
             by_stratum=by_stratum,

@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.decoding import has_expression
 from pyro_contrastive.analysis.latent_usage import salient_log_likelihood
@@ -84,9 +85,7 @@ class NullMethods(TrainingMethods, EffectMethods, DiagnosisMethods):
             If the model was not trained in this session, or set up without `condition_key`; if
             fewer than ten cells of either population were held out; or if nothing can be shuffled.
         """
-        if n_shuffles < 1:
-            msg = f"null_check: n_shuffles must be at least 1, not {n_shuffles}."
-            raise ValueError(msg)
+        check_arguments(locals())
         if self.setup.condition_key is None:
             msg = (
                 "null_check shuffles the column of conditions: set up the data with condition_key=."

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.analysis.predictive import (
     Predicting,
     Replicates,
@@ -93,6 +94,7 @@ class PredictiveMethods(ModelBase):
             If a gene, condition, batch or covariate is unknown, or `sparse` is asked for where the
             data are not counts.
         """
+        check_arguments(locals())
         wanted = ReplicatesWanted(
             n_samples,
             gene_list,
@@ -138,6 +140,7 @@ class PredictiveMethods(ModelBase):
         -------
         As in :meth:`posterior_predictive_sample`.
         """
+        check_arguments(locals())
         wanted = ReplicatesWanted(
             n_samples,
             gene_list,
@@ -190,6 +193,7 @@ class PredictiveMethods(ModelBase):
         >>> [(int(part.cells[0]), part.x.shape) for part in parts]
         [(0, (2, 40, 2000)), (40, (2, 30, 2000))]
         """
+        check_arguments(locals())
         wanted = ReplicatesWanted(
             n_samples,
             gene_list,
@@ -264,11 +268,9 @@ class PredictiveMethods(ModelBase):
             If the arrays would take more than 4 GB (the error says what to leave out), a gene is
             unknown, or `log_likelihood` is not one of the three.
         """
+        check_arguments(locals())
         if log_likelihood not in {"cell", "entry", None}:
             msg = f"log_likelihood must be 'cell', 'entry' or None, not {log_likelihood!r}."
-            raise ValueError(msg)
-        if n_samples < 1:
-            msg = f"n_samples must be at least 1, not {n_samples}."
             raise ValueError(msg)
         query = self._query(adata, indices, batch_size, refine=refine)
         if not len(query):

@@ -271,7 +271,7 @@ def test_treatments_batches_query_data_and_selections() -> None:
         ({"treatment": "drug2", "indices": np.arange(19)}, ValueError, "was given 'drug2'"),
         ({"indices": np.arange(12)}, ValueError, "None of these cells is a treated cell"),
         ({"indices": np.arange(12, 26)}, ValueError, "None of these cells is a background cell"),
-        ({"strata": 0}, ValueError, "strata must be a whole number from 1"),
+        ({"strata": 0}, ValueError, "strata must be at least 1"),
         ({"gene_list": ["gene99"]}, ValueError, "gene99"),
     ],
 )

@@ -443,7 +443,7 @@ WHOLE = (
 def test_whole_numbers_are_whole_before_anything_is_done(name, value, monkeypatch):
     model = make_model()
     monkeypatch.setattr(model, "_extract", lambda *_, **__: pytest.fail("work was begun"))
-    with pytest.raises(ValueError, match=f"{name} must be a whole number, .* not {value!r}"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number.*, not {value!r}"):
         train(model, **{name: value})
     assert not model.history
 
