@@ -44,9 +44,9 @@ LISTED = (
         *("self._rng.permutation(self._smaller)])", "self._smaller])"),
     ),
     (
-        *("thresholds", "training/plan.py"),
+        *("plan", "training/plan.py"),
         *("round(CELLS_AT_MAX_EPOCHS", "int(CELLS_AT_MAX_EPOCHS"),
     ),
-    ("thresholds", "training/plan.py", "round(FAST_STEPS", "int(FAST_STEPS"),
-    ("thresholds", "training/plan.py", "round(WARMUP_FRACTION", "int(WARMUP_FRACTION"),
+    ("plan", "training/plan.py", "round(FAST_STEPS", "int(FAST_STEPS"),
+    ("plan", "training/plan.py", "round(WARMUP_FRACTION", "int(WARMUP_FRACTION"),
 )
