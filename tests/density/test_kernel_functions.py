@@ -81,7 +81,7 @@ def test_the_largest_entry_is_found_wherever_it_is(n: int) -> None:
 
 @pytest.mark.parametrize("p", [None, -100.0, -40.0, -1.0, 20.0, 700.0])
 @pytest.mark.parametrize("m", [4.5, 40.0, 1e3])
-@pytest.mark.parametrize("t", [1e-3, 2.0, 1e4, 1e8])
+@pytest.mark.parametrize("t", [1e-5, 1e-3, 2.0, 1e4, 1e8])
 def test_a_zero_where_the_mean_is_large(m: float, t: float, p: float | None) -> None:
     from pyro_contrastive.density.kernel_zeros import large_zero
 
