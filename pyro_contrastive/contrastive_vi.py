@@ -93,7 +93,10 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         Cells in memory at a time. By default 1,024, or fewer where each has many draws.
     ``seed`` : int, default ``None``
         Seed of all random draws. By default torch's global state, as set by ``pyro.set_rng_seed``.
-        The global state is the same after a seeded call as before it.
+        The global state is the same after a seeded call as before it. Random numbers are drawn
+        mini-batch by mini-batch: the draws of a cell also depend on `batch_size`, on which other
+        cells are asked for, and on their order, and with these they differ by sampling noise. What
+        is computed without draws, such as the mean of a posterior, is that of the cell alone.
     ``refine`` : bool or int, default ``False``
         Improve the posterior of each cell before it is used. The encoders serve all cells at once,
         and none gets the best posterior it could have. Refined, a cell has a multivariate normal

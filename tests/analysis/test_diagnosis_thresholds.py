@@ -125,6 +125,15 @@ def test_the_last_tenth_of_few_epochs_is_the_last_one() -> None:
     assert table_of(elbo=falling).loc["training", "verdict"] == "look"
 
 
+@pytest.mark.parametrize(("by", "verdict"), [(30.0, "good"), (30.1, "bad")])
+def test_weights_put_back_of_an_epoch_that_is_nearly_the_best_are_good(by, verdict) -> None:
+    elbo = risen(100.0)
+    elbo[60] += by
+    found = table_of(elbo=elbo, restored_epoch=60).loc["training"]
+    assert (found["value"], found["verdict"]) == (0.1, verdict)
+    assert "the weights of epoch 60 were put back" in found["reading"]
+
+
 def test_five_epochs_are_enough_to_say_whether_training_has_settled() -> None:
     assert "training" not in table_of(elbo=np.linspace(5, 1, 4)).index
     assert "training" in table_of(elbo=np.linspace(5, 1, 5)).index
