@@ -2,6 +2,7 @@
 
 # Each folder of parts lists its public names in `__all__`, so that a new part is named only there.
 from pyro_contrastive import guides, likelihoods, penalties, priors
+from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.settings import settings
 from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
@@ -26,6 +27,7 @@ __all__ = [
     "ContrastiveModel",
     "ContrastiveVAE",
     "ContrastiveVI",
+    "InvalidFileError",
     "PosteriorPredictiveCheck",
     "compare_models",
     "one_thread",

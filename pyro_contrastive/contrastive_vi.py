@@ -18,7 +18,6 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
 from pyro_contrastive.methods.cross_fit import CrossFitMethods
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
-from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.effects import EffectMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.fit_quality import FitQualityMethods
@@ -26,8 +25,8 @@ from pyro_contrastive.methods.group_effects import GroupEffectMethods
 from pyro_contrastive.methods.latents import LatentMethods
 from pyro_contrastive.methods.null_check import NullMethods
 from pyro_contrastive.methods.predictive import PredictiveMethods
+from pyro_contrastive.methods.repeat import RepeatMethods
 from pyro_contrastive.methods.storage import StorageMethods
-from pyro_contrastive.methods.training import TrainingMethods
 from pyro_contrastive.penalties import Penalty
 from pyro_contrastive.presets import Sizes, check_conditions, preset_arguments
 from pyro_contrastive.priors import PriorLike
@@ -36,12 +35,11 @@ from pyro_contrastive.priors import PriorLike
 class ContrastiveVI(
     NullMethods,
     CrossFitMethods,
-    TrainingMethods,
+    RepeatMethods,
     LatentMethods,
     ExpressionMethods,
     EffectMethods,
     GroupEffectMethods,
-    DifferentialMethods,
     FitQualityMethods,
     PredictiveMethods,
     DiagnosisMethods,
@@ -96,7 +94,10 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         Cells in memory at a time. By default 1,024, or fewer where each has many draws.
     ``seed`` : int, default ``None``
         Seed of all random draws. By default torch's global state, as set by ``pyro.set_rng_seed``.
-        The global state is the same after a seeded call as before it.
+        The global state is the same after a seeded call as before it. Random numbers are drawn
+        mini-batch by mini-batch: the draws of a cell also depend on `batch_size`, on which other
+        cells are asked for, and on their order, and with these they differ by sampling noise. What
+        is computed without draws, such as the mean of a posterior, is that of the cell alone.
     ``refine`` : bool or int, default ``False``
         Improve the posterior of each cell before it is used. The encoders serve all cells at once,
         and none gets the best posterior it could have. Refined, a cell has a multivariate normal

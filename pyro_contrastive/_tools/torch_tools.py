@@ -41,6 +41,20 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def random_state(state: Tensor | None) -> Iterator[None]:
+    """Start from a state of torch's random numbers on the CPU inside; ``None``: from the present.
+
+    With a state, the global one is as it was afterwards.
+    """
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.set_rng_state(state)
+        yield
+
+
 def tensor_of(array: NDArray[Any]) -> Tensor:
     """Return a tensor on the memory of a NumPy array, or on a copy of it if it is read-only.
 

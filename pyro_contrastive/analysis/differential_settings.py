@@ -69,6 +69,11 @@ class DifferentialSettings:
         Genes with fewer counts in the cells compared are marked, never tagged, and come last: what
         the model says of them is what it says of genes like them, not what their counts show. Not
         in scvi-tools; 0 switches it off. It has no effect on data that are not counts.
+    quantity
+        What is compared, and what ``scale1`` and ``scale2`` are means of. ``"scale"`` (default), as
+        in scvi-tools: the decoder's scale, which is what a gene would have without structural
+        zeros. ``"mean"``: the mean of the counts per unit of library size, with them, as treatment
+        effects use it. The two differ for likelihoods that inflate zeros.
 
     Raises
     ------
@@ -91,6 +96,7 @@ class DifferentialSettings:
     change_fn: ChangeFunction | Literal["log-fold"] | None = None
     m1_domain_fn: DomainFunction | None = None
     fewest_counts: int = 10
+    quantity: Literal["scale", "mean"] = "scale"
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or would be ignored."""

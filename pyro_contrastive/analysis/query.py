@@ -19,11 +19,15 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.vae import ContrastiveVAE
 
-__all__ = ["Decoding", "Query"]
+__all__ = ["EXPRESSION_SITES", "Decoding", "Query"]
 
 DEFAULT_BATCH_SIZE = 1024
 DRAWS_AT_A_TIME = 8192
 """Cells times posterior draws in memory, each with all genes, when no batch size is given."""
+
+
+EXPRESSION_SITES = {"scale": ("scale", "rate"), "mean": ("mean_scale", "mean")}
+"""The site of each kind of expression, and the site of the same times the library size."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive.components.library_parts import PART_KINDS, library_parts
 
 logger = logging.getLogger(__name__)
@@ -246,8 +247,9 @@ def component_from_spec(spec: Spec, keyword: str) -> Component:
     Raises
     ------
     ValueError
-        If it is a part of the user's own, of another kind than the keyword takes, or cannot be made
-        with these arguments; it must then be passed in.
+        If it is a part of the user's own, which must be passed in.
+    InvalidFileError
+        If it is of another kind than the keyword takes, or cannot be made with these arguments.
     """
     refuse_missing_parts({keyword: spec})
     name = class_name(spec)
@@ -258,7 +260,7 @@ def component_from_spec(spec: Spec, keyword: str) -> Component:
             f"The saved model names {name} for {keyword}, which is a {kind}; a {wanted} is needed "
             "there. The file was changed after it was saved."
         )
-        raise ValueError(msg)
+        raise InvalidFileError(msg)
     try:
         return parts[name].from_arguments(spec["arguments"])
     except Exception as error:  # a constructor may raise anything if a file was changed
@@ -266,4 +268,4 @@ def component_from_spec(spec: Spec, keyword: str) -> Component:
             f"The saved model's {name} could not be made again from its saved arguments ({error}). "
             f"Pass the object itself when loading: ContrastiveVI.load(..., {keyword}=...)."
         )
-        raise ValueError(msg) from error
+        raise InvalidFileError(msg) from error

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
+
 _ENCODERS = {"z_encoder": "z_encoder", "s_encoder": "s_encoder", "l_encoder": "library_encoder"}
 _BLOCK = re.compile(r"fc_layers\.Layer (\d+)\.(\d)\.(.+)")
 _BLOCK_PARTS = {"0": "linear", "1": "norm"}
@@ -42,7 +44,7 @@ def rename_scvi_weights(state: Mapping[str, Tensor], *, latent_library: bool) ->
 
     Raises
     ------
-    ValueError
+    InvalidFileError
         If a name is not one of scvi-tools' contrastiveVI.
     """
     renamed = {}
@@ -71,5 +73,5 @@ def _rename_block(rest: str, name: str) -> str:
     match = _BLOCK.search(rest)
     if match is None or match[2] not in _BLOCK_PARTS:
         msg = f"{name!r} is not a weight of scvi-tools' ContrastiveVAE."
-        raise ValueError(msg)
+        raise InvalidFileError(msg)
     return f"blocks.{match[1]}.{_BLOCK_PARTS[match[2]]}.{match[3]}"

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
+
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -42,7 +44,7 @@ _KEPT_NAMES = {"builtins.slice", "torch._utils._rebuild_parameter"}
 _NUMPY_CODE = re.compile(r"[biufU]\d+")
 
 
-class RefusedObjectError(ValueError):
+class RefusedObjectError(InvalidFileError):
     """The file contains an object that scvi-tools' ContrastiveVI does not save."""
 
 
@@ -178,7 +180,7 @@ def read_archive(path: Path) -> Any:
     ------
     RefusedObjectError
         If the file names anything else; nothing from it was run.
-    ValueError
+    InvalidFileError
         If the file is damaged, or was not written by ``torch.save``.
     """
     try:
@@ -196,10 +198,10 @@ def read_archive(path: Path) -> Any:
         raise
     except BadZipFile as error:
         msg = f"{path} is damaged, or was not written by torch.save ({error})."
-        raise ValueError(msg) from error
+        raise InvalidFileError(msg) from error
     except Exception as error:  # a damaged pickle can fail in any way
         msg = f"{path} is damaged, or not a model of scvi-tools ({type(error).__name__}: {error})."
-        raise ValueError(msg) from error
+        raise InvalidFileError(msg) from error
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.interop.scvi import rename_scvi_weights
 from pyro_contrastive.interop.scvi_archive import plain, read_archive
@@ -72,7 +73,7 @@ def read_scvi(path_or_model: str | os.PathLike[str] | object) -> SavedModel:
         If `path_or_model` is neither a path nor a model of scvi-tools.
     RefusedObjectError
         If reading the file would require running code; the error says which.
-    ValueError
+    InvalidFileError
         If it is another model of scvi-tools, or the file is damaged.
     """
     if isinstance(path_or_model, str | os.PathLike):
@@ -82,12 +83,12 @@ def read_scvi(path_or_model: str | os.PathLike[str] | object) -> SavedModel:
     name = parts.registry.get("model_name")
     if name != MODEL_NAME:
         msg = f"{parts.source} is a {name} of scvi-tools; only its {MODEL_NAME} can be read."
-        raise ValueError(msg)
+        raise InvalidFileError(msg)
     try:
         return _as_saved_model(parts)
     except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         msg = f"{parts.source} is damaged or incomplete ({type(error).__name__}: {error})."
-        raise ValueError(msg) from error
+        raise InvalidFileError(msg) from error
 
 
 def _find_file(path: Path) -> Path:
@@ -117,11 +118,11 @@ def _parts_of_file(path: Path) -> _ScviParts:
     wanted = ("model_state_dict", "var_names", "attr_dict")
     if not isinstance(content, dict) or not all(name in content for name in wanted):
         msg = f"{path} is not a model saved by scvi-tools: it lacks {', '.join(wanted)}."
-        raise ValueError(msg)
+        raise InvalidFileError(msg)
     attributes = content["attr_dict"]
     if not isinstance(attributes, dict) or not isinstance(attributes.get("registry_"), dict):
         msg = f"{path} is not a model saved by scvi-tools: it lacks the registry of the data."
-        raise ValueError(msg)
+        raise InvalidFileError(msg)
     return _ScviParts(
         source=str(path),
         registry=attributes["registry_"],
@@ -193,7 +194,7 @@ def _settings(parts: _ScviParts) -> dict[str, Any]:
             f"{parts.source} was made with arguments that contrastiveVI does not have in "
             f"scvi-tools 1.1 to 1.5: {unknown or parts.init_params['kwargs']}."
         )
-        raise ValueError(msg)
+        raise InvalidFileError(msg)
     return {name: given[name] for name in SETTINGS} | {"elbo_kwargs": {}}
 
 

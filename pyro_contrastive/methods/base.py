@@ -32,6 +32,7 @@ from pyro_contrastive.methods.new_data import (
 )
 from pyro_contrastive.methods.refined import refined_cells, refinement_of
 from pyro_contrastive.observed.matrix import row_sums
+from pyro_contrastive.training.calls import TrainCall
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
 from pyro_contrastive.vae import ContrastiveVAE
@@ -59,9 +60,9 @@ class ModelBase:
     _warned_untrained: bool = False
     _warned_of_trained_cells: bool = False
 
-    # To fit the same again: the module before its first training, and the arguments of each.
+    # To fit the same again: the module before its first training, and each call of `train`.
     _untrained_module: ContrastiveVAE | None = None
-    _runs: tuple[dict[str, Any], ...] = ()
+    _runs: tuple[TrainCall, ...] = ()
 
     _trained_cells: TrainedCells | None = None  # of the last run of training
     _stored_posteriors: StoredPosteriors | None = None  # what refine_posterior() made

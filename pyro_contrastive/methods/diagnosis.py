@@ -10,15 +10,21 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive._tools.arguments import Whole, check_arguments
+from pyro_contrastive.analysis.diagnosis.measurements import GenesFound
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.columns import check_key, texts
+from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.held_out import cells_to_judge, trained_cells
 from pyro_contrastive.methods.labels import known_conditions, label_keys
 from pyro_contrastive.methods.posterior import PosteriorMethods
 from pyro_contrastive.training.history import History
 
+GENES_FDR = 0.05
 
-class DiagnosisMethods(PosteriorMethods):
+
+class DiagnosisMethods(PosteriorMethods, DifferentialMethods):
     """All diagnostics in one call, with a verdict for each."""
 
     def diagnose(
@@ -40,7 +46,8 @@ class DiagnosisMethods(PosteriorMethods):
         The first row, ``"salient map"``, answers "my salient UMAP is one blob". It says whether the
         salient latent has collapsed, and if so whether there is nothing salient to find, the
         response went into the background latent, or the model has not found it; or else whether it
-        carries the condition, and whether the treated cells form groups in it.
+        carries the condition, and whether the treated cells form groups in it. A response that is
+        too weak to show in single cells is recognised by the genes whose means differ.
 
         Parameters
         ----------
@@ -80,6 +87,9 @@ class DiagnosisMethods(PosteriorMethods):
             * *salient map*: see above. The value says how much larger the silhouette of
               groups is than that of a single cloud; if the latent has collapsed, it is the value
               of the next row.
+            * *genes that differ*: how many ``differential_expression(mode="means")`` finds at a
+              false discovery rate of 5 %, of all cells to choose from, also those that trained:
+              the test has no use for the salient latent. Only for counts with a library size.
             * *use of the salient latent*: log-likelihood a treated cell would lose without s, nats,
               mean over cells. Of cells that did not train it can be negative.
             * *unused dimensions* of either: number of them. See :meth:`latent_signal`.
@@ -147,6 +157,7 @@ class DiagnosisMethods(PosteriorMethods):
                 batch=batch,
                 elbo=elbo_by_epoch(self._history),
                 restored_epoch=self._history.restored_epoch,
+                genes=self._genes_that_differ(adata, indices, codes, seed),
                 n_k_cells=n_khat_cells,
                 n_permutations=n_permutations,
                 seed=seed,
@@ -175,6 +186,36 @@ class DiagnosisMethods(PosteriorMethods):
             )
             rows.append(posterior_findings.calibration_finding(ranked))
         return findings.as_table(rows)
+
+    def _genes_that_differ(
+        self,
+        adata: AnnData | None,
+        indices: ArrayLike | None,
+        codes: NDArray[np.int64],
+        seed: int,
+    ) -> GenesFound | None:
+        """Test the means of all treated against all background cells; ``None``: not applicable."""
+        likelihood = self.module.model.likelihood
+        is_count = likelihood.uses_library and likelihood.support.is_discrete
+        if not (self.is_trained and is_count):
+            return None
+        cells = as_indices(indices, self._adata(adata).obs_names)
+        is_target = codes[cells] != BACKGROUND
+        try:
+            table = self.differential_expression(
+                adata,
+                idx1=cells[is_target],
+                idx2=cells[~is_target],
+                mode="means",
+                fdr_target=GENES_FDR,
+                seed=seed,
+                silent=True,
+            )
+        except ValueError as error:  # too few donors, or a condition that is its batch
+            return GenesFound(refused=str(error))
+        found = int(table[f"is_de_fdr_{GENES_FDR}"].sum())
+        tested = int(table["p_value"].notna().sum())
+        return GenesFound(found, tested, self.setup.sample_key)
 
     def _shared_labels(
         self, obs: pd.DataFrame, cells: NDArray[np.int64], labels_key: str | None

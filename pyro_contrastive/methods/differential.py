@@ -112,7 +112,7 @@ class DifferentialMethods(ModelBase):
             and the result is about these very donors.
         **kwargs
             See :class:`~pyro_contrastive.analysis.differential_settings.DifferentialSettings`:
-            ``n_samples_overall``, ``use_permutation``, ``pseudocounts``, ``fewest_counts`` ... With
+            ``n_samples_overall``, ``use_permutation``, ``pseudocounts``, ``quantity`` ... With
             ``mode="means"`` see :class:`~pyro_contrastive.analysis.means.settings.MeansSettings`:
             ``strata`` (a column of cell types, or a number of clusters of z, 8 by default),
             ``lfc_threshold``, ``by_stratum`` (in which cell types), ``interval``,

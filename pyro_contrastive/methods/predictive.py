@@ -80,7 +80,8 @@ class PredictiveMethods(ModelBase):
         sparse
             Return sparse matrices, which take about a fifth of the memory for typical counts.
         seed
-            Seed. The draws also depend on `batch_size`. Default: torch's global state.
+            Seed. The draws also depend on `batch_size` and on the cells: see *Shared arguments* in
+            :class:`~pyro_contrastive.ContrastiveVI`. Default: torch's global state.
 
         Returns
         -------

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive._tools.arguments import shown
 from pyro_contrastive.analysis.decoding import Array
-from pyro_contrastive.analysis.query import Decoding, Query
+from pyro_contrastive.analysis.query import EXPRESSION_SITES, Decoding, Query
 from pyro_contrastive.data.levels import position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.methods.base import Batches, Level, ModelBase
@@ -62,8 +62,7 @@ def decoding_of(
 
 def _site(quantity: str, *, of_counts: bool) -> str:
     """Return the site of the model that is decoded."""
-    sites = {"scale": ("scale", "rate"), "mean": ("mean_scale", "mean")}
-    return sites[quantity][of_counts]
+    return EXPRESSION_SITES[quantity][of_counts]
 
 
 def named(

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.torch_tools import random_state
 from pyro_contrastive.data.setup import UNS_KEY
 from pyro_contrastive.training.history import History
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["refitted", "with_conditions"]
 
 
-def refitted(model: Model, adata: AnnData, seed: int, changes: Mapping[str, Any]) -> Model:
+def refitted(model: Model, adata: AnnData, seed: int | None, changes: Mapping[str, Any]) -> Model:
     """Return a new model of the same configuration, trained as `model` was.
 
     It starts from the initial weights that `model` had, and repeats its calls of ``train``.
@@ -34,22 +35,23 @@ def refitted(model: Model, adata: AnnData, seed: int, changes: Mapping[str, Any]
     adata
         Cells to train on, set up as those of `model`.
     seed
-        Seed of the training.
+        Seed of each training; ``None``: the seeds, or random states, that it had.
     changes
         Arguments of ``train`` that differ.
 
     Raises
     ------
     ValueError
-        If the model was not trained in this session: its initial weights and the arguments of its
-        training are not saved.
+        If the model was not trained, or was saved by an earlier version, which kept neither
+        initial weights nor the arguments of its training; if an argument could not be saved.
     KeyboardInterrupt
         Also if Ctrl-C ended a training, which would otherwise return what was learned.
     """
     if model._untrained_module is None or not model._runs:
         msg = (
-            "The same fit cannot be made again: a saved model does not remember how it was "
-            "trained. Make it anew with ContrastiveVI(adata, ...) and train it in this session."
+            "The same fit cannot be made again: this model was not trained, or was saved by a "
+            "version that did not note how. Make it anew with ContrastiveVI(adata, ...) and train "
+            "it."
         )
         raise ValueError(msg)
     new = copy.copy(model)
@@ -59,11 +61,23 @@ def refitted(model: Model, adata: AnnData, seed: int, changes: Mapping[str, Any]
     new._history = History()
     new._conditions = new._trained_cells = new._stored_posteriors = None
     new._untrained_module, new._runs = None, ()
-    for arguments in model._runs:
-        fixed = {"seed": seed, "enable_progress_bar": False}
-        if new.train(**(arguments | fixed | dict(changes))).interrupted:
-            raise KeyboardInterrupt
+    for call in model._runs:
+        own = {"seed": call.arguments.get("seed") if seed is None else seed}
+        arguments = call.arguments | own | {"enable_progress_bar": False} | dict(changes)
+        _refuse_lost([name for name in call.not_saved if name not in changes])
+        with random_state(call.random_state if seed is None else None):
+            if new.train(**arguments).interrupted:
+                raise KeyboardInterrupt
     return new
+
+
+def _refuse_lost(names: list[str]) -> None:
+    if names:
+        msg = (
+            f"The same fit cannot be made again: the model was trained with {', '.join(names)}, "
+            "which a file cannot hold."
+        )
+        raise ValueError(msg)
 
 
 def with_conditions(

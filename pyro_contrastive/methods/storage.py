@@ -13,6 +13,7 @@ from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive._tools.arguments import check_arguments, check_path
+from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
 from pyro_contrastive.data.counts import check_anndata
@@ -31,6 +32,7 @@ from pyro_contrastive.priors import PriorLike
 from pyro_contrastive.saving.folder import read_folder, read_setup, refuse_prefix, write_folder
 from pyro_contrastive.saving.saved_model import SavedModel, components_of, elbo_name
 from pyro_contrastive.saving.size_limit import as_large_as
+from pyro_contrastive.training.calls import TrainCall
 from pyro_contrastive.training.devices import torch_device
 from pyro_contrastive.training.history import History
 from pyro_contrastive.vae import ContrastiveVAE
@@ -124,7 +126,7 @@ class StorageMethods(ModelBase):
 
         Raises
         ------
-        FileNotFoundError, ValueError
+        FileNotFoundError, InvalidFileError
             If there is no such folder, or the file in it is damaged.
         """
         refuse_prefix(prefix)
@@ -166,7 +168,9 @@ class StorageMethods(ModelBase):
         Parameters
         ----------
         dir_path
-            The folder. It is written completely or not at all.
+            The folder. It is replaced in one step, once all of it is on the disk, so that it is
+            complete whenever the process is killed, and whoever reads it meanwhile. A symbolic link
+            to a folder stays one.
         prefix
             Must be ``None``: every model has its own folder.
         overwrite
@@ -188,7 +192,7 @@ class StorageMethods(ModelBase):
         check_path("dir_path", dir_path)
         refuse_prefix(prefix)
         _check_write_kwargs(anndata_write_kwargs, save_anndata=save_anndata)
-        stored = self._stored_posteriors
+        stored, first = self._stored_posteriors, self._untrained_module
         saved = SavedModel(
             setup=self.setup,
             settings=self.settings,
@@ -200,6 +204,8 @@ class StorageMethods(ModelBase):
             conditions=None if self._conditions is None else self._conditions.to_dict("split"),
             trained_cells=self._trained_cells,
             posteriors=None if stored is None else stored.to_saved(),
+            runs=tuple(call.to_json() for call in self._runs),
+            first_weights=None if first is None else first.state_dict(),
         )
         adata = self._adata(None) if save_anndata else None
         write_folder(Path(dir_path), saved, adata, anndata_write_kwargs, overwrite=overwrite)
@@ -245,9 +251,10 @@ penalties
         ------
         FileNotFoundError
             If the folder or a file of it is missing.
+        InvalidFileError
+            If a file is damaged, or was changed or exchanged after the model was saved.
         ValueError
-            If a file is damaged, the data differ from what the model was set up with, or a
-            component must be given.
+            If the data differ from what the model was set up with, or a component must be given.
         """
         given = {
             "likelihood": likelihood,
@@ -289,7 +296,7 @@ penalties
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        InvalidFileError
             If it is not a model of scvi-tools' ContrastiveVI, or holds objects that are not read.
         """
         return cls._from_saved(read_scvi(path_or_model), {}, adata)
@@ -300,21 +307,27 @@ penalties
     ) -> Self:
         if adata is not None:
             check_anndata(adata)
+        saved.check_given(given)
         model = cls.__new__(cls)
         try:
             # Starting values are replaced below: drawing them must not advance the random state.
             with seeded(0), as_large_as(saved.weights):
                 parts = saved.make_components(given) | saved.library_moments()
                 model._assemble(saved.setup, saved.settings, parts, saved.elbo_class())
-        except (KeyError, TypeError, AttributeError) as error:
+        except InvalidFileError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             if any(part is not None for part in given.values()):
                 raise  # the error may be about what was given
             msg = (
                 "No model can be made from the saved settings, which were changed after they were "
                 f"saved ({type(error).__name__}: {error})."
             )
-            raise ValueError(msg) from error
+            raise InvalidFileError(msg) from error
+        if saved.first_weights is not None:
+            model._untrained_module = saved.untrained(model.module)
         saved.load_weights(model.module)
+        model._runs = tuple(map(TrainCall.from_json, saved.runs))
         model._history = saved.history
         model.is_trained = saved.is_trained
         if saved.conditions is not None:

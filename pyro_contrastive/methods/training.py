@@ -27,6 +27,7 @@ from pyro_contrastive.training.arguments import (
     refuse_sparse,
     refuse_unknown,
 )
+from pyro_contrastive.training.calls import TrainCall
 from pyro_contrastive.training.history import EarlyStopping, FitResult
 from pyro_contrastive.training.plan import TrainingPlan, default_max_epochs
 from pyro_contrastive.training.splits import Indices, SplitSettings, split_cells
@@ -199,6 +200,7 @@ class TrainingMethods(ModelBase):
             self._untrained_module = copy.deepcopy(self.module)
         batch_size = 128 if batch_size is None else batch_size
         fabric = one_device(accelerator, devices)
+        call = TrainCall.now({name: given[name] for name in names}, fabric.device.type)
         adata = self._adata(None)
         data, cells = self._data_of_populations(adata, background_indices, target_indices)
         if max_epochs is None:
@@ -233,7 +235,7 @@ class TrainingMethods(ModelBase):
                 *(self.module, data, split, plan, self._history, settings), fabric=fabric, rng=rng
             )
         self.is_trained = True
-        self._runs = (*self._runs, {name: given[name] for name in names})
+        self._runs = (*self._runs, call)
         self._stored_posteriors = None  # of the weights before this run
         self._trained_cells = TrainedCells.of(split, adata.obs_names, data.totals())
         if background_indices is not None and self.setup.condition_key is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pyro_contrastive.report.answer import add_gene_figures, in_words
-from pyro_contrastive.report.earlier_run import MANIFEST
+from pyro_contrastive.report.earlier_run import MANIFEST, NOTE
 from pyro_contrastive.report.figures import FigureSet
 from pyro_contrastive.report.genes import TABLES, GeneRequest, GeneTables, make_tables, write_tables
 from pyro_contrastive.report.inputs import read_counts
@@ -24,6 +24,11 @@ def data_file(results: Path) -> Path:
     FileNotFoundError, ValueError
         If the folder holds no model, or not exactly one ``.h5ad`` file of a run.
     """
+    if (results / NOTE).exists():
+        raise ValueError(
+            f"{results} is unfinished: a run is moving its results there, or was killed while it "
+            "did, so that files of two runs may be mixed. Run it again with --overwrite"
+        )
     if not (results / "model").is_dir():
         raise FileNotFoundError(
             f"{results} holds no folder model: give the folder that fit or demo wrote (--out)"

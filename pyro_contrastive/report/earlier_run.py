@@ -11,9 +11,11 @@ from pathlib import Path, PurePosixPath
 from pyro_contrastive import __version__
 from pyro_contrastive._tools.litter import is_litter
 
-__all__ = ["MANIFEST", "earlier_entries", "files_below", "manifest_of"]
+__all__ = ["MANIFEST", "NOTE", "earlier_entries", "files_below", "manifest_of"]
 
 MANIFEST = "manifest.json"
+NOTE = "UNFINISHED.txt"
+"""Lies in a folder while the results of two runs may be mixed there."""
 _WRITTEN_BY = "pyro-contrastive"
 
 _MODEL_FILES = ("config.json", "model.safetensors", "adata.h5ad")

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from uuid import uuid4
 
+from pyro_contrastive._tools.atomic import tidy
 from pyro_contrastive._tools.litter import is_litter
+from pyro_contrastive._tools.unfinished import Unfinished, give_up_token, new_token
 from pyro_contrastive.report.earlier_run import (
     MANIFEST,
+    NOTE,
     earlier_entries,
     files_below,
     manifest_of,
 )
 from pyro_contrastive.report.genes import NULL_FILE, TABLES
+from pyro_contrastive.report.publish import put_in_place
 
 __all__ = ["ResultsFolder", "interrupts_wait", "reserve_folder"]
-
-_UNFINISHED = re.compile(r"\.unfinished-(?:(?P<host>.+)-)?(?P<pid>\d+)-\w+")
-_in_use: set[str] = set()  # names of the staging folders of this process that are in use
 
 
 class ResultsFolder:
     """A folder reserved for one run.
 
-    Files are made in :attr:`new`, a folder within it. :meth:`publish` moves the entries of an
-    earlier run out of the way and those of this one into place, or leaves everything as it was.
+    Files are made in :attr:`new`, a folder within it. :meth:`publish` puts them in the place of an
+    earlier run's, or leaves everything as it was.
 
     Parameters
     ----------
@@ -64,14 +62,22 @@ class ResultsFolder:
         self.given = Path(out)
         self.path = _resolved(self.given)
         self.overwrite = overwrite
-        self.targets = {"index.html", "scores.csv", "latents.csv", "figures", "model", MANIFEST}
+        self.targets = {
+            "index.html",
+            "scores.csv",
+            "latents.csv",
+            "figures",
+            "model",
+            MANIFEST,
+            NOTE,
+        }
         self.targets |= {f"{name}.h5ad", NULL_FILE, *TABLES.values()}
         self.data_bytes = 0  # of the .h5ad file, once that has been tried
         self._keep_staging = self._is_published = False
         self._check(source)
         self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
-        token = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-        self.staging = self.path / f".unfinished-{token}"
+        self._token = new_token()
+        self.staging = self.path / f".{self._token}"
         self._open()
 
     @property
@@ -88,7 +94,7 @@ class ResultsFolder:
         """Names of the entries that would be replaced now."""
         if not self.overwrite or not self.path.is_dir():
             return []
-        others = _Unfinished.all_in(self.path)
+        others = Unfinished.all_in(self.path)
         unfinished = [run.path.name for run in others if not run.may_be_live()]
         return [*earlier_entries(self.path), *unfinished]
 
@@ -109,20 +115,8 @@ class ResultsFolder:
             (self.new / MANIFEST).write_text(manifest_of(files), encoding="utf-8")
         except OSError:  # on a full disk the results matter more than their list
             (self.new / MANIFEST).unlink(missing_ok=True)
-        old = self.staging / "old"
-        old.mkdir(exist_ok=True)
-        moved: list[tuple[Path, Path]] = []
         with interrupts_wait():
-            try:
-                for name in self.earlier:
-                    _move(self.path / name, old / name, moved)
-                for name in sorted(path.name for path in self.new.iterdir()):
-                    _move(self.new / name, self.path / name, moved)
-            except BaseException:
-                for origin, place in reversed(moved):
-                    with suppress(OSError):
-                        os.rename(place, origin)
-                raise
+            put_in_place(self.new, self.path, self.earlier, self.staging / "old")
             self._is_published = True
 
     def set_aside(self) -> Path:
@@ -138,7 +132,7 @@ class ResultsFolder:
 
     def close(self) -> None:
         """Delete temporary files, and the folder if nothing was written into it."""
-        _in_use.discard(self.staging.name)
+        give_up_token(self._token)
         if self._keep_staging:
             return
         shutil.rmtree(self.staging, ignore_errors=True)
@@ -198,7 +192,7 @@ class ResultsFolder:
             )
 
     def _check_other_runs(self) -> None:
-        for run in _Unfinished.all_in(self.path):
+        for run in Unfinished.all_in(self.path):
             if run.may_be_live():
                 raise FileExistsError(
                     f"another run (process {run.pid} on {run.host}) is writing into folder "
@@ -212,7 +206,8 @@ class ResultsFolder:
                 )
 
     def _open(self) -> None:
-        _in_use.add(self.staging.name)
+        if self.path.parent.is_dir():
+            tidy(self.path)
         try:
             self.new.mkdir(parents=True)
         except OSError as error:
@@ -251,44 +246,8 @@ def interrupts_wait() -> Iterator[None]:
         before(*noted[0])
 
 
-def _move(origin: Path, place: Path, moved: list[tuple[Path, Path]]) -> None:
-    if place.exists() or place.is_symlink():  # os.rename would replace a file
-        raise FileExistsError(f"{place} was created in the meantime")
-    os.rename(origin, place)
-    moved.append((origin, place))
-
-
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError) as error:  # links that form a loop
         raise NotADirectoryError(f"{path} cannot be reached: {error}") from error
-
-
-class _Unfinished:
-    """The staging folder of another run."""
-
-    def __init__(self, path: Path, host: str | None, pid: int) -> None:
-        self.path = path
-        self.host = host or socket.gethostname()
-        self.pid = pid
-
-    @classmethod
-    def all_in(cls, folder: Path) -> list[_Unfinished]:
-        """Find all in a folder."""
-        found = ((path, _UNFINISHED.fullmatch(path.name)) for path in folder.iterdir())
-        return [cls(path, m["host"], int(m["pid"])) for path, m in found if m is not None]
-
-    def may_be_live(self) -> bool:
-        """Tell whether the run may still be active."""
-        if self.host != socket.gethostname() or os.name == "nt":
-            return True  # cannot be known from here; on Windows os.kill(pid, 0) is Ctrl-C
-        if self.pid == os.getpid():
-            return self.path.name in _in_use
-        try:
-            os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except OSError:
-            return True
-        return True

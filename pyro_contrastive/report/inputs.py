@@ -9,7 +9,7 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 
-from pyro_contrastive.data.files import check_hdf5, check_zarr
+from pyro_contrastive.data.file_checks import check_hdf5, check_zarr
 from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.advice import listed, where_to_look
 from pyro_contrastive.report.failures import message_of

@@ -70,7 +70,8 @@ def check_results_can_be_written(
     _check_room(folder, _PAGE_BYTES)  # HDF5 may crash where a disk is full
     try:
         model.save(str(folder.new / "model"), overwrite=True)
-        size = sum(file.stat().st_size for file in folder.new.rglob("*") if file.is_file())
+        # The trained model is saved with the weights it began with.
+        size = 2 * sum(file.stat().st_size for file in folder.new.rglob("*") if file.is_file())
         rows = np.unique(np.linspace(0, adata.n_obs - 1, _SAMPLE).astype(int))
         latents = _BYTES_PER_LATENT * adata.n_obs * n_latents
         folder.data_bytes = _size_of(adata, rows, write) + latents

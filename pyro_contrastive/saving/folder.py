@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
-from importlib.metadata import version
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anndata as ad
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
+from pyro_contrastive._tools.atomic import current, is_being_written, tidy, whole_folder
+from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.litter import is_litter
 from pyro_contrastive.components.component import as_json_value, report_own_parts
 from pyro_contrastive.data.files import read_h5ad, write_h5ad
 from pyro_contrastive.data.setup import Setup
+from pyro_contrastive.saving.checksums import CHECKSUMS, check_file, sealed
 from pyro_contrastive.saving.saved_config import (
     ADATA,
     CONFIG,
@@ -34,10 +40,18 @@ from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import PREFIX as CELLS
 from pyro_contrastive.training.trained_cells import TrainedCells
 
-PACKAGES = ("pyro-contrastive", "torch", "pyro-ppl", "anndata", "numpy")
+PACKAGES = (
+    *("pyro-contrastive", "torch", "pyro-ppl", "anndata", "numpy"),
+    *("scipy", "pandas", "lightning-fabric", "numba", "safetensors"),
+)
 """Packages whose versions are saved."""
-NOT_WEIGHTS = (CELLS, POSTERIORS)
+FIRST = "first."
+"""Prefix of the weights that the model had before its first training."""
+NOT_WEIGHTS = (CELLS, POSTERIORS, FIRST)
 """Prefixes of tensors that are saved with the weights."""
+N_TRIES, WAIT = 10, 0.05
+"""How often, and after how many seconds, a folder that is being replaced is read again."""
+Read = TypeVar("Read")
 
 
 def write_folder(
@@ -48,7 +62,7 @@ def write_folder(
     *,
     overwrite: bool,
 ) -> None:
-    """Write the folder next to its final place, and move it there when it is complete.
+    """Write the folder beside its final place, and put it there in one step when it is complete.
 
     Raises
     ------
@@ -56,12 +70,30 @@ def write_folder(
         If `folder` exists and `overwrite` is not set, or it holds anything but a saved model.
     TypeError
         If the settings cannot be written as JSON.
+    ValueError
+        If something in the data cannot be written; the error names it.
     """
     _check_free(folder, overwrite=overwrite)
     report_own_parts(saved.components)
-    config = {
+    config = _config_of(saved)
+    json.dumps(config, default=as_json_value)  # fails before anything is written
+    with whole_folder(folder) as new:
+        # safetensors' save_file would make a file that only its owner may read.
+        (new / WEIGHTS).write_bytes(save(_tensors_of(saved)))
+        others = {WEIGHTS: new / WEIGHTS}
+        if adata is not None:
+            options = {"compression": "gzip"} | dict(anndata_write_kwargs or {})
+            write_h5ad(adata, new / ADATA, **options)
+            others[ADATA] = new / ADATA
+        plain = json.loads(json.dumps(config, default=as_json_value))
+        text = json.dumps(sealed(plain, CONFIG, others), indent=1)
+        (new / CONFIG).write_text(text, encoding="utf-8")
+
+
+def _config_of(saved: SavedModel) -> dict[str, Any]:
+    return {
         "format": FORMAT,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "setup": json.loads(saved.setup.to_json()),
         "settings": saved.settings,
         "elbo": saved.elbo,
@@ -71,28 +103,35 @@ def write_folder(
         "trained_on": None if saved.trained_cells is None else saved.trained_cells.digest,
         "history": saved.history.to_json(),
         "refined": None if saved.posteriors is None else saved.posteriors.entries,
+        "training": list(saved.runs),
     }
-    text = json.dumps(config, indent=1, default=as_json_value)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new = Path(temporary) / "new"
-        new.mkdir()
-        (new / CONFIG).write_text(text, encoding="utf-8")
-        # safetensors refuses tensors that share memory, such as those of one prior for z and s.
-        weights = {k: v.detach().cpu().clone().contiguous() for k, v in saved.weights.items()}
-        if saved.trained_cells is not None:
-            weights |= saved.trained_cells.to_tensors()
-        if saved.posteriors is not None:
-            weights |= saved.posteriors.to_tensors()
-        # safetensors' save_file would make a file that only its owner may read.
-        (new / WEIGHTS).write_bytes(save(weights))
-        if adata is not None:
-            options = {"compression": "gzip"} | dict(anndata_write_kwargs or {})
-            write_h5ad(adata, new / ADATA, **options)
-        _move(new, folder, old=Path(temporary) / "old")
+
+
+def _tensors_of(saved: SavedModel) -> dict[str, Tensor]:
+    """All tensors of a model by name; see :data:`NOT_WEIGHTS`."""
+    # safetensors refuses tensors that share memory, such as those of one prior for z and s.
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in saved.weights.items()}
+    for name, value in (saved.first_weights or {}).items():
+        tensors[f"{FIRST}{name}"] = value.detach().cpu().clone().contiguous()
+    if saved.trained_cells is not None:
+        tensors |= saved.trained_cells.to_tensors()
+    if saved.posteriors is not None:
+        tensors |= saved.posteriors.to_tensors()
+    return tensors
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # numba is an extra
+            found[name] = version(name)
+    return found
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
+    if folder.resolve().parent.is_dir():
+        tidy(folder.resolve())
     if not folder.exists():
         return
     if not overwrite:
@@ -108,35 +147,75 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(msg)
 
 
-def _move(new: Path, folder: Path, old: Path) -> None:
-    """Put `new` in the place of `folder`, which stays as it was if that fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        os.replace(old, folder)
-        raise
-
-
 def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
-    """Read what :func:`write_folder` wrote.
+    """Read what :func:`write_folder` wrote, all of it from the same save.
 
     Raises
     ------
     FileNotFoundError
         If a file is missing, naming it.
-    ValueError
-        If a file is damaged, or was written by a later version with another format.
+    InvalidFileError
+        If a file is damaged, was changed, or was written by a later version with another format.
     """
+    return _read_whole(folder, lambda path: (_read_model(path), _read_adata(path)))
+
+
+def read_setup(folder: Path) -> Setup:
+    """Read only how the data of a saved model were set up.
+
+    Raises
+    ------
+    FileNotFoundError, InvalidFileError
+        As :func:`read_folder`.
+    """
+
+    def read(path: Path) -> Setup:
+        check_files(path, CONFIG)
+        return _setup_of(read_config(path / CONFIG), path)
+
+    return _read_whole(folder, read)
+
+
+def _read_whole(folder: Path, read: Callable[[Path], Read]) -> Read:
+    """Read a folder, and again if it was replaced meanwhile."""
+    for _ in range(N_TRIES):
+        path = current(folder)
+        before = _identity(path)
+        try:
+            found = read(path)
+        except (OSError, ValueError):
+            if _identity(path) == before and not is_being_written(folder):
+                raise
+        else:
+            if _identity(path) == before:
+                return found
+        time.sleep(WAIT)
+    return read(folder)
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Return numbers that differ between a folder and the one that takes its place."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read_model(folder: Path) -> SavedModel:
     check_files(folder, CONFIG, WEIGHTS)
     config = read_config(folder / CONFIG)
+    _check_sum(config, folder / WEIGHTS)
     try:
         tensors = load_file(folder / WEIGHTS)
-        saved = SavedModel(
-            setup=Setup.from_json(json.dumps(config["setup"])),
+    except (SafetensorError, RuntimeError, ValueError, OverflowError) as error:
+        msg = f"{folder / WEIGHTS} is damaged: {error}."
+        raise InvalidFileError(msg) from error
+    first = {k.removeprefix(FIRST): v for k, v in tensors.items() if k.startswith(FIRST)}
+    setup = _setup_of(config, folder)
+    try:
+        return SavedModel(
+            setup=setup,
             settings=config["settings"],
             elbo=config["elbo"],
             components=config["components"],
@@ -145,15 +224,25 @@ def read_folder(folder: Path) -> tuple[SavedModel, ad.AnnData | None]:
             conditions=config["conditions"],
             weights={k: v for k, v in tensors.items() if not k.startswith(NOT_WEIGHTS)},
             trained_cells=TrainedCells.from_tensors(tensors, config["trained_on"]),
-            # Earlier versions did not write this entry.
+            # Earlier versions did not write these entries.
             posteriors=SavedPosteriors.read(config.get("refined"), tensors),
+            runs=tuple(config.get("training", ())),
+            first_weights=first or None,
         )
-    except SafetensorError as error:
-        msg = f"{folder / WEIGHTS} is damaged: {error}."
-        raise ValueError(msg) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise incomplete(folder / CONFIG, error) from error
-    return saved, _read_adata(folder)
+
+
+def _setup_of(config: Mapping[str, Any], folder: Path) -> Setup:
+    try:
+        return Setup.from_json(json.dumps(config["setup"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise incomplete(folder / CONFIG, error) from error
+
+
+def _check_sum(config: Mapping[str, Any], path: Path) -> None:
+    if CHECKSUMS in config:  # format 1 had none
+        check_file(config, path)
 
 
 def _read_adata(folder: Path) -> ad.AnnData | None:
@@ -161,27 +250,8 @@ def _read_adata(folder: Path) -> ad.AnnData | None:
     if not os.path.lexists(folder / ADATA):
         return None
     check_files(folder, ADATA)
-    try:
-        return read_h5ad(folder / ADATA)
-    except Exception as error:  # a damaged file may cause any exception
-        msg = f"{folder / ADATA} is damaged, or not written by AnnData: {error}"
-        raise ValueError(msg) from error
-
-
-def read_setup(folder: Path) -> Setup:
-    """Read only how the data of a saved model were set up.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As :func:`read_folder`.
-    """
-    check_files(folder, CONFIG)
-    config = read_config(folder / CONFIG)
-    try:
-        return Setup.from_json(json.dumps(config["setup"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise incomplete(folder / CONFIG, error) from error
+    _check_sum(read_config(folder / CONFIG), folder / ADATA)
+    return read_h5ad(folder / ADATA)
 
 
 def refuse_prefix(prefix: str | None) -> None:

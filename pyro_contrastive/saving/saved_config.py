@@ -14,11 +14,14 @@ from typing import Any
 
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive.components.library_parts import PART_KINDS
-from pyro_contrastive.data.files import refuse_link_outside
+from pyro_contrastive.data.file_checks import refuse_link_outside
+from pyro_contrastive.saving.checksums import CHECKSUMS, check_config
 
 CONFIG, WEIGHTS, ADATA = "config.json", "model.safetensors", "adata.h5ad"
-FORMAT = 1
+FORMAT = 2
+"""The present format. Format 1 had no checksums, and did not say how a model was trained."""
 SETTINGS: dict[str, tuple[type, ...]] = {
     "n_hidden": (int,),
     "n_background_latent": (int,),
@@ -47,6 +50,8 @@ ENTRIES: dict[str, tuple[type, ...]] = {
     "history": (dict,),
 }
 """Entries of the configuration, with their types."""
+SINCE_2: dict[str, tuple[type, ...]] = {"training": (list,), CHECKSUMS: (dict,)}
+"""Entries that are new in format 2."""
 
 
 def check_files(folder: Path, *names: str) -> None:
@@ -58,7 +63,7 @@ def check_files(folder: Path, *names: str) -> None:
     ------
     FileNotFoundError
         If one is missing, naming it.
-    ValueError
+    InvalidFileError
         If one is a symbolic link to something outside the folder.
     """
     for name in names:
@@ -73,7 +78,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    InvalidFileError
         If it is damaged, or was written in another format by a later version.
     """
     try:
@@ -81,14 +86,16 @@ def read_config(path: Path) -> dict[str, Any]:
         found, written_by = config["format"], config["versions"]["pyro-contrastive"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         msg = f"{path} is damaged: {error}."
-        raise ValueError(msg) from error
-    if found != FORMAT:
+        raise InvalidFileError(msg) from error
+    if type(found) is not int or not 1 <= found <= FORMAT:
         msg = (
-            f"{path.parent} has format {found} (written by pyro-contrastive {written_by}); this "
-            f"version reads format {FORMAT}."
+            f"{path.parent} has format {found!a} (written by pyro-contrastive {written_by!a}); "
+            f"this version reads formats up to {FORMAT}. Load it with a later version."
         )
-        raise ValueError(msg)
+        raise InvalidFileError(msg)
     _check_entries(path, "", config, ENTRIES, required=True)
+    if found > 1:
+        _check_entries(path, "", config, SINCE_2, required=True)
     conditions = config["conditions"]
     if conditions is not None and conditions.get("columns") != CONDITIONS:
         raise incomplete(path, f"conditions: the columns are not {CONDITIONS}")
@@ -98,13 +105,15 @@ def read_config(path: Path) -> dict[str, Any]:
         raise incomplete(path, f"there is no ELBO {config['elbo']!a}")
     for keyword, part in config["components"].items():
         _check_part(path, keyword, part)
+    if CHECKSUMS in config:
+        check_config(config, path)
     return dict(config)
 
 
-def incomplete(path: Path, error: Exception | str) -> ValueError:
+def incomplete(path: Path, error: Exception | str) -> InvalidFileError:
     """Return the error about a file that has been changed or cut since it was written."""
     what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    return ValueError(f"{path} is damaged or incomplete ({what}).")
+    return InvalidFileError(f"{path} is damaged or incomplete ({what}).")
 
 
 def _check_entries(

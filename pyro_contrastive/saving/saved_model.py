@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive.components.component import (
     Spec,
     component_from_spec,
@@ -42,26 +44,38 @@ class SavedModel:
     conditions: dict[str, Any] | None = None  # code by cell name, if they were given to `train`
     trained_cells: TrainedCells | None = None
     posteriors: SavedPosteriors | None = None
+    runs: tuple[dict[str, Any], ...] = ()  # arguments of each call of `train`
+    first_weights: Mapping[str, Tensor] | None = None  # before the first of them
 
     def elbo_class(self) -> type[Trace_ELBO]:
         """Pyro's ELBO class by its saved name."""
         return ELBOS[self.elbo]
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Check which components are given, by keyword; ``None`` counts as not given.
+
+        Raises
+        ------
+        ValueError
+            If parts of the user's own are not given, or parts are given that the model lacks.
+        """
+        made = [k for k, part in given.items() if part is not None]
+        unused = [k for k in made if k not in self.components]
+        if unused:
+            msg = f"The saved model has no {unused[0]} that could be replaced by what was given."
+            raise ValueError(msg)
+        refuse_missing_parts({k: spec for k, spec in self.components.items() if k not in made})
 
     def make_components(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Make the components again, except those that are `given`, by keyword.
 
         Raises
         ------
-        ValueError
-            If parts of the user's own are not given, or parts of the library cannot be made.
+        InvalidFileError
+            If parts of the library cannot be made with the saved arguments.
         """
         made = {k: v for k, v in given.items() if v is not None}
-        unused = [k for k in made if k not in self.components]
-        if unused:
-            msg = f"The saved model has no {unused[0]} that could be replaced by what was given."
-            raise ValueError(msg)
         missing = {k: spec for k, spec in self.components.items() if k not in made}
-        refuse_missing_parts(missing)
         for keyword, spec in missing.items():
             if isinstance(spec, list):
                 made[keyword] = [component_from_spec(s, keyword) for s in spec]
@@ -84,17 +98,36 @@ class SavedModel:
 
         Raises
         ------
-        ValueError
-            If their names or shapes differ from those of the module.
+        InvalidFileError
+            If their names, shapes or types differ from those of the module.
         """
-        try:
-            vae.load_state_dict(dict(self.weights))
-        except RuntimeError as error:
-            msg = (
-                "The saved weights do not fit the model: a likelihood, prior, guide or penalty "
-                f"differs from the one it was trained with, or a file was changed. {error}"
-            )
-            raise ValueError(msg) from error
+        _put_weights(self.weights, vae)
+
+    def untrained(self, vae: ContrastiveVAE) -> ContrastiveVAE:
+        """Return a copy of a module that has the weights from before the first training.
+
+        Raises
+        ------
+        InvalidFileError
+            As :meth:`load_weights`.
+        """
+        copied = copy.deepcopy(vae)
+        _put_weights(self.first_weights or {}, copied)
+        return copied
+
+
+def _put_weights(weights: Mapping[str, Tensor], vae: ContrastiveVAE) -> None:
+    why = "a likelihood, prior, guide or penalty differs from the one it was trained with, or a "
+    why = f"The saved weights do not fit the model: {why}file was changed."
+    types = {name: value.dtype for name, value in vae.state_dict().items()}
+    for name, value in weights.items():
+        # torch would convert them, whatever they are.
+        if value.dtype.is_floating_point != types.get(name, value.dtype).is_floating_point:
+            raise InvalidFileError(f"{why} {name} holds numbers of type {value.dtype}.")
+    try:
+        vae.load_state_dict(dict(weights))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InvalidFileError(f"{why} {error}") from error
 
 
 def elbo_name(vae: ContrastiveVAE) -> str:

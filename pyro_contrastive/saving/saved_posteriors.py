@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
+
 PREFIX = "refined."
 """Prefix of the names of their tensors among those of a saved model."""
 ENTRIES: dict[str, type] = {
@@ -50,7 +52,7 @@ class SavedPosteriors:
 
         Raises
         ------
-        ValueError
+        InvalidFileError
             If entries or tensors are not what is written.
         """
         found = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
@@ -58,11 +60,11 @@ class SavedPosteriors:
             return None
         if not isinstance(entries, dict) or {k: type(v) for k, v in entries.items()} != ENTRIES:
             msg = f"'refined' is not a table of {', '.join(ENTRIES)}"
-            raise ValueError(msg)
+            raise InvalidFileError(msg)
         widths = entries["widths"].values()
         if not all(type(width) is int and width > 0 for width in widths):
             msg = "'refined': 'widths' are not numbers of latents"
-            raise ValueError(msg)
+            raise InvalidFileError(msg)
         n_cells, n = len(found["cells"]), sum(widths)
         shapes = {
             "cells": ((n_cells,), torch.int64),
@@ -74,5 +76,5 @@ class SavedPosteriors:
         }
         if {k: (tuple(v.shape), v.dtype) for k, v in found.items()} != shapes:
             msg = "'refined': the tensors do not have the shapes that belong together"
-            raise ValueError(msg)
+            raise InvalidFileError(msg)
         return cls(dict(entries), found)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyro_contrastive._tools.invalid_file import InvalidFileError
+
 FREE_NUMBERS = 2**29
 """Numbers that are always allowed: two gigabytes in single precision."""
 FREE_CALLS = 10_000
@@ -30,7 +32,7 @@ class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
 
     Raises
     ------
-    ValueError
+    InvalidFileError
         Inside, before a tensor that is too large is made.
     """
 
@@ -51,7 +53,7 @@ class as_large_as(TorchFunctionMode):  # noqa: N801  # a context manager
                 f"The configuration asks for a model that is far larger than the {self._n_saved} "
                 "numbers that were saved as its weights: a file was changed after it was saved."
             )
-            raise ValueError(msg)
+            raise InvalidFileError(msg)
         return func(*args, **kwargs)
 
 

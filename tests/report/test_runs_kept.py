@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,12 +18,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from kill_helpers import every_kill
 from stand_ins import SETTINGS, STUDY, StandInModel, small_cells, tree
 from typer.testing import CliRunner
 
 from pyro_contrastive.cli import app
+from pyro_contrastive.report import again, pipeline, publish, results, stages
 from pyro_contrastive.report import folder as folder_module
-from pyro_contrastive.report import pipeline, results, stages
 from pyro_contrastive.report.failures import ResultsError
 from pyro_contrastive.report.figures import FigureSet
 from pyro_contrastive.report.folder import ResultsFolder, reserve_folder
@@ -253,8 +255,13 @@ def test_a_folder_without_a_manifest_is_known_by_what_it_holds(out: Path) -> Non
     assert (out / "model" / "model.safetensors").read_text() == "2"
 
 
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no folder be exchanged as a whole, as where a disk is mounted at it."""
+    monkeypatch.setattr(publish, "exchange", fail_with(OSError(errno.EBUSY, "Busy")))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("at", range(14))
+@pytest.mark.parametrize("at", [0, *range(2, 14)])  # 1 puts the new folder itself back
 def test_if_files_cannot_be_moved_the_former_run_is_as_it_was(
     at: int, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +269,7 @@ def test_if_files_cannot_be_moved_the_former_run_is_as_it_was(
     (out / "notes.txt").write_text("mine")
     before = tree(out)
     rename, calls = os.rename, []
+    one_by_one(monkeypatch)
 
     def renaming(origin: Any, place: Any) -> None:
         calls.append(origin)
@@ -269,7 +277,11 @@ def test_if_files_cannot_be_moved_the_former_run_is_as_it_was(
             raise PermissionError(errno.EACCES, "Permission denied")
         rename(origin, place)
 
-    monkeypatch.setattr(folder_module.os, "rename", renaming)
+    monkeypatch.setattr(publish.os, "rename", renaming)
+    if at == 0:  # no folder can be made beside it, which is no failure
+        write(out, "2")
+        assert tree(out)["model/model.safetensors"] == b"2"
+        return
     with pytest.raises(ResultsError, match="could not be moved into") as caught:
         write(out, "2")
     assert "Permission denied" in caught.value.failures[0]
@@ -286,11 +298,64 @@ def test_there_are_as_many_moves_as_the_test_above_lets_fail(
 ) -> None:
     write(out)
     rename, calls = os.rename, []
-    monkeypatch.setattr(
-        folder_module.os, "rename", lambda *paths: (calls.append(paths), rename(*paths))
-    )
+    one_by_one(monkeypatch)
+    monkeypatch.setattr(publish.os, "rename", lambda *paths: (calls.append(paths), rename(*paths)))
     write(out, "2")
-    assert len(calls) == 14  # seven entries of either run
+    assert len(calls) == 14  # the folder there and back, and six entries of either run
+    assert tree(out)["model/model.safetensors"] == b"2"
+    assert names(out) == ALL
+
+
+def published_anew(out: Path, staged: Path) -> Callable[[], None]:
+    """Return what puts the second run's files, which are staged, in the place of the first's."""
+
+    def act() -> None:
+        with reserve_folder(out, STUDY.name, overwrite=True) as folder:
+            shutil.copytree(staged, folder.new, dirs_exist_ok=True)
+            folder.publish()
+
+    return act
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_kill_leaves_one_run_or_a_folder_that_says_it_is_unfinished(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    def reset() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "1", out)
+        (out / "notes.txt").write_text("mine")
+
+    for mark in ("1", "2"):
+        write(tmp_path / mark, mark)
+    reset()
+    before, note = tree(out), (out / "notes.txt").read_bytes()
+    after = {**tree(tmp_path / "2"), "notes.txt": note}
+    act = published_anew(out, tmp_path / "2")
+    if not whole:
+        one_by_one(monkeypatch)
+    counts = {"before": 0, "after": 0, "unfinished": 0}
+    for _ in every_kill(act, reset):
+        left = {path: data for path, data in tree(out).items() if ".unfinished-" not in path}
+        assert left["notes.txt"] == note
+        if "UNFINISHED.txt" in left:
+            counts["unfinished"] += 1
+            with pytest.raises(ValueError, match="is unfinished: a run is moving"):
+                again.data_file(out)
+        else:
+            state = "before" if left["index.html"] == before["index.html"] else "after"
+            counts[state] += 1
+            wanted = before if state == "before" else after
+            if not whole:  # at the first and last moments it may list the files of both runs
+                left["manifest.json"] = wanted["manifest.json"]
+            assert left == wanted
+        act()
+        assert tree(out) == after
+        assert names(tmp_path) == {"1", "2", "out"}
+    assert counts["before"] > 5
+    assert counts["after"] > 5
+    assert (counts["unfinished"] == 0) == whole
 
 
 @pytest.mark.parametrize("names_of_litter", [[".DS_Store", "._x", "Thumbs.db"], [".nfs01", ".X"]])

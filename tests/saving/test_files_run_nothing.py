@@ -21,6 +21,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_files import as_format_1, edit_config
 
 import pyro_contrastive
 from pyro_contrastive import MMD, ContrastiveVI, FixedPrior
@@ -51,13 +52,6 @@ def folder(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
-def change(folder: Path, change: Any) -> None:
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    change(config)
-    path.write_text(json.dumps(config))
-
-
 def name_part(folder: Path, keyword: str, name: str, arguments: Any = None) -> None:
     """Write another class, and arguments, into the configuration."""
 
@@ -65,7 +59,7 @@ def name_part(folder: Path, keyword: str, name: str, arguments: Any = None) -> N
         spec: Any = {"class": name, "arguments": arguments or {}}
         config["components"][keyword] = [spec] if keyword == "penalties" else spec
 
-    change(folder, rename)
+    edit_config(folder, rename)
 
 
 # What a configuration can name
@@ -136,6 +130,7 @@ def test_files_of_earlier_versions_name_modules_of_the_library(folder, name):
         {k: v for k, v in weights.items() if "layers.dropout" not in k},
         folder / "model.safetensors",
     )
+    as_format_1(folder)
     name_part(folder, "likelihood", name)
     name_part(folder, "penalties", "pyro_contrastive.penalties.kernels:MMD", {"weight": 2.0})
     loaded = ContrastiveVI.load(folder).module
@@ -221,7 +216,7 @@ def reach(config: Any, path: str, value: Any) -> None:
     ],
 )
 def test_a_configuration_that_was_not_written_by_save_is_refused(folder, path, value):
-    change(folder, lambda config: reach(config, path, value))
+    edit_config(folder, lambda config: reach(config, path, value))
     with pytest.raises(ValueError, match=r"config.json is damaged or incomplete \("):
         ContrastiveVI.load(folder)
 
@@ -241,7 +236,7 @@ def test_a_configuration_nested_too_deep_is_refused(folder):
     ],
 )
 def test_settings_that_make_no_model_are_refused(folder, path, value):
-    change(folder, lambda config: reach(config, path, value))
+    edit_config(folder, lambda config: reach(config, path, value))
     with pytest.raises(ValueError, match=r"No model can be made from the saved settings"):
         ContrastiveVI.load(folder)
 
@@ -275,9 +270,9 @@ def test_a_configuration_cannot_ask_for_more_than_was_saved(folder, path, value)
     if isinstance(value, tuple):
         spec: Any = {"class": f"pyro_contrastive:{value[0]}", "arguments": value[1]}
         value = [spec] if path.endswith("penalties") else spec
-    change(folder, lambda config: reach(config, path, value))
+    edit_config(folder, lambda config: reach(config, path, value))
     start = time.process_time()
-    with pytest.raises(ValueError, match=r"far larger than the \d+ numbers that were saved"):
+    with pytest.raises(ValueError, match=r"far larger than the .* saved|must be at most"):
         ContrastiveVI.load(folder)
     assert time.process_time() - start < 10  # not the hours that it asks for
 
@@ -384,6 +379,7 @@ def test_data_that_lie_in_another_file_are_refused(folder, tmp_path, refer, mess
             {"encoding-type": "dict", "encoding-version": "0.1.0"}
         )
         refer(file, other)
+    edit_config(folder, lambda config: None)
     message = rf"adata.h5ad: 'uns/deep/er' .*{message}.*private.h5'"
     for read in (ContrastiveVI.load, lambda f: read_h5ad(f / "adata.h5ad")):
         with pytest.raises(ValueError, match=message):
@@ -416,6 +412,7 @@ def test_links_within_a_file_are_fine(folder):
         layout[:] = h5py.VirtualSource(".", "/uns/numbers", shape=(3,))
         file.create_virtual_dataset("uns/virtual", layout)
         file["uns/virtual"].attrs.update(ARRAY)
+    edit_config(folder, lambda config: None)
     read = read_h5ad(path)
     assert list(read.uns["same"]) == list(read.uns["again"]) == list(read.obs["condition"])
     np.testing.assert_array_equal(read.uns["virtual"], [0.0, 1.0, 2.0])
@@ -457,6 +454,7 @@ def test_links_to_a_model_and_within_it_are_fine(folder, tmp_path):
 def test_data_that_were_not_written_by_anndata_are_named(folder):
     with h5py.File(folder / "adata.h5ad", "r+") as file:
         file["uns/itself"] = file["uns"]  # a circle
+    edit_config(folder, lambda config: None)
     with pytest.raises(ValueError, match=r"adata.h5ad is damaged"):
         ContrastiveVI.load(folder)
     (folder / "adata.h5ad").write_text("no data")

@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from saved_files import edit_config
 from torch import Tensor
 
 import pyro_contrastive
@@ -24,10 +25,12 @@ from pyro_contrastive import (
     CellBatch,
     ContrastiveELBO,
     ContrastiveVI,
+    InvalidFileError,
     NegativeBinomial,
     Penalty,
     Prior,
 )
+from pyro_contrastive._tools import atomic
 from pyro_contrastive.saving import folder as saved_folder
 from pyro_contrastive.testing import SimulationSettings, simulate
 
@@ -71,11 +74,6 @@ def assert_same_model(loaded: ContrastiveVI, model: ContrastiveVI) -> None:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 # Components of the user's own, to be saved
@@ -335,14 +333,8 @@ def test_a_failure_while_writing_loses_nothing(tmp_path, monkeypatch, step, ther
     elif step == "adata":
         monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
     else:
-        move = os.replace
-
-        def replace(source: Path, place: Path) -> None:
-            if Path(source).name == "new":
-                raise DiskFullError
-            move(source, place)
-
-        monkeypatch.setattr(saved_folder.os, "replace", replace)
+        monkeypatch.setattr(atomic, "exchange", fail)
+        monkeypatch.setattr(atomic.os, "rename", fail)
     with pytest.raises(DiskFullError):
         make_model(n_hidden=4).save(tmp_path / "model", overwrite=True, save_anndata=True)
     assert files(tmp_path) == before
@@ -377,14 +369,14 @@ def test_a_truncated_file_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 99}, "has format 99 .*this version reads format 1"),
+        ({"format": 99}, "has format 99 .*this version reads formats up to 2"),
         ({"setup": {"no": "such"}}, "config.json is damaged or incomplete"),
         ({"history": 3}, "config.json is damaged or incomplete"),
     ],
 )
 def test_a_changed_configuration(tmp_path, changes, message):
     make_model(trained=False).save(tmp_path / "model")
-    edit_config(tmp_path / "model", **changes)
+    edit_config(tmp_path / "model", lambda config: config.update(changes))
     with pytest.raises(ValueError, match=message):
         ContrastiveVI.load(tmp_path / "model")
 
@@ -403,7 +395,10 @@ def test_weights_of_another_model(tmp_path):
     make_model(trained=False).save(tmp_path / "model")
     make_model(trained=False, n_hidden=4).save(tmp_path / "other")
     os.replace(tmp_path / "other" / "model.safetensors", tmp_path / "model" / "model.safetensors")
-    with pytest.raises(ValueError, match="weights do not fit the model"):
+    with pytest.raises(InvalidFileError, match=r"model\.safetensors .* belongs to another model"):
+        ContrastiveVI.load(tmp_path / "model")
+    edit_config(tmp_path / "model", lambda config: None)
+    with pytest.raises(InvalidFileError, match="weights do not fit the model"):
         ContrastiveVI.load(tmp_path / "model")
 
 
@@ -473,9 +468,11 @@ def test_components_that_cannot_be_imported_are_passed_in_again(tmp_path):
 
 def test_a_module_that_is_not_there_is_named(tmp_path):
     make_model(trained=False).save(tmp_path / "model")
-    text = (tmp_path / "model" / "config.json").read_text()
-    text = text.replace("pyro_contrastive:ZeroInflated", "my_notebook_code:ZeroInflated")
-    (tmp_path / "model" / "config.json").write_text(text)
+    name = "my_notebook_code:ZeroInflatedNegativeBinomial"
+    edit_config(
+        tmp_path / "model",
+        lambda config: config["components"]["likelihood"].update({"class": name}),
+    )
     with pytest.raises(ValueError, match=r"from module 'my_notebook_code'\) is not a part of"):
         ContrastiveVI.load(tmp_path / "model")
 
