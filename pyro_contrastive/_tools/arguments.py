@@ -42,9 +42,10 @@ class Whole:
             return None
         if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
             return "a whole number" + (" or None" if self.or_none else "")
-        if value < self.at_least:  # type: ignore[operator]  # integers of NumPy compare, too
+        number = int(value)
+        if number < self.at_least:
             return f"at least {self.at_least}"
-        if self.at_most is not None and value > self.at_most:  # type: ignore[operator]
+        if self.at_most is not None and number > self.at_most:
             return f"at most {self.at_most:,}"
         return None
 
@@ -67,8 +68,9 @@ class Number:
             return "a number" + (" or None" if self.or_none else "")
         if math.isinf(value):
             return "finite"
-        is_above = self.low < value or (self.low_closed and value == self.low)
-        is_below = value < self.high or (self.high_closed and value == self.high)
+        number = float(value)
+        is_above = self.low < number or (self.low_closed and number == self.low)
+        is_below = number < self.high or (self.high_closed and number == self.high)
         return None if is_above and is_below else self._range()  # NaN is neither
 
     def _range(self) -> str:

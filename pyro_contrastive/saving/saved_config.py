@@ -37,6 +37,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
 """Arguments of ``ContrastiveVI`` that are saved, with their types in JSON."""
 CONDITIONS = ["code", "total"]
 """Columns of the table of cells whose population was given to ``train``."""
+MOST_PARTICLES = 10_000
+"""Draws of the ELBO that a file may ask for; more would only seem to hang."""
 ELBOS = {"trace": Trace_ELBO, "mean_field": TraceMeanField_ELBO}
 """Pyro's ELBO classes by their saved names."""
 ENTRIES: dict[str, tuple[type, ...]] = {
@@ -101,6 +103,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise incomplete(path, f"conditions: the columns are not {CONDITIONS}")
     _check_setup(path, config["setup"])
     _check_entries(path, "settings: ", config["settings"], SETTINGS, required=False)
+    particles = config["settings"].get("elbo_kwargs", {}).get("num_particles", 1)
+    if type(particles) is not int or not 1 <= particles <= MOST_PARTICLES:
+        raise incomplete(path, f"settings: num_particles is {particles!a}")
     if config["elbo"] not in ELBOS:
         raise incomplete(path, f"there is no ELBO {config['elbo']!a}")
     for keyword, part in config["components"].items():
