@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -155,9 +155,6 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(locals())
-        if elbo_kwargs is not None and not isinstance(elbo_kwargs, Mapping):
-            msg = f"elbo_kwargs must be a dict of arguments, not {elbo_kwargs!r}."  # type: ignore[unreachable]  # untyped callers
-            raise TypeError(msg)
         self.n_input = n_input
         self.n_batch = n_batch
         self.n_background_latent = n_background_latent

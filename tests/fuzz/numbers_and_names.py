@@ -145,7 +145,7 @@ FINE = {
 }
 OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "adata": ("AnnData",),
-    "early_stopping_monitor": ("monitor", "early stopping"),
+    "early_stopping_monitor": ("monitor", "Early stopping"),
     "accelerator": ("accelerator",),
     "labels_keys": ("labels_key",),
     "groupby": ("groupby", "adata.obs"),
