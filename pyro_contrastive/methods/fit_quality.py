@@ -234,7 +234,7 @@ class FitQualityMethods(ModelBase):
             )
 
 
-def _mean(of_cell: NDArray[np.float32]) -> float:
+def _mean(of_cell: NDArray[np.floating]) -> float:
     """Return the mean over cells; an error if there are none."""
     if not len(of_cell):
         msg = (
