@@ -3,7 +3,8 @@
 # make fast       the fast tests only
 # make newest     the fast tests on the newest Python found, with the newest versions of all packages
 # make lowest     the fast tests with the oldest versions that pyproject.toml allows
-# make package    build wheel and sdist in dist/, check them, and try the wheel in a new environment
+# make package    build wheel and sdist in dist/, check them, and try both in a new environment: the
+#                 demo with the wheel, the fast tests with what the sdist contains
 # make notebooks  run the notebooks and save them in place, with their outputs
 # make bench      compare speed, memory and held-out ELBO with scvi-tools (about 15 minutes)
 #
@@ -16,6 +17,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 VENV_LOWEST := .venv-lowest
 VENV_PACKAGE := .venv-package
+# Extras without which fast tests would be left out, but for the comparisons with scvi-tools.
+TESTED := arviz,donors,fast,notebook,scanpy,test
 
 .PHONY: demo test fast newest package lowest notebooks bench clean
 
@@ -58,12 +61,16 @@ package:
 	$(VENV_PACKAGE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt dist/*.whl
 	cd $(VENV_PACKAGE) && bin/pyro-contrastive demo --out demo --max-epochs 5
+	mkdir $(VENV_PACKAGE)/sdist && tar -xzf dist/*.tar.gz -C $(VENV_PACKAGE)/sdist --strip-components=1
+	$(VENV_PACKAGE)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt "$(VENV_PACKAGE)/sdist[$(TESTED)]"
+	cd $(VENV_PACKAGE)/sdist && OMP_NUM_THREADS=1 ../bin/python -m pytest -n auto
 
 # Old versions warn of deprecations that concern only later versions: warnings are not errors here.
 lowest:
 	$(PYTHON) -m venv --clear $(VENV_LOWEST)
 	$(VENV_LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint .ci/lowest.txt --editable ".[arviz,donors,fast,notebook,scanpy,test]"
+		--constraint .ci/lowest.txt --editable ".[$(TESTED)]"
 	OMP_NUM_THREADS=1 $(VENV_LOWEST)/bin/python -m pytest -n auto --override-ini=filterwarnings=default
 
 notebooks: $(VENV)/dev.stamp

@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--first-seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--data", type=Path, help="folder with the files of the real data sets")
     made.add_argument("--shuffles", type=int, default=3)
@@ -115,9 +116,8 @@ def main() -> None:
     """Print the table, a row as soon as it is there."""
     options = arguments()
     start(options)
-    runs = [
-        (f"{n}, coin", n, s) for n in ("Kang", "GBM", "simulated") for s in range(options.seeds)
-    ]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = [(f"{n}, coin", n, seed) for n in ("Kang", "GBM", "simulated") for seed in seeds]
     runs += [(n, n, 0) for n in ("Kang", *FILES)]
     rows = []
     for label, name, seed in runs:

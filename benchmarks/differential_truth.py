@@ -171,6 +171,7 @@ def methods_of(
     strata: dict[str, Any] = {"strata of z": {}, "true types": {"strata": "cell_type"}}
     modes: dict[str, dict[str, Any]] = {
         "cells": {},
+        "cells, mean of the counts": {"quantity": "mean"},
         "cells, 25 draws": {"n_samples": 25},
         "cells, 25 draws, refined": {"n_samples": 25, "refine": True},
         **{

@@ -14,6 +14,7 @@ import argparse
 import getpass
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ MACHINE_PATH = re.compile(r"/(?:home|Users|root|tmp|private|var|opt|mnt|work)/\w
 
 
 def execute(notebook: NotebookNode) -> None:
-    """Run all cells, in an empty folder, with the package as it is in this repository.
+    """Run all cells, in a folder with the data alone, with the package of this repository.
 
     Raises
     ------
@@ -55,6 +56,7 @@ def execute(notebook: NotebookNode) -> None:
         "PYTHONWARNINGS": "ignore:IProgress not found",
     }
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(HERE / "data", Path(folder) / "data")
         client = NotebookClient(
             notebook,
             timeout=HANGS_AFTER,

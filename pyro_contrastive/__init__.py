@@ -4,6 +4,7 @@
 from pyro_contrastive import guides, likelihoods, penalties, priors
 from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.settings import settings
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.analysis.ppc import PosteriorPredictiveCheck
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.contrastive_vi import ContrastiveVI
@@ -29,6 +30,7 @@ __all__ = [
     "InvalidFileError",
     "PosteriorPredictiveCheck",
     "compare_models",
+    "one_thread",
     "presets",
     "settings",
 ]

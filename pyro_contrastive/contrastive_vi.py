@@ -8,6 +8,7 @@ from typing import Any, Self
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.components.parts import guide_given, likelihood_given, penalties_given
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
@@ -16,7 +17,6 @@ from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
 from pyro_contrastive.methods.cross_fit import CrossFitMethods
 from pyro_contrastive.methods.diagnosis import DiagnosisMethods
-from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.effects import EffectMethods
 from pyro_contrastive.methods.expression import ExpressionMethods
 from pyro_contrastive.methods.fit_quality import FitQualityMethods
@@ -39,7 +39,6 @@ class ContrastiveVI(
     ExpressionMethods,
     EffectMethods,
     GroupEffectMethods,
-    DifferentialMethods,
     FitQualityMethods,
     PredictiveMethods,
     DiagnosisMethods,
@@ -94,7 +93,10 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         Cells in memory at a time. By default 1,024, or fewer where each has many draws.
     ``seed`` : int, default ``None``
         Seed of all random draws. By default torch's global state, as set by ``pyro.set_rng_seed``.
-        The global state is the same after a seeded call as before it.
+        The global state is the same after a seeded call as before it. Random numbers are drawn
+        mini-batch by mini-batch: the draws of a cell also depend on `batch_size`, on which other
+        cells are asked for, and on their order, and with these they differ by sampling noise. What
+        is computed without draws, such as the mean of a posterior, is that of the cell alone.
     ``refine`` : bool or int, default ``False``
         Improve the posterior of each cell before it is used. The encoders serve all cells at once,
         and none gets the best posterior it could have. Refined, a cell has a multivariate normal
@@ -141,6 +143,7 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         elbo: type[Trace_ELBO] = Trace_ELBO,
         elbo_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        check_arguments(locals())
         settings: dict[str, Any] = {
             "n_hidden": n_hidden,
             "n_background_latent": n_background_latent,

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from pyro.infer import Trace_ELBO
 from torch import nn
 
+from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.components.parts import (
     guide_given,
     library_prior_given,
@@ -122,6 +124,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
     torch.Size([])
     """
 
+    @one_thread()  # initial weights are drawn
     def __init__(
         self,
         n_input: int,
@@ -151,13 +154,7 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
         elbo_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(
-            n_input=n_input,
-            n_hidden=n_hidden,
-            n_background_latent=n_background_latent,
-            n_salient_latent=n_salient_latent,
-            n_layers=n_layers,
-        )
+        check_arguments(locals())
         self.n_input = n_input
         self.n_batch = n_batch
         self.n_background_latent = n_background_latent
@@ -225,10 +222,3 @@ class ContrastiveVAE(ReferenceMethods, Sampling, nn.Module):
             n_hidden=n_hidden,
             n_layers=n_layers,
         )
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            msg = f"{name} must be at least 1, not {size}."
-            raise ValueError(msg)

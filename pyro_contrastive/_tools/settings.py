@@ -6,6 +6,8 @@ import logging
 
 import pyro
 
+from pyro_contrastive._tools.threads import one_thread
+
 
 class Settings:
     """Settings of every model in this session; importing the library changes none of them.
@@ -36,8 +38,9 @@ class Settings:
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        pyro.set_rng_seed(seed)
-        self._seed = seed
+        with one_thread():  # or a training in another thread would draw from it
+            pyro.set_rng_seed(seed)
+            self._seed = seed
 
     @property
     def verbosity(self) -> int:

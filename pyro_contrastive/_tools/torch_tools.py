@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_contrastive._tools.pyro_names import unregistered
+from pyro_contrastive._tools.threads import one_thread
 
 # From glibc's malloc.h; by itself it raises the threshold to 32 MiB at most.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -28,12 +29,14 @@ _reusing: ContextVar[bool] = ContextVar("reusing", default=False)
 def seeded(seed: int | None) -> Iterator[None]:
     """Draw torch's random numbers from `seed` inside, and leave the global state as it was.
 
-    With ``None`` nothing happens: the global state (``pyro.set_rng_seed``) is used and advanced.
+    With ``None`` the global state (``pyro.set_rng_seed``) is used and advanced. In either case no
+    other thread draws from it inside: see :func:`~pyro_contrastive._tools.threads.one_thread`.
     """
     if seed is None:
-        yield
+        with one_thread():
+            yield
         return
-    with torch.random.fork_rng():
+    with one_thread(), torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
@@ -71,9 +74,9 @@ def own_params() -> Iterator[None]:
     """Keep what runs inside out of Pyro's global parameter store.
 
     Everything registered there, a model and its GPU memory included, stays alive until the process
-    ends.
+    ends. The store is that of all threads, so only one of them is inside at a time.
     """
-    with pyro.get_param_store().scope(), unregistered():
+    with one_thread(), pyro.get_param_store().scope(), unregistered():
         yield
 
 
@@ -129,17 +132,18 @@ def _glibc() -> tuple[Any, Any]:
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Switch off gradients, dropout and updates of batch-norm statistics; restore the mode after.
 
-    Memory is reused inside, as by :func:`reused_memory`.
+    Memory is reused inside, as by :func:`reused_memory`. Only one thread is inside at a time.
     """
-    was_training = [(m, m.training) for module in modules for m in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        with torch.no_grad(), own_params(), reused_memory():
-            yield
-    finally:
-        for m, mode in was_training:
-            m.training = mode
+    with one_thread():
+        was_training = [(m, m.training) for module in modules for m in module.modules()]
+        for module in modules:
+            module.eval()
+        try:
+            with torch.no_grad(), own_params(), reused_memory():
+                yield
+        finally:
+            for m, mode in was_training:
+                m.training = mode
 
 
 @contextmanager

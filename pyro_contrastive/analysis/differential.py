@@ -17,7 +17,7 @@ from pyro_contrastive.analysis.differential_groups import GroupPair
 from pyro_contrastive.analysis.differential_settings import BatchCodes, DifferentialSettings
 from pyro_contrastive.analysis.differential_statistics import Draws, Vector
 from pyro_contrastive.analysis.means.results import reason_not_tested
-from pyro_contrastive.analysis.query import Decoding, Query
+from pyro_contrastive.analysis.query import EXPRESSION_SITES, Decoding, Query
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.observed.matrix import Matrix
 
@@ -132,7 +132,8 @@ def draw_scales(
     chosen = rng.choice(query.cells, settings.n_samples_overall)
     draws = []
     for share, batch in _shares(chosen, codes):
-        decoding = Decoding(n_samples=settings.n_samples, batches=batch)
+        site = EXPRESSION_SITES[settings.quantity][0]
+        decoding = Decoding(site=site, n_samples=settings.n_samples, batches=batch)
         draws += decode_cells(replace(query, cells=share, decoding=decoding))
     return np.concatenate(draws)
 

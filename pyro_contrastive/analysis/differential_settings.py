@@ -9,7 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import Whole, check_arguments
 from pyro_contrastive.analysis.differential_statistics import Draws
+from pyro_contrastive.analysis.query import EXPRESSION_SITES
 from pyro_contrastive.data.levels import listed, position_of, suggestion
 
 ChangeFunction = Callable[[Draws, Draws, float], Draws]
@@ -68,6 +70,11 @@ class DifferentialSettings:
         Genes with fewer counts in the cells compared are marked, never tagged, and come last: what
         the model says of them is what it says of genes like them, not what their counts show. Not
         in scvi-tools; 0 switches it off. It has no effect on data that are not counts.
+    quantity
+        What is compared, and what ``scale1`` and ``scale2`` are means of. ``"scale"`` (default), as
+        in scvi-tools: the decoder's scale, which is what a gene would have without structural
+        zeros. ``"mean"``: the mean of the counts per unit of library size, with them, as treatment
+        effects use it. The two differ for likelihoods that inflate zeros.
 
     Raises
     ------
@@ -90,9 +97,11 @@ class DifferentialSettings:
     change_fn: ChangeFunction | Literal["log-fold"] | None = None
     m1_domain_fn: DomainFunction | None = None
     fewest_counts: int = 10
+    quantity: Literal["scale", "mean"] = "scale"
 
     def __post_init__(self) -> None:
         """Refuse what is out of range or would be ignored."""
+        check_arguments(vars(self), n_samples_overall=Whole())
         self._check_ranges()
         if self.mode == "vanilla":
             self._refuse(CHANGE_ONLY, 'with mode="vanilla"')
@@ -107,14 +116,8 @@ class DifferentialSettings:
         levels = () if self.cred_interval_lvls is None else self.cred_interval_lvls
         required = {
             "mode must be 'change' or 'vanilla'": self.mode in {"change", "vanilla"},
+            "quantity must be 'scale' or 'mean'": self.quantity in EXPRESSION_SITES,
             "test_mode must be 'two' or 'three'": self.test_mode in {"two", "three"},
-            "delta must be at least 0, or None": self.delta is None or self.delta >= 0,
-            "fdr_target must be from 0 to 1": 0 <= self.fdr_target <= 1,
-            "n_samples must be at least 1": self.n_samples >= 1,
-            "n_samples_overall must be at least 1": self.n_samples_overall >= 1,
-            "m_permutation must be at least 1": self.m_permutation >= 1,
-            "fewest_counts must be at least 0": self.fewest_counts >= 0,
-            "pseudocounts must be above 0": self.pseudocounts is None or self.pseudocounts > 0,
             "cred_interval_lvls must be between 0 and 1": all(0 < p < 1 for p in levels),
             "change_fn must be 'log-fold' or a function": self.change_fn in (None, "log-fold")
             or callable(self.change_fn),

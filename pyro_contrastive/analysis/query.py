@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.analysis.progress import counted
 from pyro_contrastive.analysis.refined_cells import RefinedCells
 from pyro_contrastive.analysis.runs import device_of, dtype_of
@@ -18,11 +19,15 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.vae import ContrastiveVAE
 
-__all__ = ["Decoding", "Query"]
+__all__ = ["EXPRESSION_SITES", "Decoding", "Query"]
 
 DEFAULT_BATCH_SIZE = 1024
 DRAWS_AT_A_TIME = 8192
 """Cells times posterior draws in memory, each with all genes, when no batch size is given."""
+
+
+EXPRESSION_SITES = {"scale": ("scale", "rate"), "mean": ("mean_scale", "mean")}
+"""The site of each kind of expression, and the site of the same times the library size."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +130,10 @@ class Query:
         ValueError
             If `batch_size` is not positive.
         """
+        check_arguments({"batch_size": self.batch_size})
         most = DEFAULT_BATCH_SIZE if dense else 2 * DEFAULT_BATCH_SIZE
         most = min(most, max(1, DRAWS_AT_A_TIME // max(n_samples, 1)))
         size = most if self.batch_size is None else self.batch_size
-        if size < 1:
-            msg = f"batch_size must be at least 1, not {self.batch_size}."
-            raise ValueError(msg)
         device, dtype = device_of(self.vae), dtype_of(self.vae)
         with counted(len(self)) as bar:
             for start in range(0, len(self), size):

@@ -33,7 +33,8 @@ def shuffled_conditions(
     Raises
     ------
     ValueError
-        If no shuffle changes anything.
+        If every shuffle leaves the same groups of cells, as it does with one donor per condition:
+        groups that only exchange their names would differ by all that the treatment does.
     """
     whole = np.zeros(len(condition), dtype=bool)
     if donors is not None:
@@ -49,10 +50,17 @@ def shuffled_conditions(
             names, first = np.unique(donors[whole], return_index=True)
             drawn = rng.permutation(condition[whole][first])
             shuffled[whole] = drawn[np.searchsorted(names, donors[whole])]
-        if (shuffled != condition).any():
+        if _other_groups(condition, shuffled):
             return shuffled
     msg = (
         "Conditions cannot be shuffled: every stratum (or donor) within which they would be has "
-        "one condition only, so that no null can be made. Name other columns with within=."
+        "one condition only, or there are so few donors that any exchange leaves the same groups, "
+        "so that no null can be made. Name other columns with within=."
     )
     raise ValueError(msg)
+
+
+def _other_groups(condition: Codes, shuffled: Codes) -> bool:
+    """Tell whether the groups are other ones, and not the same by other names."""
+    pairs = len(np.unique(np.stack([condition, shuffled]), axis=1).T)
+    return pairs > len(np.unique(condition))

@@ -18,6 +18,8 @@ _STIRLING_FROM = 10.0
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 # torch's softplus turns into the identity above 20 by default, which costs 2e-9.
 IDENTITY_FROM = 80.0
+# Up to here the truncation of the series of log1p(y) - y is below the rounding of the difference.
+_SMALL = 1e-3
 
 
 class Terms(NamedTuple):
@@ -30,11 +32,12 @@ class Terms(NamedTuple):
 
 
 def log1p_minus(y: Tensor, difference: Tensor) -> Tensor:
-    """Return ``log1p(y) - y``, given as `difference`, without its cancellation at small ``y``."""
-    # Each bound balances the rounding of the difference against the truncation of the series.
-    bound = 1e-3 if y.dtype == torch.float64 else 0.05
+    """Return ``log1p(y) - y``, given as `difference`, without its cancellation at small ``y``.
+
+    In double precision.
+    """
     series = (y * 0.2).sub_(0.25).mul_(y).add_(1 / 3).mul_(y).sub_(0.5).mul_(y).mul_(y)
-    return torch.where((y > -bound) & (y < bound), series, difference, out=series)
+    return torch.where((y > -_SMALL) & (y < _SMALL), series, difference, out=series)
 
 
 def _stirling_remainder(z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, ExpTransform, Transform, constraints
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide, Moments
 from pyro_contrastive.guides.summary import (
@@ -20,7 +21,6 @@ from pyro_contrastive.guides.summary import (
 )
 from pyro_contrastive.model import CELLS
 from pyro_contrastive.outline import ModelOutline
-from pyro_contrastive.priors.base import check_at_least
 
 BOUND = 2.0
 """Bound of the log scale of a layer, so that no odd draw early in training can overflow."""
@@ -94,7 +94,7 @@ class FlowGuide(ContrastiveGuide):
 
     def __init__(self, n_flows: int = 4, n_hidden: int = 64) -> None:
         super().__init__()
-        check_at_least(1, "FlowGuide", n_flows=n_flows, n_hidden=n_hidden)
+        check_arguments(locals(), "FlowGuide")
         self.n_flows = n_flows
         self.n_hidden = n_hidden
 

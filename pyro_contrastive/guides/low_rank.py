@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.guides.correlated import CorrelatedGuide
-from pyro_contrastive.priors.base import check_at_least
 
 
 class LowRankGuide(CorrelatedGuide):
@@ -27,7 +27,7 @@ class LowRankGuide(CorrelatedGuide):
 
     def __init__(self, rank: int = 3) -> None:
         super().__init__()
-        check_at_least(1, "LowRankGuide", rank=rank)
+        check_arguments(locals(), "LowRankGuide")
         self.rank = rank
 
     def n_correlations(self, n_latents: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import Distribution, constraints
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.likelihoods.base import Likelihood
 from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 
@@ -51,6 +52,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, log1p: bool = True) -> None:
         super().__init__()
+        check_arguments(locals(), "Gaussian")
         self.log1p = log1p
         self.support = constraints.nonnegative if log1p else constraints.real
         self.pseudocount = 1.0 if log1p else None

@@ -13,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, hstack
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import device_of
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
@@ -142,6 +143,7 @@ class ModelBase:
             If genes are missing and `fill_missing` is not set, or genes of the model occur several
             times; the error names some. Names of other genes may repeat.
         """
+        check_arguments(locals())
         if not isinstance(self, ModelBase):  # as scvi-tools' static method, of the class
             msg = (  # type: ignore[unreachable]  # untyped callers
                 "prepare_query_anndata is a method of the fitted model here, not of the class: "

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.analysis.progress import CellBar
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import Level
@@ -185,6 +186,7 @@ class CrossFitMethods(TrainingMethods):
             fits = model.cross_fit(seed=0)
             effect = fits.get_treatment_effect(gene_list=["ISG15"], seed=0)
         """
+        check_arguments(locals())
         adata = self._adata(None)
         codes = known_conditions(self._data(None, slice(0)))
         sizes = np.bincount(codes)

@@ -9,15 +9,22 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import Whole, check_arguments
+from pyro_contrastive.analysis.diagnosis.measurements import GenesFound
 from pyro_contrastive.analysis.progress import progress
+from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.columns import check_key, texts
+from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.methods.differential import DifferentialMethods
 from pyro_contrastive.methods.held_out import cells_to_judge, trained_cells
 from pyro_contrastive.methods.labels import known_conditions, label_keys
 from pyro_contrastive.methods.posterior import PosteriorMethods
 from pyro_contrastive.training.history import History
 
+GENES_FDR = 0.05
 
-class DiagnosisMethods(PosteriorMethods):
+
+class DiagnosisMethods(PosteriorMethods, DifferentialMethods):
     """All diagnostics in one call, with a verdict for each."""
 
     def diagnose(
@@ -39,7 +46,8 @@ class DiagnosisMethods(PosteriorMethods):
         The first row, ``"salient map"``, answers "my salient UMAP is one blob". It says whether the
         salient latent has collapsed, and if so whether there is nothing salient to find, the
         response went into the background latent, or the model has not found it; or else whether it
-        carries the condition, and whether the treated cells form groups in it.
+        carries the condition, and whether the treated cells form groups in it. A response that is
+        too weak to show in single cells is recognised by the genes whose means differ.
 
         Parameters
         ----------
@@ -79,6 +87,9 @@ class DiagnosisMethods(PosteriorMethods):
             * *salient map*: see above. The value says how much larger the silhouette of
               groups is than that of a single cloud; if the latent has collapsed, it is the value
               of the next row.
+            * *genes that differ*: how many ``differential_expression(mode="means")`` finds at a
+              false discovery rate of 5 %, of all cells to choose from, also those that trained:
+              the test has no use for the salient latent. Only for counts with a library size.
             * *use of the salient latent*: log-likelihood a treated cell would lose without s, nats,
               mean over cells. Of cells that did not train it can be negative.
             * *unused dimensions* of either: number of them. See :meth:`latent_signal`.
@@ -124,6 +135,7 @@ class DiagnosisMethods(PosteriorMethods):
         >>> table.loc["salient map", "verdict"]
         'bad'
         """
+        check_arguments(locals(), n_cells=Whole(20))
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis.diagnosis import (  # noqa: PLC0415
             donors,
@@ -133,7 +145,6 @@ class DiagnosisMethods(PosteriorMethods):
         )
         from pyro_contrastive.analysis.leakage import MIN_PER_CLASS  # noqa: PLC0415
 
-        _check_numbers(n_cells, n_khat_cells, nuts_cells, calibration_cells)
         query = self._query_of_some(adata, indices, refine=self.is_trained)
         codes = known_conditions(query.data)
         cells = cells_to_judge(self, adata, indices, codes, MIN_PER_CLASS)
@@ -146,6 +157,7 @@ class DiagnosisMethods(PosteriorMethods):
                 batch=batch,
                 elbo=elbo_by_epoch(self._history),
                 restored_epoch=self._history.restored_epoch,
+                genes=self._genes_that_differ(adata, indices, codes, seed),
                 n_k_cells=n_khat_cells,
                 n_permutations=n_permutations,
                 seed=seed,
@@ -175,6 +187,36 @@ class DiagnosisMethods(PosteriorMethods):
             rows.append(posterior_findings.calibration_finding(ranked))
         return findings.as_table(rows)
 
+    def _genes_that_differ(
+        self,
+        adata: AnnData | None,
+        indices: ArrayLike | None,
+        codes: NDArray[np.int64],
+        seed: int,
+    ) -> GenesFound | None:
+        """Test the means of all treated against all background cells; ``None``: not applicable."""
+        likelihood = self.module.model.likelihood
+        is_count = likelihood.uses_library and likelihood.support.is_discrete
+        if not (self.is_trained and is_count):
+            return None
+        cells = as_indices(indices, self._adata(adata).obs_names)
+        is_target = codes[cells] != BACKGROUND
+        try:
+            table = self.differential_expression(
+                adata,
+                idx1=cells[is_target],
+                idx2=cells[~is_target],
+                mode="means",
+                fdr_target=GENES_FDR,
+                seed=seed,
+                silent=True,
+            )
+        except ValueError as error:  # too few donors, or a condition that is its batch
+            return GenesFound(refused=str(error))
+        found = int(table[f"is_de_fdr_{GENES_FDR}"].sum())
+        tested = int(table["p_value"].notna().sum())
+        return GenesFound(found, tested, self.setup.sample_key)
+
     def _shared_labels(
         self, obs: pd.DataFrame, cells: NDArray[np.int64], labels_key: str | None
     ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
@@ -198,15 +240,3 @@ def elbo_by_epoch(history: History) -> pd.Series:
         if name in frames and len(frames[name].dropna()):
             return frames[name].iloc[:, 0].dropna()
     return pd.Series(dtype=float)
-
-
-def _check_numbers(
-    n_cells: int, n_khat_cells: int, nuts_cells: int, calibration_cells: int
-) -> None:
-    """Refuse numbers of cells that are too small for a verdict."""
-    least = {"n_cells": (n_cells, 20), "n_khat_cells": (n_khat_cells, 1)}
-    least |= {"nuts_cells": (nuts_cells, 0), "calibration_cells": (calibration_cells, 0)}
-    for name, (number, fewest) in least.items():
-        if number < fewest:
-            msg = f"diagnose: {name} must be at least {fewest}, not {number}."
-            raise ValueError(msg)

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.differential import differential_expression
 from pyro_contrastive.analysis.differential_groups import Selection, group_pairs, with_targets
@@ -111,7 +112,7 @@ class DifferentialMethods(ModelBase):
             and the result is about these very donors.
         **kwargs
             See :class:`~pyro_contrastive.analysis.differential_settings.DifferentialSettings`:
-            ``n_samples_overall``, ``use_permutation``, ``pseudocounts``, ``fewest_counts`` ... With
+            ``n_samples_overall``, ``use_permutation``, ``pseudocounts``, ``quantity`` ... With
             ``mode="means"`` see :class:`~pyro_contrastive.analysis.means.settings.MeansSettings`:
             ``strata`` (a column of cell types, or a number of clusters of z, 8 by default),
             ``lfc_threshold``, ``by_stratum`` (in which cell types), ``interval``,
@@ -193,6 +194,7 @@ class DifferentialMethods(ModelBase):
             genes = model.differential_expression(mode="means", sample_key="patient")
             of_these_patients = model.differential_expression(mode="means", sample_key=False)
         """
+        check_arguments(locals())
         refinement_of(refine, self)
         if mode == "means":
             given: dict[str, Any] = {

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.counterfactuals import counterfactual_expression, treatment_effect
 from pyro_contrastive.analysis.progress import progress
@@ -100,6 +101,7 @@ class EffectMethods(ModelBase):
             If the condition is unknown, or that of a cell (the error lists the known ones),
             `salient_source` is neither of the two, or there are no cells of the treatment.
         """
+        check_arguments(locals())
         query, intervention = query_under(
             self, condition, adata, indices, batch_size, salient_source, refine=refine
         )
@@ -178,9 +180,7 @@ class EffectMethods(ModelBase):
         ValueError
             If `interval` is not between 0 and 1, or `n_samples` is too small for it.
         """
-        if not 0 < interval < 1:
-            msg = f"interval must be between 0 and 1, not {interval}."
-            raise ValueError(msg)
+        check_arguments(locals())
         fewest = math.ceil(2 / (1 - interval)) - 1
         if n_samples < fewest:
             msg = f"An interval of {interval} takes at least n_samples={fewest}, not {n_samples}."

@@ -10,6 +10,7 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
 from pyro_contrastive.analysis.decoding import decode_cells
 from pyro_contrastive.analysis.progress import progress
@@ -93,6 +94,7 @@ class ExpressionMethods(ModelBase):
             If a gene or batch is unknown, the condition of a cell was not registered (the error
             lists the conditions that were), or the likelihood has no normalised expression.
         """
+        check_arguments(locals())
         query = self._query(adata, indices, batch_size, refine=refine)
         decoding = decoding_of(
             self,
@@ -136,6 +138,7 @@ class ExpressionMethods(ModelBase):
         silent: bool = False,
     ) -> Expression:
         """Return the ``"salient"`` part of :meth:`get_normalized_expression`; same arguments."""
+        check_arguments(locals())
         return self.get_specific_normalized_expression(
             adata,
             indices,
@@ -197,6 +200,7 @@ class ExpressionMethods(ModelBase):
         ValueError
             If not exactly one of `expression_type` and `indices_to_return_salient` is given.
         """
+        check_arguments(locals())
         if (expression_type is None) == (indices_to_return_salient is None):
             msg = "Give exactly one of expression_type and indices_to_return_salient."
             raise ValueError(msg)

@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import likelihood
 from pyro_contrastive.analysis.ppc import (
@@ -60,6 +61,7 @@ class FitQualityMethods(ModelBase):
         ValueError
             If the condition of a cell was not registered; the error lists those that were.
         """
+        check_arguments(locals())
         query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("ELBO", len(query), silent=silent):
             value = likelihood.elbo(query)
@@ -87,6 +89,7 @@ class FitQualityMethods(ModelBase):
         -------
         ``{"reconstruction_loss": ...}``, as scvi-tools' models return it.
         """
+        check_arguments(locals())
         query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Reconstruction", len(query), silent=silent):
             value = -likelihood.log_likelihood_of_reconstruction(query)
@@ -118,6 +121,7 @@ class FitQualityMethods(ModelBase):
         batch_size
             Cells at a time. Default 64 (memory is 50 draws x cells x genes).
         """
+        check_arguments(locals())
         query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Marginal likelihood", len(query), silent=silent):
             value = likelihood.marginal_log_likelihood(query, n_mc_samples)
@@ -209,6 +213,7 @@ class FitQualityMethods(ModelBase):
         0   HES4   all  0.814286
         1  ISG15   all  0.371429
         """
+        check_arguments(locals())
         wanted = ReplicatesWanted(n_samples=n_samples, gene_list=gene_list, refine=refine)
         query, _ = query_for_replicates(self, adata, indices, batch_size, wanted)
         data = data_to_check(self, self._adata(adata).obs, query, groupby)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.means.blocks import blocks_of
 from pyro_contrastive.analysis.means.decoded_sums import decoded_sums
@@ -18,33 +19,18 @@ from pyro_contrastive.analysis.means.group_effect import GroupEffect
 from pyro_contrastive.analysis.means.group_effects import group_effects
 from pyro_contrastive.analysis.means.settings import MeansSettings
 from pyro_contrastive.analysis.progress import progress
-from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND
-from pyro_contrastive.data.columns import check_key, column, complete_column
 from pyro_contrastive.data.levels import listed
 from pyro_contrastive.methods.base import Level, ModelBase
-from pyro_contrastive.methods.labels import UNNAMED_CONDITIONS, known_conditions
-from pyro_contrastive.methods.means import cells_with_counts, check_counts, strata_of
+from pyro_contrastive.methods.grouped_cells import GroupedCells, grouped_cells, strata_within
+from pyro_contrastive.methods.labels import UNNAMED_CONDITIONS
+from pyro_contrastive.methods.means import check_counts
 from pyro_contrastive.methods.queries import decoding_of
 
 __all__ = ["GroupEffectMethods"]
 
 Codes = NDArray[np.int64]
-ALL_CELLS, ALL_DONORS = "all cells", "all donors"
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Cells, each with its condition, size, and codes of group, sample and stratum."""
-
-    query: Query
-    condition: Codes
-    sizes: NDArray[np.float64]
-    group: Codes
-    groups: Sequence[str]
-    sample: Codes
-    samples: Sequence[str]
-    stratum: Codes
+ALL_DONORS = "all donors"
 
 
 class GroupEffectMethods(ModelBase):
@@ -135,6 +121,9 @@ class GroupEffectMethods(ModelBase):
 
         Notes
         -----
+        A group of `groupby` whose few cells share no cluster of z is compared as a whole (within
+        batches, if any); ``n_strata`` shows it.
+
         *One sample.* The estimate is quasi-Poisson, its error the scatter of the cells (a
         sandwich), and the interval that of Student's t with as many degrees of freedom as the
         smaller side has cells beyond one per stratum. **It is about these cells**: cells of one
@@ -157,6 +146,7 @@ class GroupEffectMethods(ModelBase):
             table = model.get_group_effects(groupby="cell_type", sample_key="donor", seed=0)
             table[table["sample"] == "all donors"].loc["ISG15"]
         """
+        check_arguments(locals())
         settings = MeansSettings(
             strata=strata,
             by_stratum=by_stratum,
@@ -176,7 +166,7 @@ class GroupEffectMethods(ModelBase):
         )
         query = self._query(adata, indices, batch_size, refine=refine)
         query = replace(query, decoding=decoding)
-        cells = _cells(self, obs, query, groupby, sample_key, settings, seed or 0)
+        cells = grouped_cells(self, obs, query, groupby, sample_key, settings, seed or 0)
         codes = _treatments(self, cells, treatment)
         names = self.setup.conditions or UNNAMED_CONDITIONS
         n_treated = int(np.isin(cells.condition, codes).sum())
@@ -189,48 +179,8 @@ class GroupEffectMethods(ModelBase):
         return pd.concat(tables)
 
 
-def _cells(
-    model: ModelBase,
-    obs: pd.DataFrame,
-    query: Query,
-    groupby: str | None,
-    sample_key: str | None,
-    settings: MeansSettings,
-    seed: int,
-) -> _Cells:
-    """Look up the group, sample, stratum, condition and size of each cell that has them."""
-    query, sizes = cells_with_counts(query)
-    if groupby is not None:
-        check_key("groupby", groupby, obs)
-        grouped = column(obs, groupby).notna().to_numpy()[query.cells]
-        query, sizes = query.of(query.cells[grouped]), sizes[grouped]
-    condition = known_conditions(query.data)[query.cells]
-    if not (condition == BACKGROUND).any():
-        msg = "None of these cells is a background cell with counts: there is nothing to compare."
-        raise ValueError(msg)
-    stratum, strata = strata_of(model, obs, query, settings, seed)
-    one = np.zeros(len(query), dtype=np.int64)
-    group, groups = one, [ALL_CELLS]
-    if settings.by_stratum:
-        group, groups = stratum, [str(name) for name in strata]
-    elif groupby is not None:
-        group, groups = _codes(column(obs, groupby).iloc[query.cells])
-    sample, samples = one, [""]
-    if sample_key is not None:
-        check_key("sample_key", sample_key, obs)
-        sample, samples = _codes(complete_column(obs, sample_key).iloc[query.cells])
-    sizes = sizes / sizes.mean()
-    return _Cells(query, condition, sizes, group, groups, sample, samples, stratum)
-
-
-def _codes(values: pd.Series) -> tuple[Codes, list[str]]:
-    """Return the code of each value, and the levels that occur, in the order of the categories."""
-    levels = values.astype("category").cat.remove_unused_categories().cat
-    return levels.codes.to_numpy(dtype=np.int64), levels.categories.astype(str).tolist()
-
-
 def _treatments(
-    model: ModelBase, cells: _Cells, treatment: Level | Iterable[Level] | None
+    model: ModelBase, cells: GroupedCells, treatment: Level | Iterable[Level] | None
 ) -> list[int]:
     """Return the codes of the treatments asked for; each must have cells."""
     present = [code for code in np.unique(cells.condition).tolist() if code != BACKGROUND]
@@ -251,7 +201,7 @@ def _treatments(
 
 
 def _of_treatment(
-    cells: _Cells, code: int, settings: MeansSettings, genes: Sequence[str], by_sample: bool
+    cells: GroupedCells, code: int, settings: MeansSettings, genes: Sequence[str], by_sample: bool
 ) -> pd.DataFrame:
     """Make the rows of one treatment: by group, by sample."""
     query = cells.query
@@ -263,7 +213,7 @@ def _of_treatment(
     for group in range(len(cells.groups)):
         here = np.flatnonzero(compared & (cells.group == group))
         x = csr_matrix(query.data.rows(query.cells[here]))[:, chosen]
-        codes = (cells.sample[here], cells.stratum[here])
+        codes = (cells.sample[here], strata_within(cells, here, treated, settings))
         places.append(here)
         block_sets.append(
             blocks_of(x, cells.sizes[here], *codes, treated[here], settings.fewest_cells)

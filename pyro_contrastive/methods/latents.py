@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import latent_usage as usage
 from pyro_contrastive.analysis.posterior import SITES, latent_representation, library_size
@@ -66,6 +67,7 @@ class LatentMethods(ModelBase):
         ValueError
             If `representation_kind` is neither of the two.
         """
+        check_arguments(locals())
         query = self._query(adata, indices, batch_size, need_condition=False, refine=refine)
         with seeded(seed), progress("Latents", len(query), silent=silent):
             return latent_representation(query, representation_kind, give_mean=give_mean)
@@ -96,6 +98,7 @@ class LatentMethods(ModelBase):
         -------
         Array ``[cells, 1]``.
         """
+        check_arguments(locals())
         query = self._query(adata, indices, batch_size, need_condition=False, refine=refine)
         with seeded(seed), progress("Library sizes", len(query), silent=silent):
             return library_size(query, give_mean=give_mean)
@@ -139,6 +142,7 @@ class LatentMethods(ModelBase):
             If `representation_kind` is neither of the two, or the prior does not factor over
             dimensions (mixtures and flows do not; see :meth:`latent_signal`).
         """
+        check_arguments(locals())
         if representation_kind not in SITES:
             msg = f"representation_kind must be one of {list(SITES)}, not {representation_kind!r}."
             raise ValueError(msg)
@@ -186,6 +190,7 @@ class LatentMethods(ModelBase):
         over their sum: 0 where every cell has the same posterior; ``used``, whether it is at least
         0.1. For salient dimensions, over target cells.
         """
+        check_arguments(locals())
         query = self._query_of_some(adata, indices)
         with seeded(seed), progress("Latent usage", len(query), silent=silent):
             return usage.latent_usage(query)
@@ -227,6 +232,7 @@ class LatentMethods(ModelBase):
         KeyError
             If the column does not exist; the error lists the columns.
         """
+        check_arguments(locals())
         # scikit-learn takes a second to import.
         from pyro_contrastive.analysis.leakage import MIN_PER_CLASS  # noqa: PLC0415
         from pyro_contrastive.analysis.separation import score_latents  # noqa: PLC0415
@@ -285,14 +291,12 @@ class LatentMethods(ModelBase):
         ``upper_chance``, ``p_value``, ``excess``, ``mixing`` and the numbers of classes and cells;
         see :func:`~pyro_contrastive.analysis.leakage.leakage_row`.
         """
+        check_arguments(locals())
         from pyro_contrastive.analysis import leakage  # noqa: PLC0415  # scikit-learn
 
         obs = self._adata(adata).obs
         query = self._query_of_some(adata, indices)
         is_target = known_conditions(query.data)[query.cells] > 0
-        if n_permutations < 1:
-            msg = f"n_permutations must be at least 1, not {n_permutations}."
-            raise ValueError(msg)
         registered = (self.setup.labels_key, self.setup.batch_key)
         keys = label_keys(obs, labels_keys, "labels_keys", registered)
         probes: list[tuple[str, str, Any, Any]] = []

@@ -30,6 +30,7 @@ __all__ = [
     "means_pairs",
     "means_settings",
     "strata_of",
+    "within_batches",
 ]
 
 SampleKey = str | Literal[False] | None
@@ -224,13 +225,24 @@ def strata_of(
     Where donors are the unit and every batch is of one donor, batches are left out: what they
     differ in is part of what donors differ in.
     """
-    some = obs.iloc[query.cells]
     if isinstance(settings.strata, str):
-        labels = texts(some, settings.strata)
+        labels = texts(obs.iloc[query.cells], settings.strata)
     else:
         with seeded(0):
             z = latent_representation(query, "background", give_mean=True)
         labels = np.array([f"z {k + 1}" for k in clusters(z, int(settings.strata), seed)])
+    return within_batches(model, obs, query, labels, donors)
+
+
+def within_batches(
+    model: ModelBase,
+    obs: pd.DataFrame,
+    query: Query,
+    labels: NDArray[Any],
+    donors: Donors | None = None,
+) -> tuple[Codes, pd.Index]:
+    """Return the stratum of each cell, given its label, as :func:`strata_of` does."""
+    some = obs.iloc[query.cells]
     key = model.setup.batch_key
     if key is not None:
         batch = texts(some, key)

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import posterior_accuracy as accuracy
 from pyro_contrastive.analysis.calibration import Calibration, Method, calibrate
@@ -65,6 +66,7 @@ class PosteriorMethods(ModelBase):
         Indexed by cell: ``k``; ``high``, whether it is above the threshold for this many draws;
         ``elbo``, ``log_p`` (importance-weighted, Pareto-smoothed) in nats.
         """
+        check_arguments(locals())
         check_draws(n_samples)
         query = self._query_of_some(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Pareto k", len(query), silent=silent):
@@ -116,6 +118,7 @@ class PosteriorMethods(ModelBase):
             effect = model.get_treatment_effect(refine=True)
             model.save("model")  # with the refined posteriors
         """
+        check_arguments(locals())
         self._stored_posteriors = None
         query = self._query_of_some(None, indices, batch_size, refine=n_steps)
         with progress("Refinement", len(query), silent=silent):
@@ -168,6 +171,7 @@ class PosteriorMethods(ModelBase):
             If `indices` is not given, or a number is too small (four draws and one chain at
             least, so that there is a variance).
         """
+        check_arguments(locals())
         if indices is None:
             msg = (
                 "posterior_accuracy takes seconds to a minute per cell: give the indices of a few."
@@ -272,6 +276,7 @@ class PosteriorMethods(ModelBase):
         >>> list(found.table.index)
         ['z1', 'z2', 's1', 'log_likelihood', 'expression of ISG15', 'effect on ISG15']
         """
+        check_arguments(locals())
         if method not in get_args(Method):
             msg = f"method must be one of {list(get_args(Method))}, not {method!r}."
             raise ValueError(msg)

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.analysis.predictive import (
     Predicting,
     Replicates,
@@ -79,7 +80,8 @@ class PredictiveMethods(ModelBase):
         sparse
             Return sparse matrices, which take about a fifth of the memory for typical counts.
         seed
-            Seed. The draws also depend on `batch_size`. Default: torch's global state.
+            Seed. The draws also depend on `batch_size` and on the cells: see *Shared arguments* in
+            :class:`~pyro_contrastive.ContrastiveVI`. Default: torch's global state.
 
         Returns
         -------
@@ -93,6 +95,7 @@ class PredictiveMethods(ModelBase):
             If a gene, condition, batch or covariate is unknown, or `sparse` is asked for where the
             data are not counts.
         """
+        check_arguments(locals())
         wanted = ReplicatesWanted(
             n_samples,
             gene_list,
@@ -138,6 +141,7 @@ class PredictiveMethods(ModelBase):
         -------
         As in :meth:`posterior_predictive_sample`.
         """
+        check_arguments(locals())
         wanted = ReplicatesWanted(
             n_samples,
             gene_list,
@@ -190,6 +194,7 @@ class PredictiveMethods(ModelBase):
         >>> [(int(part.cells[0]), part.x.shape) for part in parts]
         [(0, (2, 40, 2000)), (40, (2, 30, 2000))]
         """
+        check_arguments(locals())
         wanted = ReplicatesWanted(
             n_samples,
             gene_list,
@@ -264,11 +269,9 @@ class PredictiveMethods(ModelBase):
             If the arrays would take more than 4 GB (the error says what to leave out), a gene is
             unknown, or `log_likelihood` is not one of the three.
         """
+        check_arguments(locals())
         if log_likelihood not in {"cell", "entry", None}:
             msg = f"log_likelihood must be 'cell', 'entry' or None, not {log_likelihood!r}."
-            raise ValueError(msg)
-        if n_samples < 1:
-            msg = f"n_samples must be at least 1, not {n_samples}."
             raise ValueError(msg)
         query = self._query(adata, indices, batch_size, refine=refine)
         if not len(query):

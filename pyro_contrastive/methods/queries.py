@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.decoding import Array
-from pyro_contrastive.analysis.query import Decoding, Query
+from pyro_contrastive.analysis.query import EXPRESSION_SITES, Decoding, Query
 from pyro_contrastive.data.levels import position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.methods.base import Batches, Level, ModelBase
@@ -60,11 +60,10 @@ def decoding_of(
 
 def _site(quantity: str, *, of_counts: bool) -> str:
     """Return the site of the model that is decoded."""
-    sites = {"scale": ("scale", "rate"), "mean": ("mean_scale", "mean")}
-    if quantity not in sites:
+    if quantity not in EXPRESSION_SITES:
         msg = f"quantity must be 'scale' or 'mean', not {quantity!r}."
         raise ValueError(msg)
-    return sites[quantity][of_counts]
+    return EXPRESSION_SITES[quantity][of_counts]
 
 
 def named(

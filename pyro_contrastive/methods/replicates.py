@@ -47,12 +47,6 @@ def query_for_replicates(
     TypeError, ValueError
         If a name is unknown, a number is too small, or there are several batches.
     """
-    if wanted.n_samples < 1:
-        msg = f"n_samples must be at least 1, not {wanted.n_samples}."
-        raise ValueError(msg)
-    if batch_size is not None and batch_size < 1:
-        msg = f"batch_size must be at least 1, not {batch_size}."
-        raise ValueError(msg)
     if several(wanted.transform_batch):
         msg = f"transform_batch must be one batch here, not {wanted.transform_batch!r}."
         raise ValueError(msg)

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
@@ -105,6 +106,7 @@ class StorageMethods(ModelBase):
         ValueError
             If `adata` is not registered.
         """
+        check_arguments(locals())
         setup = self.setup if adata is None else Setup.of(adata)
         print_arguments(setup)
         if not hide_state_registries:
@@ -185,6 +187,7 @@ class StorageMethods(ModelBase):
             If ``module.objective`` was replaced by one that cannot be saved, or an argument is not
             one of ``AnnData.write_h5ad``.
         """
+        check_arguments(locals())
         refuse_prefix(prefix)
         _check_write_kwargs(anndata_write_kwargs, save_anndata=save_anndata)
         stored, first = self._stored_posteriors, self._untrained_module

@@ -14,6 +14,8 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive._tools.torch_tools import numpy_rng, seeded
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
@@ -23,7 +25,6 @@ from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.training.arguments import (
     check_interval,
     check_modes,
-    check_whole,
     refuse_unknown,
 )
 from pyro_contrastive.training.calls import TrainCall
@@ -62,6 +63,7 @@ def _max_epochs(
 class TrainingMethods(ModelBase):
     """Mixin of :class:`ContrastiveVI`: training and its history."""
 
+    @one_thread()  # a second call continues from this one
     def train(
         self,
         background_indices: ArrayLike | None = None,
@@ -181,17 +183,10 @@ class TrainingMethods(ModelBase):
         NonFiniteLossError
             If the loss becomes NaN or infinite; names the site.
         """
+        check_arguments(locals())
         given = locals()
         names = list(signature(self.train).parameters)[:-1]
         refuse_unknown(trainer_kwargs, names)
-        check_whole(
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            check_val_every_n_epoch=check_val_every_n_epoch,
-            early_stopping_patience=early_stopping_patience,
-            early_stopping_warmup_epochs=early_stopping_warmup_epochs,
-            seed=seed,
-        )
         check_modes(load_sparse_tensor=load_sparse_tensor, precision=precision)
         # Lightning takes seconds to import, and only training needs it.
         from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
@@ -288,7 +283,7 @@ class TrainingMethods(ModelBase):
                 "expression decodes all of them with the salient latent. Call "
                 "adata.obs_names_make_unique(), or set up the data with condition_key=.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             return
         assert data.condition is not None  # set by `train`

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components.component import Component
 
@@ -41,9 +42,7 @@ class Penalty(Component):
 
     def __init__(self, weight: float = 1.0, *, annealed: bool = True) -> None:
         super().__init__()
-        if not weight >= 0:
-            msg = f"{type(self).__name__}: the weight must be at least 0, not {weight}."
-            raise ValueError(msg)
+        check_arguments(locals(), type(self).__name__)
         self.weight = weight
         self.annealed = annealed
 

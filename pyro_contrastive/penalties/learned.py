@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
 
+from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.penalties.base import Penalty, mean_over
 
@@ -67,6 +69,7 @@ class TotalCorrelation(Penalty):
 
     uses_expression = False
 
+    @one_thread()  # weights are drawn
     def __init__(
         self,
         weight: float = 1.0,
@@ -79,19 +82,7 @@ class TotalCorrelation(Penalty):
         annealed: bool = True,
     ) -> None:
         super().__init__(weight, annealed=annealed)
-        sizes = {
-            "n_background_latent": n_background_latent,
-            "n_salient_latent": n_salient_latent,
-            "n_hidden": n_hidden,
-            "n_layers": n_layers,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                msg = f"TotalCorrelation: {name} must be at least 1, not {size}."
-                raise ValueError(msg)
-        if not gain > 0:
-            msg = f"TotalCorrelation: gain must be positive, not {gain}."
-            raise ValueError(msg)
+        check_arguments(locals(), "TotalCorrelation")
         self.n_background_latent = n_background_latent
         self.n_salient_latent = n_salient_latent
         self.n_hidden = n_hidden
@@ -188,13 +179,13 @@ class SalientClassifier(Penalty):
 
     uses_expression = False
 
+    @one_thread()  # weights are drawn
+    @one_thread()  # weights are drawn
     def __init__(
         self, weight: float = 1.0, n_salient_latent: int = 10, *, annealed: bool = True
     ) -> None:
         super().__init__(weight, annealed=annealed)
-        if n_salient_latent < 1:
-            msg = f"SalientClassifier: n_salient_latent must be at least 1, not {n_salient_latent}."
-            raise ValueError(msg)
+        check_arguments(locals(), "SalientClassifier")
         self.n_salient_latent = n_salient_latent
         self.classifier = nn.Linear(n_salient_latent, 1)
 

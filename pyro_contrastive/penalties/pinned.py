@@ -7,6 +7,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.penalties.base import Penalty, mean_over
 
@@ -84,9 +85,7 @@ class NarrowSalient(Penalty):
 
     def __init__(self, weight: float = 1.0, sigma: float = 0.1, *, annealed: bool = True) -> None:
         super().__init__(weight, annealed=annealed)
-        if not sigma > 0:
-            msg = f"NarrowSalient: sigma must be positive, not {sigma}."
-            raise ValueError(msg)
+        check_arguments(locals(), "NarrowSalient")
         self.sigma = sigma
 
     def forward(self, model_trace: Trace, guide_trace: Trace, batch: CellBatch) -> Tensor:
@@ -134,9 +133,7 @@ class LateSalient(Penalty):
 
     def __init__(self, weight: float = 1.0, n_steps: int = 50) -> None:
         super().__init__(weight, annealed=False)
-        if n_steps < 1:
-            msg = f"LateSalient: n_steps must be at least 1, not {n_steps}."
-            raise ValueError(msg)
+        check_arguments(locals(), "LateSalient")
         self.n_steps = n_steps
         self.register_buffer("n_taken", torch.zeros((), dtype=torch.long))
 

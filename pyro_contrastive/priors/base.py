@@ -60,17 +60,3 @@ class Prior(Component):
         Called once, when the model and the guide are made. A prior that keeps the encoder must not
         register it as a submodule, since it belongs to the guide.
         """
-
-
-def check_at_least(minimum: int, owner: str, **sizes: int) -> None:
-    """Refuse a size that is too small, with its name.
-
-    Raises
-    ------
-    ValueError
-        If one of `sizes` is below `minimum`.
-    """
-    for name, size in sizes.items():
-        if size < minimum:
-            msg = f"{owner}: {name} must be at least {minimum}, not {size}."
-            raise ValueError(msg)

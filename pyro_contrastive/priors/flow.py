@@ -8,8 +8,10 @@ from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from pyro_contrastive._tools.arguments import Whole, check_arguments
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.priors.base import Prior, check_at_least
+from pyro_contrastive.priors.base import Prior
 
 
 class _MaskedAffine(Transform):
@@ -71,11 +73,11 @@ class NormalizingFlowPrior(Prior):
         Width of the one hidden layer of each flow, at least `n_latent`.
     """
 
+    @one_thread()  # weights are drawn
     def __init__(self, n_latent: int, n_flows: int = 2, n_hidden: int = 32) -> None:
         super().__init__()
-        check_at_least(2, "NormalizingFlowPrior", n_latent=n_latent)
-        check_at_least(1, "NormalizingFlowPrior", n_flows=n_flows)
-        check_at_least(n_latent, "NormalizingFlowPrior", n_hidden=n_hidden)
+        check_arguments(locals(), "NormalizingFlowPrior", n_latent=Whole(2))
+        check_arguments(locals(), "NormalizingFlowPrior", n_hidden=Whole(n_latent))
         self.n_latent = n_latent
         self.n_flows = n_flows
         self.n_hidden = n_hidden

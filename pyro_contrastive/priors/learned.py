@@ -16,10 +16,12 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_matrix, issparse, spmatrix
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive._tools.torch_tools import evaluating
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.networks import Block
-from pyro_contrastive.priors.base import Prior, check_at_least
+from pyro_contrastive.priors.base import Prior
 
 
 def _mixture(logits: Tensor, mean: Tensor, scale: Tensor) -> dist.Distribution:
@@ -48,9 +50,10 @@ class MixtureOfGaussians(Prior):
         Number of components K.
     """
 
+    @one_thread()  # means are drawn
     def __init__(self, n_latent: int, n_components: int = 10) -> None:
         super().__init__()
-        check_at_least(1, "MixtureOfGaussians", n_latent=n_latent, n_components=n_components)
+        check_arguments(locals(), "MixtureOfGaussians")
         self.n_latent = n_latent
         self.n_components = n_components
         self.logits = nn.Parameter(torch.zeros(n_components))
@@ -93,7 +96,7 @@ class VampPrior(Prior):
 
     def __init__(self, n_input: int, n_components: int = 50, n_covariates: int = 0) -> None:
         super().__init__()
-        check_at_least(1, "VampPrior", n_input=n_input, n_components=n_components)
+        check_arguments(locals(), "VampPrior")
         self.n_input = n_input
         self.n_components = n_components
         self.n_covariates = n_covariates
@@ -215,7 +218,7 @@ class PerConditionNormal(Prior):
 
     def __init__(self, n_conditions: int, n_latent: int) -> None:
         super().__init__()
-        check_at_least(1, "PerConditionNormal", n_conditions=n_conditions, n_latent=n_latent)
+        check_arguments(locals(), "PerConditionNormal")
         self.n_conditions = n_conditions
         self.n_latent = n_latent
         self.means = nn.Parameter(torch.zeros(n_conditions, n_latent))

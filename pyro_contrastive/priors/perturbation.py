@@ -6,8 +6,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.arguments import Whole, check_arguments
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.cells import BACKGROUND, CellBatch
-from pyro_contrastive.priors.base import Prior, check_at_least
+from pyro_contrastive.priors.base import Prior
 
 
 class PrivateSalient(Prior):
@@ -34,8 +36,7 @@ class PrivateSalient(Prior):
 
     def __init__(self, n_conditions: int, n_latent: int) -> None:
         super().__init__()
-        check_at_least(2, "PrivateSalient", n_conditions=n_conditions)
-        check_at_least(1, "PrivateSalient", n_latent=n_latent)
+        check_arguments(locals(), "PrivateSalient", n_conditions=Whole(2))
         n_treatments = n_conditions - 1
         if n_latent % n_treatments:
             msg = (
@@ -95,12 +96,10 @@ class EscapingPerturbation(Prior):
         If a size is not positive or `escape_scale` is outside its range.
     """
 
+    @one_thread()  # means are drawn
     def __init__(self, n_conditions: int, n_latent: int, escape_scale: float = 0.5) -> None:
         super().__init__()
-        check_at_least(1, "EscapingPerturbation", n_conditions=n_conditions, n_latent=n_latent)
-        if not 0 < escape_scale < 1:
-            msg = f"EscapingPerturbation: escape_scale must lie in (0, 1), not {escape_scale}."
-            raise ValueError(msg)
+        check_arguments(locals(), "EscapingPerturbation")
         self.n_conditions = n_conditions
         self.n_latent = n_latent
         self.escape_scale = escape_scale

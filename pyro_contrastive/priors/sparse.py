@@ -6,8 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.cells import CellBatch
-from pyro_contrastive.priors.base import Prior, check_at_least
+from pyro_contrastive.priors.base import Prior
 
 
 class SparseSalient(Prior):
@@ -38,10 +39,7 @@ class SparseSalient(Prior):
 
     def __init__(self, n_latent: int, min_scale: float = 0.01) -> None:
         super().__init__()
-        check_at_least(1, "SparseSalient", n_latent=n_latent)
-        if not 0 < min_scale < 1:
-            msg = f"SparseSalient: min_scale must lie between 0 and 1, not {min_scale}."
-            raise ValueError(msg)
+        check_arguments(locals(), "SparseSalient")
         self.n_latent = n_latent
         self.min_scale = min_scale
         self.log_excess = nn.Parameter(torch.full((n_latent,), 1.0 - min_scale).log())

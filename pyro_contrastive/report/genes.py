@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from pyro_contrastive.analysis.means.donors import TooFewDonorsError
 from pyro_contrastive.report.study import FittedModel
 
 __all__ = ["NULL_FILE", "TABLES", "GeneRequest", "GeneTables", "make_tables", "write_tables"]
@@ -104,7 +105,7 @@ def make_tables(model: FittedModel, request: GeneRequest) -> GeneTables:
     Returns
     -------
     GeneTables
-        If donors cannot be the replicates, cells are, and the reason is kept.
+        If there are too few donors to be the replicates, cells are, and the reason is kept.
     """
     reasons: dict[str, str] = {}
     key, genes = _first(model, request, reasons)
@@ -148,8 +149,11 @@ def _first(
     if key is not None:
         try:
             return key, model.differential_expression(sample_key=key, **common)
-        except ValueError as error:
+        except TooFewDonorsError as error:
             reasons["donors"] = str(error)
+        except ValueError as error:
+            reasons["genes"] = str(error)
+            return None, None
     try:
         return None, model.differential_expression(sample_key=False, **common)
     except ValueError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from operator import index
 
 from pyro_contrastive.training.plan import TrainingPlan
 
@@ -49,24 +48,6 @@ LIGHTNING = {
     "val_check_interval": "use check_val_every_n_epoch=, in epochs",
 }
 """What to use instead of an argument of Lightning's Trainer, or of an older scvi-tools."""
-
-
-def check_whole(**numbers: object) -> None:
-    """Refuse values that should be whole numbers and are not; ``None`` is allowed.
-
-    Raises
-    ------
-    ValueError
-        If a value is not a whole number. Numbers out of range are refused where they are used.
-    """
-    for name, number in numbers.items():
-        if number is None:
-            continue
-        try:
-            index(number)  # type: ignore[arg-type]
-        except TypeError:
-            msg = f"{name} must be a whole number, such as 10, not {number!r}."
-            raise ValueError(msg) from None
 
 
 def check_modes(*, load_sparse_tensor: bool, precision: str) -> None:

@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.arguments import check_arguments
+
 RESTORED = "restored"
 """Name under which the history holds the epoch whose weights were put back."""
 
@@ -100,18 +102,14 @@ class EarlyStopping:
         warmup_epochs: int = 0,
         is_optional: bool = False,
     ) -> None:
-        if patience < 1 or not min_delta >= 0:
-            msg = (
-                "Early stopping needs a patience of at least 1 and a min_delta of at least 0, not "
-                f"{patience} and {min_delta}."
-            )
-            raise ValueError(msg)
-        if mode not in {"min", "max"} or warmup_epochs < 0:
-            msg = (
-                "Early stopping needs the mode 'min' or 'max' and at least 0 warmup_epochs, not "
-                f"{mode!r} and {warmup_epochs}."
-            )
-            raise ValueError(msg)
+        check_arguments(
+            {
+                "early_stopping_patience": patience,
+                "early_stopping_min_delta": min_delta,
+                "early_stopping_mode": mode,
+                "early_stopping_warmup_epochs": warmup_epochs,
+            }
+        )
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta

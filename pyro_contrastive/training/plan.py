@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
+from pyro_contrastive._tools.arguments import check_arguments
+
 MAX_EPOCHS = 400
 CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
@@ -119,14 +121,9 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        if not self.lr > 0:
-            msg = f"lr must be positive, not {self.lr}."
-            raise ValueError(msg)
+        check_arguments(vars(self))
         if self.one_cycle and self.reduce_lr_on_plateau:
             msg = "one_cycle and reduce_lr_on_plateau both set the learning rate; choose one."
-            raise ValueError(msg)
-        if not 0 < self.cycle_rise < 1:
-            msg = f"cycle_rise must be above 0 and below 1, not {self.cycle_rise}."
             raise ValueError(msg)
         if self.optimizer not in {"Adam", "AdamW", "Custom"}:
             msg = f"optimizer must be 'Adam', 'AdamW' or 'Custom', not {self.optimizer!r}."
@@ -134,11 +131,6 @@ class TrainingPlan:
         if (self.optimizer == "Custom") != (self.optimizer_creator is not None):
             msg = "optimizer='Custom' and optimizer_creator= go together; give both or neither."
             raise ValueError(msg)
-        for name in ("n_epochs_kl_warmup", "n_steps_kl_warmup"):
-            length = getattr(self, name)
-            if length is not None and length < 0:
-                msg = f"{name} must be at least 0, not {length}."
-                raise ValueError(msg)
         rate = self.molecule_dropout
         if rate != "auto" and not (isinstance(rate, int | float) and 0 <= rate < 1):
             msg = f"molecule_dropout must be 'auto', or from 0 to below 1, not {rate!r}."

@@ -10,6 +10,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import on_device_if_it_fits
@@ -66,11 +67,13 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        for name in ("max_epochs", "check_val_every_n_epoch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                msg = f"{name} must be at least 1, not {value}."
-                raise ValueError(msg)
+        check_arguments(
+            {
+                "max_epochs": self.max_epochs,
+                "check_val_every_n_epoch": self.check_val_every_n_epoch,
+                "batch_size": self.batch_size,
+            }
+        )
 
     def is_check(self, epoch: int) -> bool:
         """Return whether the held-out cells are evaluated after this epoch, counted from 0."""

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.data.indices import as_indices
 
 Indices = NDArray[np.int64]
@@ -81,16 +82,10 @@ class SplitSettings:
                 f"{type(given).__name__}."
             )
             raise TypeError(msg)
-        return [_part(part, names, f"external_indexing[{i}]") for i, part in enumerate(given)]
-
-
-def _part(part: ArrayLike | None, names: pd.Index, name: str) -> Indices:
-    """Return the cells of one part of a split; ``None`` stands for no cells."""
-    if part is None:
-        return np.empty(0, dtype=np.int64)
-    if np.issubdtype(np.asarray(part).dtype, np.integer) and np.ndim(part) == 1:
-        return np.asarray(part, dtype=np.int64)  # `external_split` counts those that are not cells
-    return as_indices(part, names, name)
+        return [
+            as_indices([] if part is None else part, names, f"external_indexing[{i}]")
+            for i, part in enumerate(given)
+        ]
 
 
 def split_cells(
@@ -248,9 +243,7 @@ class PairedBatches:
     """
 
     def __init__(self, cells: Population, batch_size: int, rng: np.random.Generator) -> None:
-        if batch_size < 1:
-            msg = f"batch_size must be at least 1, not {batch_size}."
-            raise ValueError(msg)
+        check_arguments(locals())
         self._larger, self._smaller = cells.background, cells.target
         if len(self._larger) < len(self._smaller):
             self._larger, self._smaller = self._smaller, self._larger

@@ -16,7 +16,7 @@ from diagnosis_helpers import GOOD, closeness, probe_of, table_of, usage
 
 from pyro_contrastive.analysis.calibration import Calibration
 from pyro_contrastive.analysis.diagnosis.measure import balanced_sample
-from pyro_contrastive.analysis.diagnosis.measurements import Structure
+from pyro_contrastive.analysis.diagnosis.measurements import GenesFound, Structure
 from pyro_contrastive.analysis.diagnosis.posterior_findings import (
     accuracy_findings,
     calibration_finding,
@@ -125,6 +125,15 @@ def test_the_last_tenth_of_few_epochs_is_the_last_one() -> None:
     assert table_of(elbo=falling).loc["training", "verdict"] == "look"
 
 
+@pytest.mark.parametrize(("by", "verdict"), [(30.0, "good"), (30.1, "bad")])
+def test_weights_put_back_of_an_epoch_that_is_nearly_the_best_are_good(by, verdict) -> None:
+    elbo = risen(100.0)
+    elbo[60] += by
+    found = table_of(elbo=elbo, restored_epoch=60).loc["training"]
+    assert (found["value"], found["verdict"]) == (0.1, verdict)
+    assert "the weights of epoch 60 were put back" in found["reading"]
+
+
 def test_five_epochs_are_enough_to_say_whether_training_has_settled() -> None:
     assert "training" not in table_of(elbo=np.linspace(5, 1, 4)).index
     assert "training" in table_of(elbo=np.linspace(5, 1, 5)).index
@@ -178,6 +187,38 @@ def test_a_weak_response_is_neither_found_nor_denied() -> None:
     assert "null_check()" in row["advice"]
     none = {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.09)}
     assert table_of(**none).loc["salient map", "reading"].startswith("No response found.")
+
+
+@pytest.mark.parametrize(
+    ("n_found", "begins"), [(2, "No response found."), (3, "A weak response:")]
+)
+def test_a_response_of_the_means_is_not_denied(n_found: int, begins: str) -> None:
+    """Whether s has collapsed or not; two genes may be two false discoveries."""
+    genes = GenesFound(n_found, 299)
+    unseen = {"condition_in_s": probe_of(0.0), "condition_in_x": probe_of(0.02), "genes": genes}
+    for more in ({}, {"salient_nats": 0.1}, {"usage": usage(n_s=0)}):
+        row = table_of(**unseen | more).loc["salient map"]
+        assert row["reading"].startswith(begins)
+        assert ("null_check()" in row["advice"]) == (n_found == 3)
+        assert ("has collapsed" in row["reading"]) == bool(more)
+    use = table_of(**unseen).loc["use of the salient latent", "reading"]
+    assert ("no response" in use, "little of the response" in use) == (n_found < 3, n_found == 3)
+
+
+def test_the_genes_have_a_row_that_says_what_the_replicates_were() -> None:
+    row = "genes that differ"
+    assert row not in table_of().index
+    cells = table_of(genes=GenesFound(40, 299)).loc[row]
+    assert (cells["value"], cells["verdict"]) == (40, "good")
+    assert "40 of 299 genes differ" in cells["reading"]
+    assert "cells as replicates" in cells["reading"]
+    none = table_of(genes=GenesFound(0, 299, "donor")).loc[row]
+    assert (none["value"], none["verdict"]) == (0, "look")
+    assert none["reading"].startswith("No gene differs")
+    assert "donors (donor) as replicates" in none["reading"]
+    refused = table_of(genes=GenesFound(refused="There are too few donors.")).loc[row]
+    assert np.isnan(refused["value"])
+    assert refused["reading"] == "Not tested. There are too few donors."
 
 
 @pytest.mark.parametrize(("n_used", "verdict"), [(2, "look"), (3, "good")])

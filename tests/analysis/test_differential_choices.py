@@ -26,7 +26,7 @@ WRONG_SETTINGS = {
     "n_samples must be": {"n_samples": 0},
     "n_samples_overall must be": {"n_samples_overall": 0},
     "m_permutation must be": {"use_permutation": True, "m_permutation": 0},
-    "pseudocounts must be above 0": {"pseudocounts": 0.0},
+    "pseudocounts must be positive": {"pseudocounts": 0.0},
     "cred_interval_lvls must be between 0 and 1": {"cred_interval_lvls": [95]},
     "change_fn must be 'log-fold' or a function": {"change_fn": "difference"},
     "m1_domain_fn must be a function": {"m1_domain_fn": 0.3},

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from scipy.special import expit
 
 from pyro_contrastive import ContrastiveVAE, ContrastiveVI
 from pyro_contrastive._tools.torch_tools import seeded
@@ -63,6 +64,25 @@ def test_in_a_mixed_group_each_cell_is_decoded_by_its_own_condition(counts):
     assert min(rows_like(background), rows_like(target)) > 0
     assert rows_like(background) + rows_like(target) == len(draws)
     assert [rows_like(scale) for scale in others] == [0, 0]
+
+
+def test_the_mean_of_the_counts_is_compared_on_request(counts):
+    """Dropout included: scale times the probability that a zero is not structural."""
+    vae = certain_vae()
+    torch.nn.init.normal_(vae.model.likelihood.layers["dropout"].weight)
+    batch = counts.cells(np.array([3]))
+    with torch.no_grad():
+        moments = vae.guide.encode(batch)
+        heads = vae.model.decode(moments["z"][0], moments["s"][0], batch)
+    kept = expit(-heads["dropout"][0].double().numpy())
+    assert kept.max() - kept.min() > 0.1
+    settings = DifferentialSettings(n_samples_overall=10, quantity="mean")
+    query = Query(vae, counts, np.array([3]))
+    draws = draw_scales(query, [], settings, np.random.default_rng(0))
+    expected = np.tile(heads["scale"][0].numpy() * kept, (10, 1))
+    np.testing.assert_allclose(draws, expected, atol=0.01)
+    with pytest.raises(ValueError, match="quantity must be 'scale' or 'mean', not 'counts'"):
+        DifferentialSettings(quantity="counts")
 
 
 def test_target_idx_overrides_the_condition(counts):

@@ -21,7 +21,8 @@ def probe_of(excess: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("excess", "verdict"), [(0.0, "good"), (0.2, "good"), (0.21, "look"), (0.51, "bad")]
+    ("excess", "verdict"),
+    [(0.0, "good"), (0.2, "good"), (0.201, "look"), (0.5, "look"), (0.501, "bad")],
 )
 def test_donors_in_s(excess, verdict) -> None:
     for paired in (True, False):

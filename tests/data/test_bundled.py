@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -11,6 +13,18 @@ from scipy import sparse
 
 from pyro_contrastive.data.bundled import load_kang
 
+# Genes that are known to mark these types, and of which the labelling is not told.
+OTHER_MARKERS = {
+    "B": ("CD19", "BANK1"),
+    "CD8 T": ("LAG3",),
+    "DC": ("FSCN1",),
+    "Eryth": ("ALAS2",),
+    "Mk": ("NRGN", "TREML1"),
+    "Mono": ("FCN1", "VCAN"),
+    "NK": ("KLRC1", "KLRB1"),
+    "T activated": ("HSPA6", "HSPA1B"),
+}
+MAKE_SUBSET = Path(__file__).parents[2] / "benchmarks" / "make_kang_subset.py"
 RESPONSE_GENES = ("ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "CXCL10")
 
 
@@ -51,6 +65,49 @@ def test_interferon_genes_rise_under_interferon(kang: ad.AnnData) -> None:
 def test_each_cell_type_is_in_both_conditions(kang: ad.AnnData) -> None:
     pairs = kang.obs.groupby(["cell_type_coarse", "condition"], observed=False).size()
     assert pairs.min() > 0
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = spec_from_file_location("make_kang_subset", MAKE_SUBSET)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_labels_are_those_that_the_script_makes_from_the_counts(kang: ad.AnnData, script) -> None:
+    made = script.labels_of(kang)
+    for key in ("cell_type", "cell_type_coarse"):
+        assert (made[key].astype(str) == kang.obs[key].astype(str)).all()
+
+
+def test_types_express_markers_of_which_the_labelling_was_not_told(kang, script) -> None:
+    told = {gene for markers in script.MARKERS.values() for gene in markers}
+    share = kang.to_df().div(np.asarray(kang.X.sum(axis=1)).ravel(), axis=0)
+    mean = share.groupby(kang.obs["cell_type_coarse"], observed=True).mean()
+    for name, markers in OTHER_MARKERS.items():
+        for gene in markers:
+            assert gene not in told
+            assert mean.loc[name, gene] > 2 * mean[gene].drop(name).max(), (name, gene)
+
+
+def test_labels_do_not_follow_the_condition(kang: ad.AnnData) -> None:
+    # Each donor's blood was split before one half was treated, so that a type with enough cells has
+    # about the same share of both conditions.
+    share = kang.obs.groupby("cell_type_coarse", observed=True)["condition"].value_counts(
+        normalize=True
+    )
+    assert share.loc[["B", "Mono", "NK", "CD4 T", "CD8 T", "DC"]].between(0.37, 0.63).all()
+
+
+def test_no_label_comes_from_a_file_without_a_licence(kang: ad.AnnData) -> None:
+    source = kang.uns["source"]
+    assert "royfrancis" not in source
+    assert "made for this package" in source
+    notice = (files("pyro_contrastive") / "data" / "kang_ifnb_NOTICE.txt").read_text()
+    for holder in ("Copyright (c) 2021 Cankun Wang", "Copyright (c) 2025 James"):
+        assert holder in notice
+    assert "Permission is hereby granted, free of charge" in notice
 
 
 def test_provenance_names_paper_accession_and_repositories(kang: ad.AnnData) -> None:

@@ -127,6 +127,12 @@ def test_negative_binomial_grid(dtype: torch.dtype) -> None:
     check_all(list(itertools.product(COUNTS, MEANS, INVERSE_DISPERSIONS)), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zeros_of_a_mean_where_the_short_formulas_would_round_too_much(dtype: torch.dtype) -> None:
+    check_all(list(itertools.product([0], [5.0, 60.0], INVERSE_DISPERSIONS)), dtype)
+    check_all(list(itertools.product([0], [5.0, 60.0, 100.0], [1e3, 1e7], LOGITS)), dtype)
+
+
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_zero_inflated_grid(dtype: torch.dtype) -> None:
@@ -221,6 +227,21 @@ def test_mean_of_zero(dtype: torch.dtype) -> None:
         assert gradients[1].tolist() == [0, 0]
         assert not make(parameters).sample((5,)).any()
         assert make(parameters).variance.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("p", [None, -1.5])
+def test_second_derivative_at_a_mean_of_zero(p: float | None) -> None:
+    # With A = -t log1p(m / t), whose derivatives at 0 are -1 and 1 / t, and k = sigmoid(-p), the
+    # log-probability of a zero, log(1 - k + k exp(A)), has the derivatives below.
+    m = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.5, 4.0], dtype=torch.float64)
+    parameters = [m, t] if p is None else [m, t, torch.tensor(p, dtype=torch.float64)]
+    log_prob = make(parameters).log_prob(torch.zeros(2, dtype=torch.float64))
+    (first,) = torch.autograd.grad(log_prob.sum(), m, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), m)
+    kept = 1.0 if p is None else special.expit(-p)
+    np.testing.assert_allclose(first.detach(), [-kept, -kept], rtol=1e-12)
+    np.testing.assert_allclose(second, kept * (1 / t + 1) - kept**2, rtol=1e-12)
 
 
 @pytest.mark.usefixtures("each_way")
@@ -401,6 +422,22 @@ def test_moments_of_samples(m: float, t: float, p: float | None) -> None:
     assert abs(sample.var() - variance) < standard_errors * math.sqrt((fourth - variance**2) / n)
     fraction = (sample == 0).double().mean()
     assert abs(fraction - zero) < standard_errors * math.sqrt(zero * (1 - zero) / n) + 1e-12
+
+
+@pytest.mark.parametrize("m", [5e3, 1e6, 1e12])
+@pytest.mark.parametrize("t", [2.0, 1e4])
+def test_samples_of_large_means_are_not_clipped(m: float, t: float) -> None:
+    n, variance = 20_000, m + m * m / t
+    mean, dispersion = (torch.tensor(a, dtype=torch.float64) for a in (m, t))
+    sample = NegativeBinomialDistribution(mean, dispersion).sample((n,))
+    assert abs(sample.mean().item() - m) < 4.5 * math.sqrt(variance / n)
+    # The quantiles too, among them one far above the mean; their standard errors are scipy's.
+    for q in (0.1, 0.5, 0.99):
+        exact = stats.nbinom.ppf(q, t, t / (t + m))
+        below = (sample <= exact).double().mean().item()
+        assert abs(below - q) < 4.5 * math.sqrt(q * (1 - q) / n) + stats.nbinom.pmf(
+            exact, t, t / (t + m)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

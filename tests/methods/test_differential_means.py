@@ -194,12 +194,12 @@ def test_a_confounded_batch_is_an_error() -> None:
         ({"n_samples": 25}, ValueError, "n_samples has no effect"),
         ({"target_idx": [1]}, ValueError, "target_idx has no effect"),
         ({"n_samples_overall": 9}, TypeError, "takes no n_samples_overall"),
-        ({"strata": 0}, ValueError, "strata must be a whole number from 1, not 0"),
+        ({"strata": 0}, ValueError, "strata must be at least 1, not 0"),
         ({"strata": 2.5}, TypeError, "a column of adata.obs or a number of clusters"),
         ({"strata": "kind"}, KeyError, "kind"),
-        ({"interval": 95}, ValueError, "interval must be a number from 0 to 1, not 95"),
-        ({"lfc_threshold": -1}, ValueError, "lfc_threshold must be a number from 0, not -1"),
-        ({"fewest_cells": 1}, ValueError, "fewest_cells must be a whole number from 2, not 1"),
+        ({"interval": 95}, ValueError, "interval must be between 0 and 1, not 95"),
+        ({"lfc_threshold": -1}, ValueError, "lfc_threshold must be at least 0, not -1"),
+        ({"fewest_cells": 1}, ValueError, "fewest_cells must be at least 2, not 1"),
     ],
 )
 def test_wrong_arguments(arguments, error, message) -> None:

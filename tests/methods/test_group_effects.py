@@ -106,6 +106,23 @@ def test_effects_are_those_of_the_test_of_means_and_means_are_counts(other_types
     assert everywhere["n_strata"].iloc[0] == 4
 
 
+def test_a_few_cells_scattered_over_clusters_are_compared_as_a_whole(other_types) -> None:
+    adata, model = other_types
+    cells = adata.copy()
+    treated = (cells.obs["condition"] == "treated").to_numpy()
+    rare = np.concatenate([np.flatnonzero(treated)[:12], np.flatnonzero(~treated)[:12]])
+    assert cells.obs["cell_type"].iloc[rare].nunique() > 1
+    cells.obs["kind"] = np.where(np.isin(np.arange(cells.n_obs), rare), "rare", "common")
+    wanted: dict[str, Any] = {"groupby": "kind", "n_samples": 1, "fewest_cells": 12, "seed": 0}
+    table = model.get_group_effects(cells, **wanted).query("group == 'rare'")
+    whole = model.get_group_effects(cells, strata=1, **wanted).query("group == 'rare'")
+    assert (table["n_cells"] == 12).all()
+    pd.testing.assert_frame_equal(table[NUMBERS], whole[NUMBERS])
+    # Strata that the user names are not given up.
+    named = model.get_group_effects(cells, strata="cell_type", **wanted).query("group == 'rare'")
+    assert set(named["not_estimated"]) == {"no stratum with 12 treated and background cells"}
+
+
 def test_what_the_model_says_is_its_mean_expression_with_and_without_s(other_types) -> None:
     adata, model = other_types
     genes = list(adata.var_names[:7])
@@ -254,7 +271,7 @@ def test_treatments_batches_query_data_and_selections() -> None:
         ({"treatment": "drug2", "indices": np.arange(19)}, ValueError, "was given 'drug2'"),
         ({"indices": np.arange(12)}, ValueError, "None of these cells is a treated cell"),
         ({"indices": np.arange(12, 26)}, ValueError, "None of these cells is a background cell"),
-        ({"strata": 0}, ValueError, "strata must be a whole number from 1"),
+        ({"strata": 0}, ValueError, "strata must be at least 1"),
         ({"gene_list": ["gene99"]}, ValueError, "gene99"),
     ],
 )

@@ -17,13 +17,20 @@ from pyro_contrastive.testing import TreatmentSettings, simulate_treatment
 QUIET: dict[str, Any] = {"enable_progress_bar": False}
 
 
-def fitted(share_affected: float, n: int = 80, **kwargs: Any) -> ContrastiveVI:
+def fitted(
+    share_affected: float, n: int = 80, sample_key: str | None = None, **kwargs: Any
+) -> ContrastiveVI:
     settings = TreatmentSettings(
         n, n, 40, 2, share_affected=share_affected, smallest_lfc=2.0, largest_lfc=4.0
     )
     adata = simulate_treatment(settings, seed=0)
+    adata.obs["donor"] = "the only one"
     ContrastiveVI.setup_anndata(
-        adata, condition_key="condition", background="control", labels_key="cell_type"
+        adata,
+        condition_key="condition",
+        background="control",
+        labels_key="cell_type",
+        sample_key=sample_key,
     )
     torch.manual_seed(0)
     model = ContrastiveVI.from_preset(adata, "separated", 2, 2, n_hidden=16)
@@ -100,8 +107,8 @@ def test_the_same_fit_again_is_the_same_fit(model) -> None:
 def test_null_checks_that_cannot_be_made_say_why(model, tmp_path) -> None:
     with pytest.raises(ValueError, match="n_shuffles must be at least 1"):
         model.null_check(0)
-    with pytest.raises(KeyError, match="donor"):
-        model.null_check(within="donor")
+    with pytest.raises(KeyError, match="patient"):
+        model.null_check(within="patient")
     with pytest.raises(ValueError, match="cannot be shuffled"):
         model.null_check(within=["condition"])
     with pytest.raises(ValueError, match="10 cells of each population"):
@@ -128,6 +135,21 @@ def test_measures_that_do_not_apply_are_left_out() -> None:
     model = ContrastiveVI(adata, n_hidden=8, likelihood=Gaussian(log1p=False))
     model.train(max_epochs=1, train_size=0.5, seed=0, **QUIET)
     assert list(model.null_check(1).table.index) == ["nats", "separation"]
+
+
+@pytest.mark.filterwarnings("ignore:By adata.obs:UserWarning")
+def test_cells_are_counted_where_there_are_too_few_donors() -> None:
+    """One donor with both conditions: the genes are those of a test with cells as replicates."""
+    donor = fitted(0.3, sample_key="donor", max_epochs=2)
+    cells = fitted(0.3, max_epochs=2)
+    found = donor.null_check(1).table.loc["genes"]
+    table = cells.differential_expression(mode="means", seed=0)
+    assert found["observed"] == table["is_de_fdr_0.05"].sum() > 5
+    diagnosis = donor.diagnose(n_khat_cells=2, n_permutations=2, silent=True)
+    row = diagnosis.loc["genes that differ"]
+    assert row["reading"].startswith("Not tested. There are too few donors")
+    row = cells.diagnose(n_khat_cells=2, n_permutations=2, silent=True).loc["genes that differ"]
+    assert row["value"] == found["observed"]
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_the_split_can_be_given(adata) -> None:
     [
         ({"datasplitter_kwargs": {"external_indexing": [[0, 13], [13]]}}, "twice"),
         ({"datasplitter_kwargs": {"external_indexing": [[0, 1], [13]]}}, "both populations"),
-        ({"datasplitter_kwargs": {"external_indexing": [[0, 99]]}}, "neither population"),
+        ({"datasplitter_kwargs": {"external_indexing": [[0, 99]]}}, r"\[0\] holds 0 to 99"),
         ({"datasplitter_kwargs": {"external_indexing": [[0]] * 4}}, "not 4"),
         ({"datasplitter_kwargs": {"drop_last": True}}, "drop_last"),
         (

@@ -402,7 +402,7 @@ def test_shrinkage_does_not_depend_on_the_mini_batches() -> None:
         (lambda: NormalizingFlowPrior(1), "n_latent must be at least 2"),
         (lambda: NormalizingFlowPrior(9, n_hidden=4), "n_hidden must be at least 9"),
         (lambda: SparseSalient(0), "n_latent must be at least 1"),
-        (lambda: SparseSalient(2, 0.0), "min_scale must lie between"),
+        (lambda: SparseSalient(2, 0.0), "min_scale must be between"),
         (lambda: PerConditionNormal(0, 2), "n_conditions must be at least 1"),
         (lambda: ShrinkMeans([3, 3], site="x"), "site must be 'z' or 's'"),
         (lambda: ShrinkMeans([3, 3], -1.0), "at least 0"),

@@ -81,6 +81,21 @@ def test_a_volcano_and_a_map_of_effects_are_drawn(tables: GeneTables) -> None:
     assert all(png.startswith(b"\x89PNG") for png in figures.files.values())
 
 
+def test_other_reasons_do_not_make_cells_replicates(
+    model: ContrastiveVI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that leave nothing to compare donors by would leave false discoveries of cells."""
+
+    def refuse(*, sample_key: object, **_: object) -> None:
+        assert sample_key == "patient"
+        raise ValueError("Register no batch_key.")
+
+    monkeypatch.setattr(model, "differential_expression", refuse)
+    tables = make_tables(model, GeneRequest())
+    assert tables.genes is None
+    assert tables.reasons == {"genes": "Register no batch_key."}
+
+
 def test_where_donors_cannot_be_compared_cells_are_and_the_page_says_so() -> None:
     tables = make_tables(fitted(sample_key="alone"), GeneRequest(strata=1))
     assert tables.genes is not None

@@ -251,6 +251,7 @@ def test_a_step_with_tensors_on_other_devices_is_not_captured(
     assert_same(model, trained(False))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_captured_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

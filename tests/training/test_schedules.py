@@ -92,7 +92,7 @@ def test_a_short_run_of_the_fast_schedule_has_a_rise(n_epochs, rates) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
 def test_a_rise_that_is_no_part_of_the_run_is_refused(share) -> None:
-    with pytest.raises(ValueError, match="cycle_rise must be above 0 and below 1"):
+    with pytest.raises(ValueError, match="cycle_rise must be between 0 and 1"):
         TrainingPlan(one_cycle=True, cycle_rise=share)
 
 

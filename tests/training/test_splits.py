@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_unshuffled_split_is_in_order_as_in_scvi_tools():
     ],
 )
 def test_impossible_sizes_are_refused(sizes):
-    with pytest.raises(ValueError, match="train_size must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"(train|validation)_size must be "):
         train(make_model(), **sizes)
 
 
@@ -166,6 +167,7 @@ def test_every_cell_of_both_populations_trains(n_background, n_target, batch_siz
     assert batches.steps_per_epoch == -(-n_larger // batch_size)
     counts: Counter[int] = Counter()
     smaller_in_order: list[int] = []
+    orders: list[list[int]] = []  # of the larger population, in each epoch
     for _ in range(n_epochs):
         epoch = list(batches.epoch())
         assert len(epoch) == batches.steps_per_epoch
@@ -178,6 +180,7 @@ def test_every_cell_of_both_populations_trains(n_background, n_target, batch_siz
             smaller_in_order += smaller.tolist()
             counts.update(step.tolist())
         assert len(of_larger) == len(set(of_larger)) == n_larger  # each exactly once an epoch
+        orders.append(of_larger)
     times = [counts[i] for i in (*cells.background, *cells.target)]
     small_times = times[:n_background] if n_background < n_target else times[n_background:]
     assert max(small_times) - min(small_times) <= 1
@@ -186,6 +189,9 @@ def test_every_cell_of_both_populations_trains(n_background, n_target, batch_siz
     assert all(len(set(cycle)) == len(cycle) for cycle in cycles)
     if n_small > 5:
         assert cycles[0] != cycles[1]  # reshuffled
+    if n_larger > 5:
+        assert all(orders[i] != orders[j] for i in range(n_epochs) for j in range(i))
+        assert sorted(orders[0]) != orders[0]  # nor is the first epoch that of the data
     sizes = [len(step) for step in epoch]
     assert max(sizes) - min(sizes) <= 2  # no tiny last step
 
@@ -194,6 +200,18 @@ def test_evaluation_sees_every_cell_once():
     cells = Population(np.arange(3), np.arange(10, 45))
     seen = np.concatenate(list(evaluation_batches(cells, 8)))
     np.testing.assert_array_equal(np.sort(seen), np.r_[0:3, 10:45])
+
+
+@pytest.mark.parametrize(("n_background", "n_target"), [(3, 35), (35, 3), (20, 20), (0, 9), (9, 0)])
+@pytest.mark.parametrize("batch_size", [1, 8, 35, 100])
+def test_batches_of_evaluation_are_as_few_as_fit_and_even(n_background, n_target, batch_size):
+    cells = Population(np.arange(n_background), np.arange(100, 100 + n_target))
+    batches = list(evaluation_batches(cells, batch_size))
+    # As many as the larger population needs, each within one cell of its share of both.
+    assert len(batches) == math.ceil(max(n_background, n_target) / batch_size)
+    for batch in batches:
+        for n, size in ((n_background, (batch < 100).sum()), (n_target, (batch >= 100).sum())):
+            assert n // len(batches) <= size <= min(batch_size, math.ceil(n / len(batches)))
 
 
 @pytest.mark.filterwarnings("ignore:There (is|are) only")

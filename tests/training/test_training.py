@@ -110,6 +110,15 @@ def test_default_number_of_epochs_is_scvi_tools(n_cells, expected):
     assert default_max_epochs(n_cells) == expected
 
 
+@pytest.mark.parametrize(
+    ("max_epochs", "steps_per_epoch", "steps"), [(3, 1, 1), (400, 7, 700), (1, 5, 1), (11, 1, 3)]
+)
+def test_the_kl_weight_is_whole_after_a_quarter_of_the_run(max_epochs, steps_per_epoch, steps):
+    # The quarters are .75, 700, 1.25 and 2.75 steps.
+    weights = [TrainingPlan().kl_weight(i, steps_per_epoch, max_epochs) for i in range(steps + 1)]
+    assert weights == pytest.approx([i / steps for i in range(steps + 1)])
+
+
 @pytest.mark.parametrize("max_epochs", [0, -3])
 def test_number_of_epochs_must_be_positive(max_epochs):
     model = make_model()
@@ -443,7 +452,7 @@ WHOLE = (
 def test_whole_numbers_are_whole_before_anything_is_done(name, value, monkeypatch):
     model = make_model()
     monkeypatch.setattr(model, "_extract", lambda *_, **__: pytest.fail("work was begun"))
-    with pytest.raises(ValueError, match=f"{name} must be a whole number, .* not {value!r}"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number.*, not {value!r}"):
         train(model, **{name: value})
     assert not model.history
 

@@ -21,6 +21,7 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     Probe,
     Verdict,
     grade,
+    means_differ,
     predicts,
     raise_or_add,
     sees_response,
@@ -47,6 +48,7 @@ def findings(measured: Measurements) -> list[Finding]:
     """Explain all measurements; the salient latent comes first."""
     rows = [
         salient_map(measured),
+        *_genes(measured),
         _salient_use(measured),
         _dimensions(measured, "salient"),
         _dimensions(measured, "background"),
@@ -84,6 +86,25 @@ def _score(found: Probe) -> str:
     )
 
 
+def _genes(measured: Measurements) -> list[Finding]:
+    """Say how many genes differ in mean; nothing if the test does not apply."""
+    name, genes = "genes that differ", measured.genes
+    if genes is None:
+        return []
+    if genes.refused:
+        return [Finding(name, float("nan"), "look", f"Not tested. {genes.refused}")]
+    unit = "cells" if genes.donors is None else f"donors ({genes.donors})"
+    amount = f"{genes.found} of {genes.tested} genes differ" if genes.found else "No gene differs"
+    reading = (
+        f"{amount} in their mean counts between treated and background cells that are alike in z, "
+        f"with {unit} as replicates, at a false discovery rate of 5 %."
+    )
+    if means_differ(measured):
+        advice = 'differential_expression(mode="means") names them'
+        return [Finding(name, genes.found, "good", reading, advice)]
+    return [Finding(name, genes.found, "look", reading, "see the salient map")]
+
+
 def _salient_use(measured: Measurements) -> Finding:
     name, nats, error = "use of the salient latent", measured.salient_nats, measured.salient_nats_se
     amount = f"{abs(nats):.1f} nats" + (f" (standard error {error:.1f})" if error else "")
@@ -93,10 +114,11 @@ def _salient_use(measured: Measurements) -> Finding:
                 f"s adds {amount} to a treated cell's log-likelihood: the decoder relies on it."
             )
             return Finding(name, nats, "good", reading)
+        held = "and no response" if not means_differ(measured) else "and little of the response"
         reading = (
             f"s adds {amount} to a treated cell's log-likelihood, but neither in s nor in the "
-            "counts do treated cells differ from background cells: it holds variation that both "
-            "have, and no response."
+            "counts can single treated cells be told from background cells: it holds variation "
+            f"that both have, {held}."
         )
         return Finding(name, nats, "look", reading, "see the salient map")
     reading = "s adds no measurable log-likelihood to a treated cell: the decoder does not use it."

@@ -16,7 +16,12 @@ from sklearn.metrics import silhouette_score
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.analysis.comparison import estimate
-from pyro_contrastive.analysis.diagnosis.measurements import Closeness, Measurements, Structure
+from pyro_contrastive.analysis.diagnosis.measurements import (
+    Closeness,
+    GenesFound,
+    Measurements,
+    Structure,
+)
 from pyro_contrastive.analysis.latent_usage import latent_usage, salient_log_likelihood
 from pyro_contrastive.analysis.leakage import MIN_PER_CLASS, leakage_row
 from pyro_contrastive.analysis.likelihood import log_weights_of_cells
@@ -68,6 +73,7 @@ def measure(
     batch: Mapping[str, NDArray[Any]],
     elbo: pd.Series,
     restored_epoch: int | None,
+    genes: GenesFound | None,
     n_k_cells: int,
     n_permutations: int,
     seed: int,
@@ -85,6 +91,8 @@ def measure(
         Names of the labels that z should not hold either.
     elbo, restored_epoch
         Negative ELBO by epoch, and the epoch whose weights were put back.
+    genes
+        What the test of means finds, of more cells than these.
     n_k_cells
         Number of cells for which k is computed.
     n_permutations
@@ -136,6 +144,7 @@ def measure(
             if penalty.weight and getattr(penalty, "site", "z") == "z"
         },
         salient_prior=type(query.vae.model.salient_prior).__name__,
+        genes=genes,
     )
 
 

@@ -11,6 +11,7 @@ from pyro_contrastive.analysis.diagnosis.measurements import (
     Measurements,
     Structure,
     beats_shuffles,
+    means_differ,
     predicts,
     raise_or_add,
     separated_preset,
@@ -49,6 +50,8 @@ def _overlapping(measured: Measurements, structure: Structure) -> Finding:
     separation = float(measured.condition_in_s["excess"])
     apart = separation >= SEPARATED and predicts(measured.condition_in_s)
     if not apart and not predicts(measured.condition_in_x):
+        if means_differ(measured):
+            return _in_the_means(measured, excess, "treated and background cells lie together in s")
         if beats_shuffles(measured.condition_in_x) or beats_shuffles(measured.condition_in_s):
             return _weak(measured, structure)
         seen = measured.condition_in_x
@@ -104,6 +107,22 @@ def _weak(measured: Measurements, structure: Structure) -> Finding:
     )
 
 
+def _in_the_means(measured: Measurements, value: float, where: str) -> Finding:
+    """Say that single cells do not show the response that the means of many show."""
+    assert measured.genes is not None
+    return Finding(
+        NAME,
+        value,
+        "look",
+        f"A weak response: {where}, and a probe can hardly tell single cells apart "
+        f"({measured.condition_in_x['balanced_accuracy']:.0%} right, chance is "
+        f"{measured.condition_in_x['chance']:.0%}), but the mean counts of {measured.genes.found} "
+        f"of {measured.genes.tested} genes differ among cells that are alike in z.",
+        'differential_expression(mode="means") for these genes, null_check() for what shuffled '
+        "conditions would give; more cells, or genes that are known to respond",
+    )
+
+
 def _apart(measured: Measurements, structure: Structure) -> Finding:
     """Say whether treated cells form groups, given that they separate from background cells."""
     excess, n_groups = structure.excess, structure.n_groups
@@ -153,6 +172,8 @@ def _collapsed(measured: Measurements, n_used: int) -> Finding:
     )
     value = measured.salient_nats
     seen, leaked = measured.condition_in_x, measured.condition_in_z
+    if not predicts(seen) and means_differ(measured):
+        return _in_the_means(measured, value, f"the salient latent has collapsed ({how})")
     if not predicts(seen):
         return Finding(
             NAME,

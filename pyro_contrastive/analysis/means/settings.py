@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal, get_args
+
+from pyro_contrastive._tools.arguments import Whole, check_arguments
 
 __all__ = ["DEFAULT_DONOR_TEST", "MeansSettings"]
 
@@ -69,18 +71,6 @@ class MeansSettings:
         if self.donor_test not in get_args(DonorTest):
             msg = f"donor_test must be one of {get_args(DonorTest)}, not {self.donor_test!r}."
             raise ValueError(msg)
-        numbers: dict[str, tuple[Any, Any, float, float]] = {
-            "lfc_threshold": (self.lfc_threshold, Real, 0.0, float("inf")),
-            "interval": (self.interval, Real, 0.0, 1.0),
-            "fdr_target": (self.fdr_target, Real, 0.0, 1.0),
-            "fewest_cells": (self.fewest_cells, Integral, 2, float("inf")),
-            "fewest_counts": (self.fewest_counts, Integral, 1, float("inf")),
-        }
-        if not isinstance(self.strata, str):
-            numbers["strata"] = (self.strata, Integral, 1, float("inf"))
-        for name, (value, kind, low, high) in numbers.items():
-            if type(value) is bool or not isinstance(value, kind) or not low <= value <= high:
-                what = "a whole number" if kind is Integral else "a number"
-                end = "" if high == float("inf") else f" to {high:g}"
-                msg = f"{name} must be {what} from {low:g}{end}, not {value!r}."
-                raise ValueError(msg)
+        check_arguments(vars(self), fewest_cells=Whole(2), fewest_counts=Whole())
+        if not isinstance(strata, str):
+            check_arguments(vars(self), strata=Whole())

@@ -13,6 +13,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_contrastive._tools.threads import one_thread
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.module import populations as groups
@@ -71,6 +72,7 @@ class ReferenceMethods:
             return inferred, decoded
         return inferred, decoded, self.loss(tensors, inferred, decoded, **(loss_kwargs or {}))
 
+    @one_thread()
     def inference(self, background: Group, target: Group, n_samples: int = 1) -> Groups:
         """Encode both groups of cells and draw their latents from the posterior.
 
@@ -135,6 +137,7 @@ class ReferenceMethods:
         split = groups.split(outputs, n_background)
         return groups.with_dispersion(split, px_r, n_background)
 
+    @one_thread()
     def loss(
         self,
         concat_tensors: dict[str, Group],
