@@ -50,19 +50,16 @@ LIGHTNING = {
 """What to use instead of an argument of Lightning's Trainer, or of an older scvi-tools."""
 
 
-def check_modes(*, load_sparse_tensor: bool, precision: str) -> None:
-    """Refuse sparse mini-batches and unknown precisions.
+def refuse_sparse(load_sparse_tensor: bool) -> None:
+    """Refuse sparse mini-batches.
 
     Raises
     ------
     ValueError
-        If either is requested.
+        If they are requested.
     """
     if load_sparse_tensor:
         msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
-        raise ValueError(msg)
-    if precision not in {"32-true", "bf16-mixed"}:
-        msg = f"precision must be '32-true' or 'bf16-mixed', not {precision!r}."
         raise ValueError(msg)
 
 

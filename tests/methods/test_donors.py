@@ -186,6 +186,7 @@ def test_batches_of_several_donors_are_compared_within(nested) -> None:
         confounded.differential_expression(**BY_TYPE)
 
 
+@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_genes_that_cannot_be_tested_say_why_and_sex_is_pointed_to() -> None:
     adata = data_of(share_affected=0.0)
     x = adata.X.toarray()
