@@ -125,12 +125,14 @@ def _genes(gene_list: object) -> list[str]:
     if isinstance(gene_list, str):
         msg = f"gene_list must be a list of genes: [{gene_list!r}]."
         raise TypeError(msg)
-    is_list = isinstance(gene_list, Iterable) and not isinstance(gene_list, pd.DataFrame)
-    names: list[Any] = list(gene_list) if is_list else []  # a set or a generator, too
+    must_be = "gene_list must be a list of names of genes, which are strings;"
+    if not isinstance(gene_list, Iterable) or isinstance(gene_list, pd.DataFrame):
+        msg = f"{must_be} not {shown(gene_list)}."
+        raise TypeError(msg)
+    names: list[Any] = list(gene_list)  # a set or a generator, too
     others = [name for name in names if not isinstance(name, str)]
-    if not is_list or others:
-        what = f"it holds {shown(others[0])}" if others else f"not {shown(gene_list)}"
-        msg = f"gene_list must be a list of names of genes, which are strings; {what}."
+    if others:
+        msg = f"{must_be} it holds {shown(others[0])}."
         raise TypeError(msg)
     return names
 
