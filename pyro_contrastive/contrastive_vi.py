@@ -88,9 +88,9 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         with.
     ``indices`` : array, default ``None``
         Which of them, as indices or boolean mask. By default all. If it selects none, a result
-        per cell is empty, and a result about all cells together is an error. A mask that is a pandas Series is
-        aligned by its index, which must hold the cell names; integers are positions, whatever their
-        index.
+        per cell is empty, and a result about all cells together is an error. A mask that is a
+        pandas Series is aligned by its index, which must hold the cell names; integers are
+        positions, whatever their index.
     ``batch_size`` : int, default ``None``
         Cells in memory at a time. By default 1,024, or fewer where each has many draws.
     ``seed`` : int, default ``None``

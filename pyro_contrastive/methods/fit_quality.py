@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -234,7 +234,7 @@ class FitQualityMethods(ModelBase):
             )
 
 
-def _mean(of_cell: NDArray[np.floating]) -> float:
+def _mean(of_cell: NDArray[np.floating[Any]]) -> float:
     """Return the mean over cells; an error if there are none."""
     if not len(of_cell):
         msg = (
