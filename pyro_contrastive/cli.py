@@ -139,6 +139,7 @@ EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latent
 def _what_failed() -> Iterator[None]:
     """Report which results could not be made, on a line each, and where the others are."""
     from pyro_contrastive.report.failures import ResultsError  # noqa: PLC0415
+    from pyro_contrastive.training.finite import NonFiniteLossError  # noqa: PLC0415
 
     try:
         with plain_warnings():
@@ -148,6 +149,9 @@ def _what_failed() -> Iterator[None]:
             print_error(failure)
         with suppress(OSError, ValueError):  # standard output has been closed
             typer.echo(error.kept)
+        raise typer.Exit(1) from error
+    except NonFiniteLossError as error:
+        print_error(str(error))
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         print_error(str(error) or "Interrupted.")

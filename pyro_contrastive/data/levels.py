@@ -117,8 +117,15 @@ def suggestion(value: object, levels: Iterable[object]) -> str:
     names = [str(level) for level in levels]
     key = spelling(str(value))
     similar = [name for name in names if spelling(name) == key]
-    similar = similar or get_close_matches(str(value), names, n=1, cutoff=0.75)
+    if not similar:
+        close = get_close_matches(str(value), names, n=3, cutoff=0.75)
+        # Donors 11 and 12, or CD4+ and CD4-, are different and not misspelt.
+        similar = [name for name in close if _letters(name) != _letters(str(value))]
     return f" Do you mean {similar[0]!r}?" if similar else ""
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text if character.isalpha())
 
 
 def _texts(value: object) -> set[str]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import anndata as ad
 import pandas as pd
-import torch
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.folder import ResultsFolder
@@ -96,8 +96,7 @@ def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> Co
     """
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415 -- as in register
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         if settings.preset is None:
             return ContrastiveVI(adata, **settings.model)
         return ContrastiveVI.from_preset(adata, settings.preset, **settings.model)

@@ -16,6 +16,7 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.training.part_checks import (
     check_sites,
     explained,
+    has_own_parts,
     outputs_checked,
     refuse_loose_tensors,
     warn_of_idle_penalties,
@@ -61,11 +62,28 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     with evaluating(vae), seeded(0), no_nan_warnings():
         with explained(vae), outputs_checked(vae, len(batch)), pyro.validation_enabled(True):
             check_sites(vae, batch)
-            loss = vae.objective.loss(vae.model, vae.guide, batch)
+            try:
+                loss = vae.objective.loss(vae.model, vae.guide, batch)
+            except ValueError as error:  # of torch, about a parameter or a value
+                if has_own_parts(vae) or not str(error).startswith("Expected "):
+                    raise
+                raise _overflow(vae, batch) from error
         if not torch.isfinite(torch.as_tensor(loss)):
             raise explain_non_finite(vae, batch, "before the first step", vae.objective.terms)
         _refuse_loose_parameters(vae, batch)
         warn_of_idle_penalties(vae, batch)
+
+
+def _overflow(vae: ContrastiveVAE, batch: CellBatch) -> NonFiniteLossError:
+    """Return an error about data that are too large for networks that have not been trained."""
+    largest = 0.0 if batch.x is None else float(batch.x.abs().max())
+    name = type(vae.model.likelihood).__name__
+    return NonFiniteLossError(
+        "The model is not finite before the first step: the data have values up to "
+        f"{largest:,.4g}, which are too large for the networks of a model with {name}. Normalise them "
+        "(scanpy.pp.normalize_total, scanpy.pp.log1p); or, if they are counts, choose a likelihood "
+        "of counts."
+    )
 
 
 def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.separation import score_latents
 from pyro_contrastive.data import Setup
-from pyro_contrastive.data.levels import position_of
+from pyro_contrastive.data.levels import position_of, suggestion
 from pyro_contrastive.data.spelling import spelled_alike
 from pyro_contrastive.testing import SimulationSettings, simulate
 
@@ -217,6 +217,7 @@ def test_levels_of_one_spelling(levels: list[str]) -> None:
         ["0.5 uM", "5 uM", "05 uM", ".5 uM"],
         ["v1.0", "v10"],
         ["G1/S", "G1+S"],
+        ["1E2", "100"],
         ["cafe", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"],
     ],
 )
@@ -276,3 +277,18 @@ def test_a_batch_of_new_data_that_is_nearly_known() -> None:
     adata.obs["lane"] = adata.obs["lane"].str.title()
     with pytest.raises(ValueError, match=r"\['One', 'Two'\].*Do you mean 'one'\?"):
         model.get_latent_representation(adata)
+
+
+@pytest.mark.parametrize(
+    ("value", "levels", "meant"),
+    [
+        ("contrl", ["control", "drug"], "control"),
+        ("Control", ["control", "drug"], "control"),
+        ("donor_1", ["donor1", "donor2"], "donor1"),
+        ("donor12", ["donor11", "donor1"], None),  # another donor, not a misspelt one
+        ("CD4+", ["CD4-", "CD8-"], None),
+        ("zebra", ["control", "drug"], None),
+    ],
+)
+def test_a_name_is_suggested_where_it_is_misspelt(value, levels, meant) -> None:
+    assert suggestion(value, levels) == (f" Do you mean {meant!r}?" if meant else "")
