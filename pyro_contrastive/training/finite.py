@@ -81,8 +81,8 @@ def _overflow(vae: ContrastiveVAE, batch: CellBatch) -> NonFiniteLossError:
     return NonFiniteLossError(
         "The model is not finite before the first step: the data have values up to "
         f"{largest:,.4g}, which are too large for the networks of a model with {name}. "
-        "Normalise them (scanpy.pp.normalize_total, scanpy.pp.log1p); or, if they are counts, choose a likelihood "
-        "of counts."
+        "Normalise them (scanpy.pp.normalize_total, scanpy.pp.log1p); or, if they are counts, "
+        "choose a likelihood of counts."
     )
 
 
