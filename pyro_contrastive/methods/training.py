@@ -229,7 +229,12 @@ class TrainingMethods(ModelBase):
             rng = numpy_rng()
             split = split_cells(*cells, split_settings, adata.obs_names, rng)
             settings = RunSettings(
-                max_epochs, batch_size, stopping, check_val_every_n_epoch, enable_progress_bar
+                max_epochs,
+                batch_size,
+                stopping,
+                check_val_every_n_epoch,
+                enable_progress_bar,
+                adata.obs_names,
             )
             result = fit(
                 *(self.module, data, split, plan, self._history, settings), fabric=fabric, rng=rng

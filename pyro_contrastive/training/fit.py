@@ -39,7 +39,8 @@ def fit(
     """Train `vae` on the training cells of `split`, adding an epoch at a time to `history`.
 
     Ctrl-C ends the run and keeps what was learned. With early stopping the weights of the best
-    epoch are put back at the end, however the run ends.
+    epoch are put back at the end, however the run ends; otherwise, if the loss exploded and did not
+    come down again, those of the last epoch before.
 
     Parameters
     ----------
@@ -64,9 +65,11 @@ def fit(
     history.note_restored(None)
     stopping = settings.early_stopping
     stopped = interrupted = False
+    watch = LossWatch(plan.lr, vae)
+    best = None
     try:
         with hiding_counts(vae, rate):
-            stopped = _run_epochs(run, history)
+            stopped = _run_epochs(run, history, watch)
     except KeyboardInterrupt:
         interrupted = True
         run.updates.check()  # so that what is kept is finite
@@ -76,9 +79,12 @@ def fit(
     else:
         run.refresh_batch_norm()
     finally:
-        if stopping is not None:
+        if stopping is not None and stopping.best_epoch is not None:
             stopping.restore_best(vae)
-            history.note_restored(stopping.best_epoch)
+            best = stopping.best_epoch
+        elif watch.put_back():
+            best = watch.good_epoch
+        history.note_restored(best)
         vae.eval()
         vae.objective.kl_weight = plan.max_kl_weight
     return FitResult(
@@ -87,7 +93,7 @@ def fit(
         stopped_early=stopped,
         interrupted=interrupted,
         max_epochs=settings.max_epochs,
-        best_epoch=stopping.best_epoch if stopping else None,
+        best_epoch=best,
         reason=stopping.reason if stopping and stopped else "Ctrl-C" if interrupted else "",
     )
 
@@ -101,10 +107,9 @@ def _prepare(run: Run, data: CellData) -> None:
     run.vae.seen_cells.note(data.cells(evenly(train), dense=False))
 
 
-def _run_epochs(run: Run, history: History) -> bool:
+def _run_epochs(run: Run, history: History, watch: LossWatch) -> bool:
     """Train epoch by epoch; return whether early stopping ended the run."""
     settings, stopping = run.settings, run.settings.early_stopping
-    watch = LossWatch(run.plan.lr)
     with (
         EpochBar(settings.max_epochs, show=settings.progress_bar) as bar,
         pyro.validation_enabled(False),  # checked before training: see `check_programs`
