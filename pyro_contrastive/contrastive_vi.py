@@ -10,6 +10,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.components.parts import guide_given, likelihood_given, penalties_given
+from pyro_contrastive.data.oddities import warn_of_many_latents
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.guide import ContrastiveGuide
@@ -168,6 +169,11 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         data = setup.extract(adata)
         check_support(data.rows(), setup.with_genes(adata), setup.layer, likelihood)
         warn_of_counts(data.rows(), setup.layer, likelihood)
+        warn_of_many_latents(
+            len(setup.genes),
+            n_background_latent=n_background_latent,
+            n_salient_latent=n_salient_latent,
+        )
         _check_size_factors(setup, likelihood, observed=use_observed_lib_size)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import shown
 from pyro_contrastive.analysis.decoding import Array
 from pyro_contrastive.analysis.query import EXPRESSION_SITES, Decoding, Query
 from pyro_contrastive.data.levels import position_of, suggestion
@@ -60,9 +62,6 @@ def decoding_of(
 
 def _site(quantity: str, *, of_counts: bool) -> str:
     """Return the site of the model that is decoded."""
-    if quantity not in EXPRESSION_SITES:
-        msg = f"quantity must be 'scale' or 'mean', not {quantity!r}."
-        raise ValueError(msg)
     return EXPRESSION_SITES[quantity][of_counts]
 
 
@@ -100,17 +99,42 @@ def warn_if_draws_are_tables(query: Query, return_numpy: bool | None) -> None:
 
 def _gene_positions(gene_list: Sequence[str] | None, setup: Setup) -> NDArray[np.int64] | slice:
     """Return the positions of genes, in the model's order."""
+    if gene_list is None:
+        return slice(None)
+    asked = _genes(gene_list)
+    known = set(setup.genes)
+    unknown = [gene for gene in asked if gene not in known]
+    if unknown:
+        msg = (
+            f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
+            f"{suggestion(unknown[0], setup.genes)}"
+        )
+        raise ValueError(msg)
+    twice = [gene for gene, n in Counter(asked).items() if n > 1]
+    if twice:
+        msg = (
+            f"gene_list names {len(twice)} genes more than once, e.g. {twice[:3]}. Genes are "
+            "returned once each, in the model's order: name each once."
+        )
+        raise ValueError(msg)
+    return np.flatnonzero(np.isin(setup.genes, asked))
+
+
+def _genes(gene_list: object) -> list[str]:
+    """Return the names in a list of genes, refusing anything else."""
     if isinstance(gene_list, str):
         msg = f"gene_list must be a list of genes: [{gene_list!r}]."
         raise TypeError(msg)
-    if gene_list is None:
-        return slice(None)
-    gene_list = list(gene_list)  # a set or a generator too
-    unknown = [gene for gene in gene_list if gene not in set(setup.genes)]
-    if unknown:
-        msg = f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
-        raise ValueError(msg)
-    return np.flatnonzero(np.isin(setup.genes, gene_list))
+    must_be = "gene_list must be a list of names of genes, which are strings;"
+    if not isinstance(gene_list, Iterable) or isinstance(gene_list, pd.DataFrame):
+        msg = f"{must_be} not {shown(gene_list)}."
+        raise TypeError(msg)
+    names: list[Any] = list(gene_list)  # a set or a generator, too
+    others = [name for name in names if not isinstance(name, str)]
+    if others:
+        msg = f"{must_be} it holds {shown(others[0])}."
+        raise TypeError(msg)
+    return names
 
 
 def _check_library_size(library_size: LibrarySize, model: ModelBase) -> None:

@@ -24,7 +24,7 @@ from pyro_contrastive.density.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.training.arguments import (
     check_interval,
-    check_modes,
+    refuse_sparse,
     refuse_unknown,
 )
 from pyro_contrastive.training.calls import TrainCall
@@ -187,7 +187,7 @@ class TrainingMethods(ModelBase):
         given = locals()
         names = list(signature(self.train).parameters)[:-1]
         refuse_unknown(trainer_kwargs, names)
-        check_modes(load_sparse_tensor=load_sparse_tensor, precision=precision)
+        refuse_sparse(load_sparse_tensor)
         # Lightning takes seconds to import, and only training needs it.
         from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
         from pyro_contrastive.training.fit import fit  # noqa: PLC0415

@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from cells import cells
 from outcomes import Case
 
 from pyro_contrastive import ContrastiveVI
@@ -144,7 +145,7 @@ FINE = {
 }
 OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "adata": ("AnnData",),
-    "early_stopping_monitor": ("monitor", "early stopping"),
+    "early_stopping_monitor": ("monitor", "Early stopping"),
     "accelerator": ("accelerator",),
     "labels_keys": ("labels_key",),
     "groupby": ("groupby", "adata.obs"),
@@ -155,6 +156,8 @@ OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "condition": ("condition",),
     "functions": ("function", "statistic"),
     "statistics": ("statistic",),
+    "treatment": ("treatment",),
+    "strata": ("strata", "adata.obs"),
     "group1": ("group",),
     "group2": ("group",),
     "target_indices": ("background_indices",),
@@ -183,6 +186,8 @@ def _given(method: str, name: str, value: Any) -> dict[str, Any]:
         given["mode"] = "means"
     if name == "salient_source" and method != "get_counterfactual_expression":
         given["condition"] = "control"
+    if method == "prepare_query_anndata" and name != "adata":
+        given["adata"] = cells()
     return given | {name: value}
 
 

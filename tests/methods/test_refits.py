@@ -125,6 +125,7 @@ def test_null_checks_that_cannot_be_made_say_why(model, tmp_path) -> None:
         unnamed.null_check()
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 @pytest.mark.filterwarnings("ignore:.* does not hold raw counts")
 def test_measures_that_do_not_apply_are_left_out() -> None:
     rng = np.random.default_rng(0)

@@ -199,6 +199,7 @@ def assert_mistake(result: Any, *hints: str) -> None:
         assert hint in result.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 @pytest.mark.parametrize(
     ("options", "hints"),
     [
@@ -238,6 +239,7 @@ REACHED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*in all cells, so there is nothing")
 def test_the_options_reach_the_fit(
     counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +267,7 @@ def test_the_options_reach_the_fit(
     assert "MM-cVAE" in page
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 def test_refined_posteriors_are_kept_and_their_latents_written(
     counts: Path, tmp_path: Path
 ) -> None:

@@ -275,7 +275,7 @@ def test_a_configuration_cannot_ask_for_more_than_was_saved(folder, path, value)
         value = [spec] if path.endswith("penalties") else spec
     edit_config(folder, lambda config: reach(config, path, value))
     start = time.process_time()
-    with pytest.raises(ValueError, match=r"far larger than the \d+ numbers|must be at most"):
+    with pytest.raises(ValueError, match=r"far larger than the .* saved|must be at most"):
         ContrastiveVI.load(folder)
     assert time.process_time() - start < 10  # not the hours that it asks for
 
