@@ -126,7 +126,8 @@ _SIMPLE: dict[Rule, str] = {
     Whole(0): "nuts_cells calibration_cells n_warmup early_stopping_warmup_epochs lr_patience "
     "n_covariates n_batch n_continuous_cov fewest_counts",
     Whole(2): "n_folds",
-    Whole(or_none=True): "batch_size max_epochs check_val_every_n_epoch n_samples_overall",
+    Whole(or_none=True): "batch_size max_epochs check_val_every_n_epoch n_samples_overall "
+    "checkpoint_every_n_epochs",
     Whole(0, or_none=True): "n_epochs_kl_warmup n_steps_kl_warmup",
     Whole(0, LARGEST_SEED, or_none=True): "seed",
     _WIDTH: "n_hidden",
@@ -135,7 +136,8 @@ _SIMPLE: dict[Rule, str] = {
     Whole(0, 100, or_none=True): "n_layers_decoder",
     Number(0, 1, high_closed=False): "dropout_rate",
     Number(0): "weight wasserstein_penalty weight_decay lr_min lr_threshold min_kl_weight "
-    "early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts",
+    "early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts "
+    "checkpoint_every_n_minutes",
     Number(0, low_closed=False): "lr eps sigma gain",
     Number(0, low_closed=False, or_none=True): "pseudocount pseudocounts",
     Number(0, or_none=True): "delta",

@@ -8,8 +8,10 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import anndata as ad
@@ -93,7 +95,7 @@ def write_folder(
 def _config_of(saved: SavedModel) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "versions": versions(),
+        "versions": dict(versions()),
         "setup": json.loads(saved.setup.to_json()),
         "settings": saved.settings,
         "elbo": saved.elbo,
@@ -120,13 +122,14 @@ def _tensors_of(saved: SavedModel) -> dict[str, Tensor]:
     return tensors
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):  # numba is an extra
             found[name] = version(name)
-    return found
+    return MappingProxyType(found)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:

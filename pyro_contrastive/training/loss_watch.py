@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 NAMES = {"elbo_train": "training", "elbo_validation": "held-out"}
 EXPLODED = 2.0
 """How much a loss must grow, relative to its earlier size: it is then three times as large."""
+_SEEN = ("_first", "_lowest", "_has_warned")
 
 
 class LossWatch:
@@ -38,6 +40,15 @@ class LossWatch:
             if value - lowest > EXPLODED * size and not self._has_warned:
                 self._warn(kind, name, value, lowest, epoch)
             self._lowest[name] = min(lowest, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen."""
+        return {name: getattr(self, name) for name in _SEEN}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        for name in _SEEN:
+            setattr(self, name, state[name])
 
     def _warn(self, kind: str, name: str, value: float, lowest: float, epoch: int) -> None:
         self._has_warned = True

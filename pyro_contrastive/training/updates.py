@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,15 @@ class Updates:
             self.optimizer.found_inf = self._failed = torch.maximum(self._failed, failed.float())
         self.optimizer.step()
         return found
+
+    def recorded_state(self) -> dict[str, Any] | None:
+        """Return which steps have been recorded; ``None`` if all are plain."""
+        return self.evaluate.state_dict() if isinstance(self.evaluate, RecordedStep) else None
+
+    def continue_recording(self, state: Mapping[str, Any] | None) -> None:
+        """Continue from what :meth:`recorded_state` returned."""
+        if isinstance(self.evaluate, RecordedStep) and state is not None:
+            self.evaluate.load_state_dict(state)
 
     def check(self) -> None:
         """Check that the steps since the last check were finite.
