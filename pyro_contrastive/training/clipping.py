@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,15 @@ class Clipping:
                 gradient.mul_(scale.to(gradient.dtype))
         self._remember(norm * scale)
         self._noted.append((step, ratio, loss))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is usual; what was noted is reported at the end of every epoch."""
+        return {"log_usual": self._log_usual, "n_seen": self._n_seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        self._log_usual.copy_(state["log_usual"])
+        self._n_seen = state["n_seen"]
 
     def _remember(self, norm: Tensor) -> None:
         weight = 1 / min(self._n_seen + 1, N_REMEMBERED)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NAMES = {"elbo_train": "training", "elbo_validation": "held-out"}
 EXPLODED = 2.0
 """How much a loss must grow, relative to its earlier size: it is then three times as large."""
+_SEEN = ("_first", "_lowest", "_has_warned", "_good_epoch", "_is_good", "_weights")
 
 
 class LossWatch:
@@ -26,6 +28,7 @@ class LossWatch:
 
     def __init__(self, lr: float, module: nn.Module | None = None) -> None:
         self.lr = lr
+        self._weights: dict[str, Tensor] = {}
         self._module = module
         self._good_epoch: int | None = None
         self._is_good = True
@@ -83,6 +86,15 @@ class LossWatch:
     def good_epoch(self) -> int | None:
         """The epoch whose weights are kept; ``None``: those before the run."""
         return self._good_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen, and the last good weights."""
+        return {name: getattr(self, name) for name in _SEEN}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        for name in _SEEN:
+            setattr(self, name, state[name])
 
     def _warn(self, kind: str, name: str, value: float, lowest: float, epoch: int) -> None:
         self._has_warned = True

@@ -135,8 +135,11 @@ class Run:
         optimizer = self.optimizer.optimizer
         # An optimizer_creator may have added parameters that are not the model's.
         groups = [group["params"] for group in optimizer.param_groups]
-        parameters = dict.fromkeys([*vae.parameters(), *(p for group in groups for p in group)])
-        plain = PlainStep(vae, loss, fabric, list(parameters))
+        parameters = list(
+            dict.fromkeys([*vae.parameters(), *(p for group in groups for p in group)])
+        )
+        self.other_parameters = parameters[len(list(vae.parameters())) :]
+        plain = PlainStep(vae, loss, fabric, parameters)
         evaluate = RecordedStep(plain) if plan.record_steps else plain
         waits = fabric.device.type != "cuda" or plan.optimizer == "Custom"
         self.updates = Updates(vae, evaluate, optimizer, 1 if waits else STEPS_UNSEEN)
@@ -144,7 +147,7 @@ class Run:
         n_steps = self.max_epochs * self.batches.steps_per_epoch
         self.cycle = plan.make_cycle(optimizer, n_steps)
         self.step = 0
-        self._refreshed_at = 0
+        self.refreshed_at = 0
         self.global_parts: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
 
@@ -279,12 +282,12 @@ class Run:
 
     def refresh_batch_norm(self) -> None:
         """Recompute the statistics of batch normalisation for the present weights, if asked for."""
-        if not self.plan.precise_batch_norm or self._refreshed_at == self.step:
+        if not self.plan.precise_batch_norm or self.refreshed_at == self.step:
             return
         # The same cells each time, drawn without using the run's random numbers.
         batches = PairedBatches(self.split.train, self.batch_size, np.random.default_rng(0))
         refresh_statistics(self.vae, map(self.cells, islice(batches.epoch(), N_BATCHES)))
-        self._refreshed_at = self.step
+        self.refreshed_at = self.step
 
     def validate(self) -> dict[str, float]:
         """Evaluate the held-out cells, if there are any of both populations."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +110,22 @@ class Updates:
         self._n_taken += 1
         self.optimizer.step()
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which steps have been recorded, if any, and how large gradients usually are."""
+        evaluate = self.evaluate
+        return {
+            "n_taken": self._n_taken,
+            "clipping": self.clipping.state_dict(),
+            "recorded": evaluate.state_dict() if isinstance(evaluate, RecordedStep) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        self._n_taken = state["n_taken"]
+        self.clipping.load_state_dict(state["clipping"])
+        if isinstance(self.evaluate, RecordedStep) and state["recorded"] is not None:
+            self.evaluate.load_state_dict(state["recorded"])
 
     def check(self) -> None:
         """Check that the steps since the last check were finite.
