@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import pyro_contrastive
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.cli import app
+from pyro_contrastive.data import load_kang
 from pyro_contrastive.likelihoods import SHORT_NAMES
 from pyro_contrastive.report import demo as demo_module
 from pyro_contrastive.report import pipeline
@@ -475,8 +476,12 @@ def test_umap_without_umap_learn_is_refused_before_any_work(
     assert not calls
 
 
-def test_demo_passes_its_options_on(tmp_path: Path, calls: dict[str, Any]) -> None:
+def test_demo_passes_its_options_on(
+    tmp_path: Path, calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "demo"
+    some = load_kang()[::20].copy()
+    monkeypatch.setattr(demo_module, "load_kang", lambda: some)
     arguments = [
         "demo",
         "--out",
