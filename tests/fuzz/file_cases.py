@@ -57,7 +57,7 @@ def saving() -> Iterator[Case]:
                 lambda n=name, v=value: fresh().save(_new(), **{n: v}),
                 (name, "prefix"),
             )
-    yield Case("save", "into a file", lambda: fresh().save(file()), ("file", "folder"))
+    yield Case("save", "into a file", lambda: fresh().save(file()), ("is there already",))
     yield Case("save", "into a full folder", lambda: fresh().save(folder()), ("overwrite",))
     for name, values in {
         "adata": (3, "cells.h5ad", pd.DataFrame({"a": [1]}), np.ones((3, 15)), cells()),
