@@ -141,13 +141,15 @@ _SIMPLE: dict[Rule, str] = {
     Whole(1, 100_000): "n_hidden n_components n_conditions",
     Whole(1, 10_000): "n_background_latent n_salient_latent n_latent rank num_particles",
     Whole(1, 100): "n_layers n_flows",
-    Whole(or_none=True): "batch_size max_epochs check_val_every_n_epoch n_samples_overall",
+    Whole(or_none=True): "batch_size max_epochs check_val_every_n_epoch n_samples_overall "
+    "checkpoint_every_n_epochs",
     Whole(0, or_none=True): "n_epochs_kl_warmup n_steps_kl_warmup",
     Whole(0, LARGEST_SEED, or_none=True): "seed",
     Whole(0, 100, or_none=True): "n_layers_decoder",
     Number(0, 1, high_closed=False): "dropout_rate",
     Number(0): "weight wasserstein_penalty weight_decay lr_min lr_threshold min_kl_weight "
-    "early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts",
+    "early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts "
+    "checkpoint_every_n_minutes",
     Number(0, low_closed=False): "lr eps sigma gain",
     Number(0, low_closed=False, or_none=True): "pseudocount pseudocounts",
     Number(0, or_none=True): "delta",

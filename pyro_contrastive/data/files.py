@@ -36,7 +36,7 @@ def read_h5ad(path: str | os.PathLike[str]) -> ad.AnnData:
     """
     with _damage_named(path):
         check_hdf5(path)
-        return ad.read_h5ad(path)
+        return _checked(ad.read_h5ad(path), path)
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def _damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
     """Name the file in the error, of any kind, that reading a damaged file may raise."""
     try:
         yield
-    except InvalidFileError:
+    except (InvalidFileError, MemoryError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
@@ -146,4 +146,22 @@ def read_zarr(path: str | os.PathLike[str]) -> ad.AnnData:
     """
     with _damage_named(path):
         check_zarr(path)
-        return ad.read_zarr(path)
+        return _checked(ad.read_zarr(path), path)
+
+
+_COMPRESSED = (sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc_array)
+
+
+def _checked(adata: ad.AnnData, path: str | os.PathLike[str]) -> ad.AnnData:
+    """Refuse sparse matrices whose indices lie outside: scipy would read other memory by them."""
+    parts: dict[str, Any] = {"X": adata.X, "raw.X": None if adata.raw is None else adata.raw.X}
+    for name in ("layers", "obsm", "varm", "obsp", "varp"):
+        parts |= {f"{name}[{key!r}]": value for key, value in getattr(adata, name).items()}
+    for name, value in parts.items():
+        if isinstance(value, _COMPRESSED):
+            try:
+                value.check_format(full_check=True)
+            except ValueError as error:
+                msg = f"{os.fspath(path)} is damaged: {name} is not a sparse matrix ({error})."
+                raise InvalidFileError(msg) from error
+    return adata

@@ -101,39 +101,54 @@ def _gene_positions(gene_list: Sequence[str] | None, setup: Setup) -> NDArray[np
     """Return the positions of genes, in the model's order."""
     if gene_list is None:
         return slice(None)
-    asked = _genes(gene_list)
-    known = set(setup.genes)
-    unknown = [gene for gene in asked if gene not in known]
+    return np.flatnonzero(np.isin(setup.genes, known_genes("gene_list", gene_list, setup.genes)))
+
+
+def known_genes(
+    argument: str, given: object, genes: Sequence[str], of: str = "this model"
+) -> list[str]:
+    """Return the names in a list of genes, refusing anything else.
+
+    Parameters
+    ----------
+    argument
+        Name of the argument, for the error.
+    given
+        The list; a set, a generator or the keys of a dictionary will do.
+    genes
+        The names that may be in it.
+    of
+        What these are the genes of, for the error.
+
+    Raises
+    ------
+    TypeError
+        If it is not a list of strings.
+    ValueError
+        If a name is not among `genes`, or is there twice.
+    """
+    if isinstance(given, str):
+        msg = f"{argument} must be a list of genes: [{given!r}]."
+        raise TypeError(msg)
+    is_list = isinstance(given, Iterable) and not isinstance(given, pd.DataFrame)
+    names: list[Any] = list(given) if is_list else []  # type: ignore[call-overload]  # it is one
+    others = [name for name in names if not isinstance(name, str)]
+    if not is_list or others:
+        what = f"it holds {shown(others[0])}" if others else f"not {shown(given)}"
+        msg = f"{argument} must be a list of names of genes, which are strings; {what}."
+        raise TypeError(msg)
+    known = set(genes)
+    unknown = [name for name in names if name not in known]
     if unknown:
         msg = (
-            f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
-            f"{suggestion(unknown[0], setup.genes)}"
+            f"{argument}: {len(unknown)} are not genes of {of}, e.g. {unknown[:3]}."
+            f"{suggestion(unknown[0], genes)}"
         )
         raise ValueError(msg)
-    twice = [gene for gene, n in Counter(asked).items() if n > 1]
+    twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        msg = (
-            f"gene_list names {len(twice)} genes more than once, e.g. {twice[:3]}. Genes are "
-            "returned once each, in the model's order: name each once."
-        )
+        msg = f"{argument} names {len(twice)} genes more than once, e.g. {twice[:3]}."
         raise ValueError(msg)
-    return np.flatnonzero(np.isin(setup.genes, asked))
-
-
-def _genes(gene_list: object) -> list[str]:
-    """Return the names in a list of genes, refusing anything else."""
-    if isinstance(gene_list, str):
-        msg = f"gene_list must be a list of genes: [{gene_list!r}]."
-        raise TypeError(msg)
-    must_be = "gene_list must be a list of names of genes, which are strings;"
-    if not isinstance(gene_list, Iterable) or isinstance(gene_list, pd.DataFrame):
-        msg = f"{must_be} not {shown(gene_list)}."
-        raise TypeError(msg)
-    names: list[Any] = list(gene_list)  # a set or a generator, too
-    others = [name for name in names if not isinstance(name, str)]
-    if others:
-        msg = f"{must_be} it holds {shown(others[0])}."
-        raise TypeError(msg)
     return names
 
 

@@ -10,6 +10,7 @@ import anndata as ad
 import pandas as pd
 
 from pyro_contrastive.data.file_checks import check_hdf5, check_zarr
+from pyro_contrastive.data.files import read_h5ad, read_zarr
 from pyro_contrastive.data.levels import suggestion
 from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.advice import listed, where_to_look
@@ -83,14 +84,6 @@ def _check_self_contained(file: Path, kind: Kind) -> None:
         check_hdf5(file)
 
 
-def _read_h5ad(file: Path) -> ad.AnnData:
-    return ad.read_h5ad(file)
-
-
-def _read_zarr(file: Path) -> ad.AnnData:
-    return ad.read_zarr(file)
-
-
 def _read_tenx(file: Path) -> ad.AnnData:
     import scanpy  # noqa: PLC0415 -- an extra
 
@@ -98,8 +91,8 @@ def _read_tenx(file: Path) -> ad.AnnData:
 
 
 _READERS = {
-    Kind.h5ad: _read_h5ad,
-    Kind.zarr: _read_zarr,
+    Kind.h5ad: read_h5ad,
+    Kind.zarr: read_zarr,
     Kind.tenx: _read_tenx,
     Kind.cellbender: _read_tenx,
 }

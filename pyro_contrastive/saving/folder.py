@@ -9,8 +9,10 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import anndata as ad
@@ -94,7 +96,7 @@ def write_folder(
 def _config_of(saved: SavedModel) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "versions": versions(),
+        "versions": dict(versions()),
         "setup": json.loads(saved.setup.to_json()),
         "settings": saved.settings,
         "elbo": saved.elbo,
@@ -141,13 +143,14 @@ def _write_adata(adata: ad.AnnData, path: Path, options: Mapping[str, Any]) -> N
         raise ValueError(msg) from error
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):  # numba is an extra
             found[name] = version(name)
-    return found
+    return MappingProxyType(found)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:

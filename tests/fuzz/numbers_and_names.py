@@ -96,7 +96,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "leakage": {"labels_keys": "cell_type", "n_permutations": 2},
     "pareto_k": {"n_samples": 25},
     "posterior_accuracy": {"n_samples": 30, "nuts": False, "indices": [0, 1]},
-    "posterior_predictive_check": {"n_samples": 3},
+    "posterior_predictive_check": {"n_samples": 20},
     "refine_posterior": {"n_steps": 2},
     "score_latents": {"labels_key": "cell_type"},
     "simulation_based_calibration": {"n_simulations": 30, "n_draws": 5},

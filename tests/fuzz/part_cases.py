@@ -315,7 +315,7 @@ SUMMARIES: dict[str, dict[str, Any]] = {
     "leakage": {"labels_keys": "cell_type", "n_permutations": 2},
     "score_latents": {"labels_key": "cell_type"},
     "diagnose": {"n_cells": 20},
-    "posterior_predictive_check": {"n_samples": 3},
+    "posterior_predictive_check": {"n_samples": 20},
     "posterior_accuracy": {"nuts": False},
     "simulation_based_calibration": {"n_simulations": 30, "n_draws": 5},
     "to_arviz": {"n_samples": 2},

@@ -241,6 +241,7 @@ REACHED = {
 
 
 @pytest.mark.filterwarnings("ignore:.*in all cells, so there is nothing")
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 def test_the_options_reach_the_fit(
     counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
