@@ -76,7 +76,9 @@ ROOMS = {
             *("tests/penalties/test_penalties.py", "tests/program/test_parity.py"),
         ),
     ),
-    "penalties": Room(("penalties/*.py",), ("tests/penalties",)),
+    "penalties": Room(
+        ("penalties/*.py",), ("tests/penalties", "tests/priors/test_learned_priors.py")
+    ),
     "differential statistics": Room(
         ("analysis/differential_statistics.py",),
         ("tests/analysis/test_differential.py", "tests/analysis/test_differential_choices.py"),

@@ -15,6 +15,7 @@ from pyro_contrastive.analysis.means.donor_fit import design_of, fit_donors
 from pyro_contrastive.analysis.means.donor_rates import DonorRates, donor_rates
 from pyro_contrastive.analysis.means.donors import Donors
 from pyro_contrastive.analysis.means.group_sums import donor_sums
+from pyro_contrastive.analysis.means.pseudobulk import standardised_counts
 from pyro_contrastive.analysis.means.settings import MeansSettings
 
 ONE_GENE = np.array([True])
@@ -203,6 +204,19 @@ def test_pydeseq2_agrees(paired) -> None:
         table_of(made, donor_test="pydeseq2", lfc_threshold=edge)["p_value"] for edge in (0.2, 0.0)
     )
     assert (within >= beyond - 1e-9).all()
+
+
+def test_counts_are_standardised_to_the_average_composition_of_cells() -> None:
+    # Two samples of 100 and 300 cells' size; the average composition expects a quarter and three
+    # quarters of each gene's counts in them. Of the last gene nothing is expected.
+    expected = np.array([[0.3, 20.0, 0.0], [0.3, 20.0, 0.0]])
+    none = np.zeros((2, 3))
+    codes = np.zeros(2, dtype=np.int64)
+    observed = np.array([[4.0, 40.0, 0.0], [6.0, 60.0, 0.0]])
+    sizes = np.array([100.0, 300.0])
+    rates = DonorRates(codes, codes, codes, none, none, observed, expected, sizes)
+    # Factors of 2 (.3 instead of .15, 20 instead of 10) and of 2 / 3.
+    assert standardised_counts(rates).tolist() == [[2, 20, 0], [9, 90, 0]]
 
 
 def test_donors_of_few_cells_and_strata_of_one_side_are_left_out() -> None:

@@ -26,6 +26,7 @@ from pyro_contrastive import (
     NarrowSalient,
     Penalty,
     SalientClassifier,
+    ShrinkMeans,
     TotalCorrelation,
     Wasserstein,
 )
@@ -257,6 +258,10 @@ def test_salient_classifier_is_logistic_regressions_loss() -> None:
     assert float(penalty(*latents_of(one_population, s=s), one_population).detach()) == 0.0
     with pytest.raises(ValueError, match="was made for 2 salient latents; the model has 3"):
         penalty(*latents_of(batch, s=torch.randn(5, 3)), batch)
+
+
+def test_the_prior_of_means_has_the_precision_of_the_prior_of_latents_by_default() -> None:
+    assert ShrinkMeans([3, 4]).weight == 1.0
 
 
 @pytest.mark.parametrize("n_chosen", [0, 1, 2, 5, 9])
