@@ -105,16 +105,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run):
     whole = make_model()
     train(whole, 4, **KEPT, resume=run, checkpoint=run.parent / "whole")
     data = (run / "epoch_3" / "checkpoint.safetensors").read_bytes()
-    for damaged in (data[:100], data[:-9] + bytes(9), None):
-        place = run / "epoch_3" / "checkpoint.safetensors"
+    place = run / "epoch_3" / "checkpoint.safetensors"
+    for i, damaged in enumerate((data[:100], data[:-9] + b"other end", None)):
         place.unlink() if damaged is None else place.write_bytes(damaged)
         model = make_model()
         with pytest.warns(UserWarning, match=r"epoch_3.*Continuing from .*epoch_2"):
-            train(model, 4, **KEPT, resume=run, checkpoint=run.parent / f"{bool(damaged)}")
+            train(model, 4, **KEPT, resume=run, checkpoint=run.parent / f"{i}")
         assert same(weights(model), weights(whole))
-        for folder in run.parent.glob("[TF]*"):
-            for file in folder.rglob("*.*"):
-                file.unlink()
     (run / "epoch_2" / "checkpoint.json").write_text("{")
     before = files(run)
     with pytest.raises(InvalidFileError, match=r"No checkpoint in .* can be read"):
