@@ -60,7 +60,7 @@ ROOMS = {
         ),
         (
             *("tests/density/test_distributions.py", "tests/density/test_kernel_functions.py"),
-            *("tests/density/test_decoded_counts.py",),
+            *("tests/density/test_decoded_counts.py", "tests/priors/test_priors.py"),
             *("tests/likelihoods/test_likelihoods.py", "tests/density/test_ways.py"),
         ),
     ),

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from pyro_contrastive.saving.checksums import CHECKSUMS, sealed
+from pyro_contrastive.saving.folder import FIRST
 from pyro_contrastive.saving.saved_config import ADATA, CONFIG, SINCE_2, WEIGHTS
 
 
@@ -30,4 +33,6 @@ def as_format_1(folder: Path) -> None:
         for name in SINCE_2:
             del config[name]
 
+    tensors = load_file(folder / WEIGHTS)
+    save_file({k: v for k, v in tensors.items() if not k.startswith(FIRST)}, folder / WEIGHTS)
     edit_config(folder, change)

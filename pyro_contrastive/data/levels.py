@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Number, Real
 from typing import Any
@@ -28,8 +28,13 @@ def several(value: object) -> bool:
 
 
 def listed(values: Any) -> list[Any]:
-    """Return several values as a list, or a single one as a list of one."""
-    return list(values) if several(values) else [values]
+    """Return several values as a list, or a single one as a list of one.
+
+    A dictionary or a data frame is one value, which is not a level: its keys or columns would be
+    taken for values.
+    """
+    is_list = several(values) and not isinstance(values, Mapping | pd.DataFrame)
+    return list(values) if is_list else [values]
 
 
 def position_of(value: object, levels: Sequence[object]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -85,7 +86,7 @@ def write_folder(
         others = {WEIGHTS: new / WEIGHTS}
         if adata is not None:
             options = {"compression": "gzip"} | dict(anndata_write_kwargs or {})
-            write_h5ad(adata, new / ADATA, **options)
+            _write_adata(adata, new / ADATA, options)
             others[ADATA] = new / ADATA
         plain = json.loads(json.dumps(config, default=as_json_value))
         text = json.dumps(sealed(plain, CONFIG, others), indent=1)
@@ -120,6 +121,26 @@ def _tensors_of(saved: SavedModel) -> dict[str, Tensor]:
     if saved.posteriors is not None:
         tensors |= saved.posteriors.to_tensors()
     return tensors
+
+
+def _write_adata(adata: ad.AnnData, path: Path, options: Mapping[str, Any]) -> None:
+    """Write the data; name the element that cannot be written."""
+    try:
+        write_h5ad(adata, path, **options)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # anndata, h5py and pandas raise many kinds
+        notes = "\n".join(getattr(error, "__notes__", []))
+        found = re.search(r"writing key (.+?) of <.*> to /(.*)", notes)  # of anndata
+        if found is None:
+            raise
+        first, *others = [part for part in found[2].split("/") if part]
+        where = "".join(f"[{part!r}]" for part in others)
+        msg = (
+            f"adata.{first}{where}[{found[1]}] cannot be written to an .h5ad file ({error}). "
+            "Delete or convert it, or save the model without save_anndata=True."
+        )
+        raise ValueError(msg) from error
 
 
 @cache

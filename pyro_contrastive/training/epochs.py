@@ -51,7 +51,7 @@ class Epochs:
         self.run, self.history = run, history
         self.n_done = 0
         self.stopped = False
-        self._watch = LossWatch(run.plan.lr)
+        self.watch = LossWatch(run.plan.lr, run.vae)
         self._earlier_seconds = 0.0
         self._begun = begun
 
@@ -76,7 +76,7 @@ class Epochs:
                 values |= self.run.validate() if is_check else {}
                 self.run.lower_learning_rate(values)
                 history.add_epoch(values)
-                self._watch.check(values, history.n_epochs - 1)
+                self.watch.check(values, history.n_epochs - 1)
                 bar.advance(values)
                 self.stopped = is_check and self._is_enough(values)
                 self.n_done += 1
@@ -113,9 +113,9 @@ class Epochs:
             | run.updates.optimizer.state_dict(),
             "schedulers": [_schedule(each) for each in (run.scheduler, run.cycle)],
             "early_stopping": None if stopping is None else stopping.state_dict(),
-            "loss_watch": self._watch.state_dict(),
+            "loss_watch": self.watch.state_dict(),
             "order": run.batches.state_dict(),
-            "recorded": run.updates.recorded_state(),
+            "updates": run.updates.state_dict(),
             "random": random_states(run.fabric.device),
         }
 
@@ -147,9 +147,9 @@ class Epochs:
                 scheduler.load_state_dict(found)
         if run.settings.early_stopping is not None:
             run.settings.early_stopping.load_state_dict(state["early_stopping"])
-        self._watch.load_state_dict(state["loss_watch"])
+        self.watch.load_state_dict(state["loss_watch"])
         run.batches.load_state_dict(state["order"])
-        run.updates.continue_recording(state["recorded"])
+        run.updates.load_state_dict(state["updates"])
         run.step, run.refreshed_at = state["step"], state["refreshed_at"]
         self.history.replace(state["history"])
         self.n_done, self.stopped = state["n_done"], state["stopped"]

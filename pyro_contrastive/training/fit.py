@@ -36,7 +36,8 @@ def fit(
     """Train `vae` on the training cells of `split`, adding an epoch at a time to `history`.
 
     Ctrl-C ends the run and keeps what was learned. With early stopping the weights of the best
-    epoch are put back at the end, however the run ends.
+    epoch are put back at the end, however the run ends; otherwise, if the loss exploded and did not
+    come down again, those of the last epoch before.
 
     Parameters
     ----------
@@ -68,6 +69,7 @@ def fit(
         checkpoints.offer(epochs.state, 0, is_last=False)
     stopping = settings.early_stopping
     interrupted = False
+    best = None
     try:
         with hiding_counts(vae, rate):
             epochs.train(checkpoints)
@@ -79,9 +81,12 @@ def fit(
     else:
         run.refresh_batch_norm()
     finally:
-        if stopping is not None:
+        if stopping is not None and stopping.best_epoch is not None:
             stopping.restore_best(vae)
-            history.note_restored(stopping.best_epoch)
+            best = stopping.best_epoch
+        elif epochs.watch.put_back():
+            best = epochs.watch.good_epoch
+        history.note_restored(best)
         vae.eval()
         vae.objective.kl_weight = plan.max_kl_weight
     return FitResult(
@@ -90,7 +95,7 @@ def fit(
         stopped_early=epochs.stopped,
         interrupted=interrupted,
         max_epochs=settings.max_epochs,
-        best_epoch=stopping.best_epoch if stopping else None,
+        best_epoch=best,
         reason=stopping.reason if stopping and epochs.stopped else "Ctrl-C" if interrupted else "",
     )
 

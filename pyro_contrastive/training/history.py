@@ -201,9 +201,9 @@ class FitResult:
     max_epochs
         Number of epochs planned.
     best_epoch
-        Epoch whose weights early stopping put back at the end, counted from 0 as in the history;
-        ``None`` if it checked none, or there was no early stopping: the weights are those of the
-        last epoch.
+        Epoch whose weights were put back at the end, counted from 0 as in the history: by early
+        stopping, or because the loss had exploded. ``None``: the weights are those of the last
+        epoch.
     reason
         Why it ended before `max_epochs`; empty if it did not.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyro_contrastive.data.resident import on_device_if_it_fits
 from pyro_contrastive.training.arguments import refuse_never_checking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
-from pyro_contrastive.training.finite import check_programs
+from pyro_contrastive.training.finite import Names, check_programs
 from pyro_contrastive.training.hidden_counts import can_hide, rate_for
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan
@@ -52,6 +53,8 @@ class RunSettings:
         How often to evaluate the held-out cells, in epochs; ``None``: never.
     progress_bar
         Show a progress bar.
+    cell_names
+        Names of the cells, for messages.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class RunSettings:
     early_stopping: EarlyStopping | None = None
     check_val_every_n_epoch: int | None = 1
     progress_bar: bool = True
+    cell_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -157,7 +161,7 @@ class Run:
             check one because the KL warm-up or the rise of the learning rate lasts until the end.
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
-        check_programs(self.vae, self.cells(first))
+        check_programs(self.vae, self.cells(first), partial(self._names, first))
         self.global_parts = global_parts(self.vae, self.cells(first))
         stopping = self.settings.early_stopping
         if stopping is None and self.scheduler is None:
@@ -242,11 +246,13 @@ class Run:
         sums: dict[str, Tensor | float] = {}
         for indices in self.batches.epoch():
             batch = self.cells(indices)
-            values = self.train_step(batch, f"in epoch {epoch}, step {self.step}")
+            when = f"in epoch {epoch}, step {self.step}"
+            values = self.train_step(batch, when, partial(self._names, indices))
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
         self.updates.check()
+        self.updates.clipping.report(epoch)
         n_steps = self.batches.steps_per_epoch
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")
@@ -258,11 +264,18 @@ class Run:
         """Name the parts of the negative ELBO as in the history."""
         return named(means, part, self.global_parts, len(self.split.train) / 2)
 
-    def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
+    def _names(self, indices: Indices) -> list[str]:
+        """Return the names of cells, or their positions in the data, for messages."""
+        names = self.settings.cell_names
+        return [f"number {i}" if names is None else repr(str(names[i])) for i in indices]
+
+    def train_step(
+        self, batch: CellBatch, when: str, cells: Names | None = None
+    ) -> dict[str, Tensor]:
         """Take one gradient step, unless the loss or its gradient is not finite; see `Updates`."""
         steps_per_epoch = self.batches.steps_per_epoch
         kl_weight = self.plan.kl_weight(self.step, steps_per_epoch, self.max_epochs)
-        found = self.updates.take(batch, kl_weight, when)
+        found = self.updates.take(batch, kl_weight, when, cells)
         if self.cycle is not None:
             self.cycle.step()
         return {"loss": found.loss} | found.terms

@@ -194,6 +194,11 @@ def test_pydeseq2_agrees(paired) -> None:
     assert np.abs(ours["lfc"] - theirs["lfc"]).max() < 0.3
     assert stats.spearmanr(ours["p_value"], theirs["p_value"])[0] > 0.9
     assert theirs["is_de_fdr_0.05"][:40].mean() > 0.5
+    # Wald's test: change, error and p-value belong together, on one scale.
+    wald = 2 * stats.norm.sf(np.abs(theirs["lfc"] / theirs["lfc_se"]))
+    np.testing.assert_allclose(theirs["p_value"], wald, rtol=1e-6)
+    half = stats.norm.ppf(0.975) * theirs["lfc_se"]
+    np.testing.assert_allclose(theirs["upper"] - theirs["lfc"], half, rtol=1e-6)
     within, beyond = (
         table_of(made, donor_test="pydeseq2", lfc_threshold=edge)["p_value"] for edge in (0.2, 0.0)
     )

@@ -242,6 +242,11 @@ def test_salient_classifier_is_logistic_regressions_loss() -> None:
     expected = -0.5 * (np.log(1 - probability[:3]).mean() + np.log(probability[3:]).mean())
     value = penalty(*latents_of(batch, s=s), batch)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
+    # The mean over particles, if there are several.
+    draws = torch.stack([s, s + 1])
+    alone = [float(penalty(*latents_of(batch, s=draw), batch).detach()) for draw in draws]
+    both = penalty(*latents_of(batch, s=draws), batch)
+    assert float(both.detach()) == pytest.approx(np.mean(alone), rel=1e-5)
     with torch.no_grad():
         penalty.classifier.weight.zero_()
         penalty.classifier.bias.zero_()

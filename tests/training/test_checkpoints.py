@@ -105,12 +105,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run):
     whole = make_model()
     train(whole, 4, **KEPT, resume=run, checkpoint=run.parent / "whole")
     data = (run / "epoch_3" / "checkpoint.safetensors").read_bytes()
-    place = run / "epoch_3" / "checkpoint.safetensors"
-    for i, damaged in enumerate((data[:100], data[:-9] + b"other end", None)):
+    flipped = bytes(255 - byte for byte in data[-9:])
+    for number, damaged in enumerate((data[:100], data[:-9] + flipped, None)):
+        place = run / "epoch_3" / "checkpoint.safetensors"
         place.unlink() if damaged is None else place.write_bytes(damaged)
         model = make_model()
         with pytest.warns(UserWarning, match=r"epoch_3.*Continuing from .*epoch_2"):
-            train(model, 4, **KEPT, resume=run, checkpoint=run.parent / f"{i}")
+            train(model, 4, **KEPT, resume=run, checkpoint=run.parent / f"again {number}")
         assert same(weights(model), weights(whole))
     (run / "epoch_2" / "checkpoint.json").write_text("{")
     before = files(run)

@@ -464,7 +464,7 @@ def test_whole_numbers_may_be_numpys():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gradient_clip_val", "gradients are not clipped"),
+        ("gradient_clip_val", "far larger than usual is always clipped"),
         ("callbacks", "without a Lightning Trainer"),
         ("logger", "model.history"),
         ("max_steps", "max_epochs="),
