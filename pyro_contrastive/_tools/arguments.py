@@ -138,8 +138,8 @@ _SIMPLE: dict[Rule, str] = {
     Whole(0): "nuts_cells calibration_cells n_warmup early_stopping_warmup_epochs lr_patience "
     "n_covariates n_batch n_continuous_cov fewest_counts max_plate_nesting",
     Whole(1, 10_000_000): "n_input",
-    Whole(1, 100_000): "n_hidden n_components n_conditions",
-    Whole(1, 10_000): "n_background_latent n_salient_latent n_latent rank num_particles",
+    Whole(1, 100_000): "n_hidden n_components n_conditions num_particles",
+    Whole(1, 10_000): "n_background_latent n_salient_latent n_latent rank",
     Whole(1, 100): "n_layers n_flows",
     Whole(or_none=True): "batch_size max_epochs check_val_every_n_epoch n_samples_overall "
     "checkpoint_every_n_epochs",
@@ -147,13 +147,15 @@ _SIMPLE: dict[Rule, str] = {
     Whole(0, LARGEST_SEED, or_none=True): "seed",
     Whole(0, 100, or_none=True): "n_layers_decoder",
     Number(0, 1, high_closed=False): "dropout_rate",
-    Number(0): "weight wasserstein_penalty weight_decay lr_min lr_threshold min_kl_weight "
+    Number(
+        0
+    ): "threshold weight wasserstein_penalty weight_decay lr_min lr_threshold min_kl_weight "
     "early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts "
     "checkpoint_every_n_minutes",
     Number(0, low_closed=False): "lr eps sigma gain",
     Number(0, low_closed=False, or_none=True): "pseudocount pseudocounts",
     Number(0, or_none=True): "delta",
-    Number(0, 1): "fdr_target threshold",
+    Number(0, 1): "fdr_target",
     _SHARE: "interval cycle_rise lr_factor escape_scale min_scale",
     Number(0, 1, low_closed=False, or_none=True): "train_size",
     Number(0, 1, or_none=True): "validation_size",
