@@ -147,10 +147,8 @@ _SIMPLE: dict[Rule, str] = {
     Whole(0, LARGEST_SEED, or_none=True): "seed",
     Whole(0, 100, or_none=True): "n_layers_decoder",
     Number(0, 1, high_closed=False): "dropout_rate",
-    Number(
-        0
-    ): "threshold weight wasserstein_penalty weight_decay lr_min lr_threshold min_kl_weight "
-    "early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts "
+    Number(0): "threshold weight wasserstein_penalty weight_decay lr_min lr_threshold "
+    "min_kl_weight early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts "
     "checkpoint_every_n_minutes",
     Number(0, low_closed=False): "lr eps sigma gain",
     Number(0, low_closed=False, or_none=True): "pseudocount pseudocounts",
