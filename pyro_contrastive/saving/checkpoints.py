@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive.saving.checkpoint_files import (
@@ -21,7 +21,9 @@ from pyro_contrastive.saving.checkpoint_files import (
     write_checkpoint,
 )
 from pyro_contrastive.saving.folder import versions
-from pyro_contrastive.training.epochs import State
+
+if TYPE_CHECKING:  # it imports Lightning, which only training needs
+    from pyro_contrastive.training.epochs import State
 
 N_KEPT = 2
 """Number of checkpoints kept: if the last one is damaged, there is one before it."""

@@ -90,7 +90,6 @@ def test_what_cannot_be_smoothed_is_refused(log_weights: np.ndarray, message: st
         smooth(log_weights)
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_too_few_draws_are_refused_by_their_argument_before_any_is_made() -> None:
     adata = load_kang()[::50].copy()
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")

@@ -152,7 +152,6 @@ def test_the_library_size_takes_any_positive_prior() -> None:
         make_vae(latent_library=True, library_prior=dist.Normal(0.0, 1.0))
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_models_with_such_priors_are_saved_and_analysed(tmp_path) -> None:
     from pyro_contrastive import ContrastiveVI
 

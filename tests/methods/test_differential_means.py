@@ -129,7 +129,6 @@ def test_strata_of_a_trained_background_latent_replace_the_types(changes) -> Non
     assert power > 0.9 * with_types
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_genes_that_cannot_be_tested_say_why() -> None:
     adata = small_adata()
     x = adata.X.toarray()

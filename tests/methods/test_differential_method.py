@@ -46,7 +46,6 @@ def test_arguments_that_differential_expression_does_not_take_are_named(adata) -
         make(adata).differential_expression(groupby="condition", weights="uniform", n_draws=3)
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 @pytest.mark.parametrize("mode", ["change", "vanilla"])
 def test_genes_with_few_counts_are_marked_never_tagged_and_come_last(adata, mode) -> None:
     x = adata.X.toarray()
@@ -74,7 +73,6 @@ def test_genes_with_few_counts_are_marked_never_tagged_and_come_last(adata, mode
         model.differential_expression(**given, fewest_counts=-1)
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_rare_genes_are_left_out_of_the_expected_false_discovery_rate(adata) -> None:
     x = adata.X.toarray()
     x[:, 0] = 0.0

@@ -198,7 +198,6 @@ def test_genes_of_the_sexes_are_known_by_their_symbols(gene, is_linked) -> None:
     assert is_sex_linked([gene, "ACTB"]).tolist() == [is_linked, False]
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_genes_that_cannot_be_tested_say_why_and_sex_is_pointed_to() -> None:
     adata = data_of(share_affected=0.0)
     x = adata.X.toarray()

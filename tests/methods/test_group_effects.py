@@ -207,7 +207,6 @@ def test_samples_on_one_side_are_compared_with_all_and_the_table_says_so() -> No
     assert table["lfc"].notna().all()
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_missing_numbers_have_a_reason() -> None:
     adata = small_adata()
     x = adata.X.toarray()

@@ -327,7 +327,6 @@ def test_every_likelihood(name, cells):
         assert (sparse[0].toarray() == model.posterior_predictive_sample(seed=0)[0]).all()
 
 
-@pytest.mark.filterwarnings("ignore:.*genes have no counts")
 def test_real_counts_are_checked_cell_type_by_cell_type():
     adata = load_kang()[::20, :60]
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()

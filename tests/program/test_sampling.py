@@ -15,6 +15,8 @@ from pyro_contrastive import ContrastiveVI, Gaussian
 from pyro_contrastive.components.seen_cells import N_REMEMBERED, SeenCells, evenly
 from pyro_contrastive.testing import SimulationSettings, simulate
 
+# One donor has untreated cells only.
+pytestmark = pytest.mark.filterwarnings("ignore:.*occur in one condition only")
 N_CELLS = 120
 SMALL = {"n_hidden": 8, "n_background_latent": 3, "n_salient_latent": 2}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
