@@ -106,8 +106,13 @@ def _write_elements(adata: ad.AnnData, target: TolerantFile, options: Mapping[st
             ad.io.write_elem(file, name, value, dataset_kwargs=options)
             target.raise_failure()
         for name in _PARTS:
-            ad.io.write_elem(file, name, dict(getattr(adata, name)), dataset_kwargs=options)
+            ad.io.write_elem(file, name, _named(getattr(adata, name)), dataset_kwargs=options)
             target.raise_failure()
+
+
+def _named(elements: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the elements of a part; anndata 0.13 lists X as the layer ``None``, too."""
+    return {name: value for name, value in elements.items() if name is not None}
 
 
 def _densified(adata: ad.AnnData, names: Sequence[str]) -> ad.AnnData:
@@ -156,7 +161,8 @@ def _checked(adata: ad.AnnData, path: str | os.PathLike[str]) -> ad.AnnData:
     """Refuse sparse matrices whose indices lie outside: scipy would read other memory by them."""
     parts: dict[str, Any] = {"X": adata.X, "raw.X": None if adata.raw is None else adata.raw.X}
     for name in ("layers", "obsm", "varm", "obsp", "varp"):
-        parts |= {f"{name}[{key!r}]": value for key, value in getattr(adata, name).items()}
+        named = _named(getattr(adata, name))
+        parts |= {f"{name}[{key!r}]": value for key, value in named.items()}
     for name, value in parts.items():
         if isinstance(value, _COMPRESSED):
             try:
