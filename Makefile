@@ -51,6 +51,9 @@ fast: $(VENV)/dev.stamp
 newest:
 	.ci/newest
 
+# Tests that need files of the sdist beside the code; `make package SDIST_TESTS=tests` runs all.
+SDIST_TESTS = tests/data tests/saving tests/interop tests/test_import.py tests/test_notebooks.py
+
 package:
 	rm -rf dist
 	$(PYTHON) -m venv --clear $(VENV_PACKAGE)
@@ -64,7 +67,7 @@ package:
 	mkdir $(VENV_PACKAGE)/sdist && tar -xzf dist/*.tar.gz -C $(VENV_PACKAGE)/sdist --strip-components=1
 	$(VENV_PACKAGE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt "$(VENV_PACKAGE)/sdist[$(TESTED)]"
-	cd $(VENV_PACKAGE)/sdist && OMP_NUM_THREADS=1 ../bin/python -m pytest -n auto
+	cd $(VENV_PACKAGE)/sdist && OMP_NUM_THREADS=1 ../bin/python -m pytest -n auto $(SDIST_TESTS)
 
 # Old versions warn of deprecations that concern only later versions: warnings are not errors here.
 lowest:
