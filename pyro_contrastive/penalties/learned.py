@@ -180,7 +180,6 @@ class SalientClassifier(Penalty):
     uses_expression = False
 
     @one_thread()  # weights are drawn
-    @one_thread()  # weights are drawn
     def __init__(
         self, weight: float = 1.0, n_salient_latent: int = 10, *, annealed: bool = True
     ) -> None:
