@@ -9,9 +9,10 @@ from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive.cells import X
 from pyro_contrastive.components.parts import guide_given, likelihood_given, penalties_given
 from pyro_contrastive.data.setup import Setup
-from pyro_contrastive.data.support import check_support, warn_of_counts
+from pyro_contrastive.data.support import check_support_of_all, warn_of_counts
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
@@ -166,8 +167,9 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
             raise ValueError(msg)
         likelihood = likelihood_given(likelihood)
         data = setup.extract(adata)
-        check_support(data.rows(), setup.with_genes(adata), setup.layer, likelihood)
-        warn_of_counts(data.rows(), setup.layer, likelihood)
+        observed = data.observed[X]
+        check_support_of_all(observed, setup.with_genes(adata), setup.layer, likelihood)
+        warn_of_counts(observed, setup.layer, likelihood)
         _check_size_factors(setup, likelihood, observed=use_observed_lib_size)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.analysis.ppc.custom import Function, Statistic
 from pyro_contrastive.analysis.ppc.sums import Draws
 from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed
 
 __all__ = ["CheckSettings", "CheckedData", "ReplicateStream"]
 
@@ -23,7 +24,7 @@ class CheckedData:
     Parameters
     ----------
     values
-        ``[cells, genes]``, CSR or dense.
+        ``[cells, genes]``: CSR, dense, or observations that are read some cells at a time.
     are_counts
         Whether the data are counts. If not, statistics that need counts are left out.
     groups
@@ -38,7 +39,7 @@ class CheckedData:
         Name of the source of the data, for errors.
     """
 
-    values: Matrix
+    values: Matrix | Observed
     are_counts: bool = True
     groups: Mapping[str, ArrayLike] = field(default_factory=dict)
     contrast: tuple[str, str] | None = None
