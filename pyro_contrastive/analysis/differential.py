@@ -89,11 +89,11 @@ def differential_expression(
 
 def _too_rare(query: Query, pair: GroupPair, settings: DifferentialSettings) -> NDArray[np.object_]:
     """Say why a gene is not tested, else empty, ``[genes]``: it has too few counts."""
+    counts = query.data.observed[X]
     if not (settings.fewest_counts and query.vae.model.likelihood.support.is_discrete):
-        return np.full(query.vae.n_input, "", dtype=object)
-    n_counts = np.zeros(query.vae.n_input)
-    blocks = query.data.observed[X].blocks(np.concatenate([pair.cells1, pair.cells2]))
-    for _, rows in blocks:
+        return np.full(counts.shape[1], "", dtype=object)
+    n_counts = np.zeros(counts.shape[1])
+    for _, rows in counts.blocks(np.concatenate([pair.cells1, pair.cells2])):
         n_counts += np.asarray(rows.sum(axis=0)).reshape(-1)
     return reason_not_tested(n_counts, settings.fewest_counts)
 

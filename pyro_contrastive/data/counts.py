@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pyro_contrastive.data.disk import counts_on_disk
 from pyro_contrastive.data.places import layer_names, where_counts_are
 from pyro_contrastive.observed.matrix import Matrix, stored_values
-from pyro_contrastive.observed.source import Indices, InMemory, Observed
+from pyro_contrastive.observed.source import Indices, Observed
 
 
-def counts_of(adata: AnnData, layer: str | None, *, on_demand: bool = False) -> Observed:
+def counts_of(adata: AnnData, layer: str | None, *, on_demand: bool = False) -> Matrix | Observed:
     """Return the data of an AnnData, wherever they are kept.
 
     Those in memory are read and checked now; those on disk are, cell by cell, when they are needed.
@@ -44,7 +44,7 @@ def counts_of(adata: AnnData, layer: str | None, *, on_demand: bool = False) -> 
         )
     if on_demand:
         return AnnDataCounts(adata, layer)
-    return InMemory(read_counts(adata, layer))
+    return read_counts(adata, layer)
 
 
 def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None) -> Matrix:

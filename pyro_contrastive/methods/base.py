@@ -36,7 +36,7 @@ from pyro_contrastive.methods.new_data import (
 from pyro_contrastive.methods.refined import refined_cells, refinement_of
 from pyro_contrastive.observed.matrix import Matrix
 from pyro_contrastive.observed.on_disk import OnDisk
-from pyro_contrastive.observed.source import Indices
+from pyro_contrastive.observed.source import Indices, as_observed
 from pyro_contrastive.training.calls import TrainCall
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
@@ -187,7 +187,9 @@ class ModelBase:
         if self._trained_cells is None or self.adata is None:
             return self._trained_cells
         try:
-            totals = counts_of(self.setup.with_genes(self.adata), self.setup.layer).totals()
+            totals = as_observed(
+                counts_of(self.setup.with_genes(self.adata), self.setup.layer)
+            ).totals()
         except (KeyError, ValueError):  # genes or a layer are gone, so it is other data
             return None
         return self._trained_cells.within(self.adata.obs_names, totals)

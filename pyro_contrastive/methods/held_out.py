@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.counts import counts_of
 from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.observed.source import as_observed
 
 if TYPE_CHECKING:
     from pyro_contrastive.methods.base import ModelBase
@@ -36,7 +37,7 @@ def trained_cells(model: ModelBase, adata: AnnData | None) -> Indices | None:
     if record is None or cells is None:
         return None
     try:
-        totals = counts_of(model.setup.with_genes(cells), model.setup.layer).totals()
+        totals = as_observed(counts_of(model.setup.with_genes(cells), model.setup.layer)).totals()
     except (KeyError, ValueError):  # genes or a layer are gone, so it is other data
         return None
     found = record.within(cells.obs_names, totals)
