@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,6 +133,15 @@ NullOption = Annotated[
         show_default=False,
     ),
 ]
+OnDiskOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--on-disk/--in-memory",
+        help="Leave the counts in the file and read some cells at a time. Default: if the file is "
+        "larger than a third of the memory.",
+        show_default=False,
+    ),
+]
 EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latents in 2-D.")]
 
 
@@ -238,6 +248,7 @@ def fit(
     embedding: EmbeddingOption = Embedding.tsne,
     refine: RefineOption = False,
     null_shuffles: NullOption = None,
+    on_disk: OnDiskOption = None,
 ) -> None:
     """Fit your own counts and write the same page for them.
 
@@ -268,7 +279,8 @@ def fit(
             study = studies.study_of_file(counts, columns, label_key)
             reserved = folders.reserve_folder(out, study.name, overwrite=overwrite, source=counts)
             folder = stack.enter_context(reserved)
-            cells = inputs.read_counts(counts)
+            cells, layer = inputs.read_cells(counts, layer, on_disk=on_disk)
+            study = replace(study, columns=replace(columns, layer=layer))
             inputs.check_columns(cells, study)
             from pyro_contrastive.report import pipeline  # noqa: PLC0415
 
