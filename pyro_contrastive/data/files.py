@@ -119,7 +119,8 @@ def write_rows(file: h5py.File, source: Observed, compression: str | None = None
         group.create_dataset(name, shape=(0,), dtype=dtype, **whole)
     _append(group["indptr"], np.zeros(1))
     n_values = 0
-    for _, rows in source.blocks():
+    for _, some in source.blocks():
+        rows = csr_matrix(some)
         _append(group["data"], rows.data)
         _append(group["indices"], rows.indices)
         _append(group["indptr"], rows.indptr[1:].astype(np.int64) + n_values)

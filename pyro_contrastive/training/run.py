@@ -125,7 +125,8 @@ class Run:
         self.vae = vae
         self.dtype = next(vae.parameters()).dtype
         self.data = on_device_if_it_fits(data, fabric.device, self.dtype)
-        on_disk = data.observed[X] if isinstance(data.observed[X], OnDisk) else None
+        source = data.observed[X]
+        on_disk = source if isinstance(source, OnDisk) else None
         self.split = split if on_disk is None else in_blocks(split, on_disk)
         self.plan = plan
         self.settings = settings

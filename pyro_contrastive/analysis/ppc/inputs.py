@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.analysis.ppc.custom import Function, Statistic
 from pyro_contrastive.analysis.ppc.sums import Draws
 from pyro_contrastive.observed.matrix import Matrix
-from pyro_contrastive.observed.source import Observed
+from pyro_contrastive.observed.source import Observed, as_observed
 
 __all__ = ["CheckSettings", "CheckedData", "ReplicateStream"]
 
@@ -46,6 +46,11 @@ class CheckedData:
     gene_names: ArrayLike | None = None
     cell_names: ArrayLike | None = None
     described: str = "this likelihood"
+
+    def first_cells(self, n: int) -> Matrix:
+        """Return the data of the first cells, at most `n`."""
+        source = as_observed(self.values)
+        return source.rows(np.arange(min(n, len(source))))
 
     def names_of_genes(self) -> NDArray[Any]:
         """Names of the genes, or their numbers."""

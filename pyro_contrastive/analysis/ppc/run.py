@@ -104,9 +104,7 @@ def _plan(
     )
     settings.check(stream.n_samples)
     strata = _strata(data, n_cells)
-    own = as_statistics(
-        settings.functions, lambda n: dense(observed.rows(np.arange(min(n, n_cells))))
-    )
+    own = as_statistics(settings.functions, lambda n: dense(data.first_cells(n)))
     _check_memory(own, n_cells, n_genes)
     plan = Plan(
         names=names,
