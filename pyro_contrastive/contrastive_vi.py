@@ -220,7 +220,9 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         Parameters
         ----------
         adata
-            Cells by genes, in memory.
+            Cells by genes, in memory; or with counts that stay on disk, stored by cells (CSR):
+            backed by a file, or from :func:`~pyro_contrastive.data.open_on_disk`. They are read
+            once here, and again, some cells at a time, whenever a method needs them.
         layer
             Layer with the raw counts, or other data for the likelihood. Default: ``adata.X``.
         batch_key
