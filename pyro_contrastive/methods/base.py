@@ -164,7 +164,8 @@ class ModelBase:
         self.setup.check_repeats(adata)
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:
-            return self.setup.with_genes(adata).copy()
+            chosen = self.setup.with_genes(adata)
+            return chosen.to_memory() if chosen.isbacked else chosen.copy()
         check_filled(missing, self.genes, adata)
         layer = self.setup.layer
         adata = adata[:, adata.var_names.isin(self.setup.genes)]

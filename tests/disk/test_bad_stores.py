@@ -225,6 +225,15 @@ def test_names_that_repeat_between_stores_are_told_apart(tmp_path):
     )
 
 
+def test_query_cells_of_a_backed_file(tmp_path):
+    file = write(cells()[:, ::-1].copy(), tmp_path / "cells.h5ad")
+    model = model_of(cells())
+    backed = ad.read_h5ad(file, backed="r")
+    query = model.prepare_query_anndata(backed)
+    np.testing.assert_array_equal(query.X.toarray(), cells().X.toarray())
+    backed.file.close()
+
+
 def test_layers_and_missing_places(tmp_path):
     adata = cells()
     adata.layers["counts"], adata.X = adata.X.copy(), np.zeros(adata.shape, dtype=np.float32)

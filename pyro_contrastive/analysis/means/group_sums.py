@@ -84,8 +84,8 @@ def _sums(
         squares += (member @ some.multiply(some)).toarray()
         products += (by_size @ some).toarray()
     n_cells = np.bincount(group, minlength=n_groups)
-    added, squared = (np.bincount(group, v, minlength=n_groups) for v in (sizes, sizes**2))
-    return counts, squares, products, added, squared, n_cells
+    sums_of: Any = [np.bincount(group, v, minlength=n_groups) for v in (sizes, sizes**2)]
+    return counts, squares, products, sums_of[0], sums_of[1], n_cells
 
 
 @dataclass(frozen=True)
