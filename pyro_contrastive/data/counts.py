@@ -78,6 +78,10 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
             counts = counts.copy()  # it may share memory with the AnnData, which must not change
             counts.sum_duplicates()
             counts.eliminate_zeros()
+        if counts.indices.dtype != counts.indptr.dtype:
+            # SciPy would convert all of them whenever it takes rows; files may mix the two.
+            parts = (counts.data, counts.indices, counts.indptr)
+            counts = sp.csr_matrix(parts, shape=counts.shape)
     else:
         counts = np.ascontiguousarray(matrix, dtype=np.float32)
     _check_finite(counts, adata, where, cells)
