@@ -249,7 +249,7 @@ def test_a_guide_that_may_look_at_dense_counts_gets_them() -> None:
 
 def test_indices_of_two_types_are_made_one():
     # SciPy converts all indices of such a matrix, which files may hold, whenever rows are taken.
-    adata = ad.AnnData(csr_matrix(np.eye(5, dtype=np.float32)))
+    adata = ad.AnnData(scipy.sparse.csr_matrix(np.eye(5, dtype=np.float32)))
     adata.X.indptr = adata.X.indptr.astype(np.int64)
     adata.X.indices = adata.X.indices.astype(np.int32)
     counts = read_counts(adata, None)
