@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -99,6 +100,16 @@ class OnDisk(Observed):
         """Number of neighbours on disk that are read together when cells are shuffled."""
         chunk = max(part.values_per_chunk / max(part.values_per_row, 1.0) for part in self.parts)
         return int(min(max(chunk, FEWEST_PER_BLOCK), self.cells_at_a_time / FEWEST_BLOCKS))
+
+    @property
+    def layout(self) -> dict[str, int | str]:
+        """What the order depends on in which cells are shuffled, by the names of its parts."""
+        cells = np.arange(self.shape[0]) if self.cells is None else self.cells
+        return {
+            "cells read at a time": self.cells_at_a_time,
+            "cells per block on disk": self.cells_per_block,
+            "order on disk": hashlib.sha256(np.argsort(cells, kind="stable").tobytes()).hexdigest(),
+        }
 
     def rows(self, cells: Indices | None = None) -> csr_matrix:
         """Read the rows of some cells, in order of their place on disk.
