@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import FileIO
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
 from pyro_contrastive import ContrastiveVI
+from pyro_contrastive._tools.tolerant_file import TolerantFile
 from pyro_contrastive.cli import app
 from pyro_contrastive.data import open_on_disk
 from pyro_contrastive.data.files import write_h5ad
@@ -84,3 +87,27 @@ def test_fit_from_disk(tmp_path, monkeypatch, suffix):
     latent = model.get_latent_representation()
     np.testing.assert_allclose(copy.obsm["X_salient"], latent, rtol=1e-3, atol=1e-4)
     assert np.median(read) <= PER_STEP
+
+
+def test_a_full_disk_ends_the_copying_of_counts(tmp_path, monkeypatch):
+    read = read_in_pieces(monkeypatch)
+    found = open_on_disk(write(cells(1000, 1000), tmp_path / "cells.h5ad"))
+    write_h5ad(found, tmp_path / "copy.h5ad")
+    n_reads = len(read)
+    room = (tmp_path / "copy.h5ad").stat().st_size // 2
+
+    def limited(self: TolerantFile, data: memoryview) -> int:
+        if self.tell() + len(data) > room:
+            raise OSError(28, "No space left on device")
+        return FileIO.write(self, data)
+
+    monkeypatch.setattr(TolerantFile, "_to_disk", limited)
+    with pytest.raises(OSError, match="No space left"):
+        write_h5ad(found, tmp_path / "copy.h5ad")
+    assert 0 < len(read) - n_reads < n_reads  # the rest was not read, and not kept in memory
+
+
+def test_counts_on_disk_are_not_written_as_dense_ones(tmp_path):
+    found = open_on_disk(write(cells(), tmp_path / "cells.h5ad"))
+    with pytest.raises(ValueError, match="as_dense: counts on disk are written"):
+        write_h5ad(found, tmp_path / "copy.h5ad", as_dense=["X"])
