@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,6 +130,15 @@ NullOption = Annotated[
         min=0,
         help="Fits to shuffled conditions that the results are held against; each takes as long as "
         "the fit. Default: 3 with the fast schedule, otherwise 0.",
+        show_default=False,
+    ),
+]
+OnDiskOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--on-disk/--in-memory",
+        help="Leave the counts in the file and read some cells at a time. Default: if the file is "
+        "larger than a third of the memory.",
         show_default=False,
     ),
 ]
@@ -265,6 +275,7 @@ def fit(
     embedding: EmbeddingOption = Embedding.tsne,
     refine: RefineOption = False,
     null_shuffles: NullOption = None,
+    on_disk: OnDiskOption = None,
     resume: ResumeOption = None,
 ) -> None:
     """Fit your own counts and write the same page for them.
@@ -302,7 +313,8 @@ def fit(
             )
             folder = stack.enter_context(reserved)
             resumes.note_command(folder, given)
-            cells = inputs.read_counts(counts)
+            cells, layer = inputs.read_cells(counts, layer, on_disk=on_disk)
+            study = replace(study, columns=replace(columns, layer=layer))
             inputs.check_columns(cells, study)
             from pyro_contrastive.report import pipeline  # noqa: PLC0415
 

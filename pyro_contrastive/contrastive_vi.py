@@ -9,10 +9,11 @@ from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive.cells import X
 from pyro_contrastive.components.parts import guide_given, likelihood_given, penalties_given
 from pyro_contrastive.data.oddities import warn_of_many_latents
 from pyro_contrastive.data.setup import Setup
-from pyro_contrastive.data.support import check_support, warn_of_counts
+from pyro_contrastive.data.support import check_support_of_all, warn_of_counts
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.likelihoods.dispersion import Posterior
@@ -168,8 +169,9 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
             raise ValueError(msg)
         likelihood = likelihood_given(likelihood)
         data = setup.extract(adata)
-        check_support(data.rows(), setup.with_genes(adata), setup.layer, likelihood)
-        warn_of_counts(data.rows(), setup.layer, likelihood)
+        observed = data.observed[X]
+        check_support_of_all(observed, setup.with_genes(adata), setup.layer, likelihood)
+        warn_of_counts(observed, setup.layer, likelihood)
         warn_of_many_latents(
             len(setup.genes),
             n_background_latent=n_background_latent,
@@ -233,7 +235,9 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         Parameters
         ----------
         adata
-            Cells by genes, in memory.
+            Cells by genes, in memory; or with counts that stay on disk, stored by cells (CSR):
+            backed by a file, or from :func:`~pyro_contrastive.data.open_on_disk`. They are read
+            once here, and again, some cells at a time, whenever a method needs them.
         layer
             Layer with the raw counts, or other data for the likelihood. Default: ``adata.X``.
         batch_key

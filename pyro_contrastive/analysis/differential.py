@@ -18,8 +18,9 @@ from pyro_contrastive.analysis.differential_settings import BatchCodes, Differen
 from pyro_contrastive.analysis.differential_statistics import Draws, Vector
 from pyro_contrastive.analysis.means.results import reason_not_tested
 from pyro_contrastive.analysis.query import EXPRESSION_SITES, Decoding, Query
+from pyro_contrastive.cells import X
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed
 
 # The change is reported with a smaller pseudocount than it is tested with, as in scvi-tools: the
 # larger one keeps silent genes from being tagged, but would shrink the changes reported.
@@ -79,7 +80,7 @@ def differential_expression(
             for cells, codes in zip((pair.cells1, pair.cells2), batches, strict=True)
         )
         columns = compare_draws(
-            draws1, draws2, query.data.rows(), pair, settings, batches, rng, likelihood
+            draws1, draws2, query.data.observed[X], pair, settings, batches, rng, likelihood
         )
         too_rare = _too_rare(query, pair, settings)
         tables.append(_table(columns, too_rare, pair, genes, settings))
@@ -88,10 +89,13 @@ def differential_expression(
 
 def _too_rare(query: Query, pair: GroupPair, settings: DifferentialSettings) -> NDArray[np.object_]:
     """Say why a gene is not tested, else empty, ``[genes]``: it has too few counts."""
+    counts = query.data.observed[X]
     if not (settings.fewest_counts and query.vae.model.likelihood.support.is_discrete):
-        return np.full(query.data.rows(pair.cells1[:1]).shape[1], "", dtype=object)
-    rows = query.data.rows(np.concatenate([pair.cells1, pair.cells2]))
-    return reason_not_tested(np.asarray(rows.sum(axis=0)).reshape(-1), settings.fewest_counts)
+        return np.full(counts.shape[1], "", dtype=object)
+    n_counts = np.zeros(counts.shape[1])
+    for _, rows in counts.blocks(np.concatenate([pair.cells1, pair.cells2])):
+        n_counts += np.asarray(rows.sum(axis=0)).reshape(-1)
+    return reason_not_tested(n_counts, settings.fewest_counts)
 
 
 def draw_scales(
@@ -177,7 +181,7 @@ def pair_draws(
 def compare_draws(
     draws1: Draws,
     draws2: Draws,
-    counts: Matrix,
+    counts: Observed,
     pair: GroupPair,
     settings: DifferentialSettings,
     batches: BatchCodes,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.observed.matrix import Matrix, row_sums
+from pyro_contrastive.observed.source import Observed, as_observed
 
 Draws = NDArray[np.floating[Any]]
 Vector = NDArray[np.float64]
@@ -142,17 +143,21 @@ def tag_by_expected_fdr(probability: ArrayLike, target: float) -> NDArray[np.boo
     return tagged
 
 
-def count_statistics(counts: Matrix, cells: NDArray[np.int64]) -> dict[str, Vector]:
+def count_statistics(counts: Matrix | Observed, cells: NDArray[np.int64]) -> dict[str, Vector]:
     """Mean count, fraction of cells with a count, and mean count per 10,000, per gene.
 
     A cell without counts adds 0 to the means.
     """
-    rows = counts[cells]
-    totals = row_sums(rows)
-    scaling = np.divide(COUNTS_PER_CELL, totals, out=np.zeros_like(totals), where=totals > 0)
-    each = np.full(len(cells), 1 / len(cells))
-    return {
-        "raw_mean": rows.T @ each,
-        "non_zeros_proportion": (rows != 0).T @ each,
-        "raw_normalized_mean": rows.T @ (scaling * each),
+    source = as_observed(counts)
+    found = {
+        name: np.zeros(source.shape[1])
+        for name in ("raw_mean", "non_zeros_proportion", "raw_normalized_mean")
     }
+    for _, rows in source.blocks(cells):
+        totals = row_sums(rows)
+        scaling = np.divide(COUNTS_PER_CELL, totals, out=np.zeros_like(totals), where=totals > 0)
+        each = np.full(rows.shape[0], 1 / len(cells))
+        found["raw_mean"] += rows.T @ each
+        found["non_zeros_proportion"] += (rows != 0).T @ each
+        found["raw_normalized_mean"] += rows.T @ (scaling * each)
+    return found

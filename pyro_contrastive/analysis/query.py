@@ -136,11 +136,11 @@ class Query:
         size = most if self.batch_size is None else self.batch_size
         device, dtype = device_of(self.vae), dtype_of(self.vae)
         with counted(len(self)) as bar:
-            for start in range(0, len(self), size):
-                some = self.cells[start : start + size]
-                batch = self.data.cells(some, device, dtype, dense=dense)
-                yield batch
-                bar.advance(len(batch))
+            steps = (self.cells[start : start + size] for start in range(0, len(self), size))
+            with closing(self.data.batches(steps, device, dtype, dense=dense)) as batches:  # type: ignore[type-var]  # a generator
+                for batch in batches:
+                    yield batch
+                    bar.advance(len(batch))
 
     def with_programs(
         self, n_samples: int = 1, *, dense: bool = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from pyro_contrastive.cells import BACKGROUND, CellBatch, X
 from pyro_contrastive.likelihoods.gene_summary import GeneSummary
 from pyro_contrastive.observed.matrix import Matrix, row_sums
+from pyro_contrastive.observed.observation import Observation
+from pyro_contrastive.observed.on_disk import Chosen, OnDisk
 from pyro_contrastive.observed.source import Observed, as_observed
 
 AT_A_TIME = 10_000
@@ -63,6 +66,19 @@ class CellData:
         """Return the counts of some cells (default: of all), ``[cells, genes]``, CSR or dense."""
         return self.observed[X].rows(cells)
 
+    def chosen(
+        self, cells: NDArray[np.int64], genes: NDArray[np.int64] | None = None
+    ) -> Matrix | Observed:
+        """Return the counts of some cells and genes (default: all genes).
+
+        A matrix if the counts are in memory; otherwise they are read when they are needed.
+        """
+        source = self.observed[X]
+        if isinstance(source, OnDisk):
+            return Chosen(source, cells, genes)
+        rows = source.rows(cells)
+        return rows if genes is None else rows[:, genes]
+
     def totals(self, cells: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
         """Total counts of some cells (default: of all), ``[cells]``."""
         return self.observed[X].totals(cells)
@@ -81,11 +97,45 @@ class CellData:
         for them. With ``dense=False``, counts that are sparse enough come as sparse rows only,
         which is faster, and ``x`` is ``None``: see :meth:`Observation.of`.
         """
-        observed = {
-            site: source.observation(indices, device, dtype, dense=dense)
-            for site, source in self.observed.items()
-        }
+        return self._batch(
+            indices,
+            {
+                site: source.observation(indices, device, dtype, dense=dense)
+                for site, source in self.observed.items()
+            },
+            device,
+            dtype,
+        )
 
+    def batches(
+        self,
+        steps: Iterable[NDArray[np.int64]],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        dense: bool = True,
+    ) -> Iterator[CellBatch]:
+        """Yield the cells of each of several steps, as :meth:`cells` returns them.
+
+        Those on disk are read ahead, those of several steps together, in the background.
+        """
+        source = self.observed[X]
+        if not isinstance(source, OnDisk):
+            for indices in steps:
+                yield self.cells(indices, device, dtype, dense=dense)
+            return
+        steps = list(steps)  # which may draw random numbers, and not in another thread
+        with closing(source.observations(steps, device, dtype, dense=dense)) as found:
+            for indices, counts in zip(steps, found, strict=True):
+                yield self._batch(indices, {X: counts}, device, dtype)
+
+    def _batch(
+        self,
+        indices: NDArray[np.int64],
+        observed: Mapping[str, Observation],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> CellBatch:
         def tensor(
             values: NDArray[np.generic] | None, dtype: torch.dtype | None = None
         ) -> Tensor | None:
@@ -125,7 +175,7 @@ class CellData:
         """Mean and spread of every gene over some cells, at least one, given by their indices."""
 
         def parts() -> Iterator[tuple[csr_matrix, NDArray[np.float64]]]:
-            for some in in_parts(cells):
+            for some in in_parts(np.sort(cells)):  # the order of cells on disk
                 counts = csr_matrix(self.rows(some))
                 factors = self.size_factor
                 known = row_sums(counts) if factors is None else factors[some].astype(np.float64)

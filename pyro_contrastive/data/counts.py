@@ -10,9 +10,41 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from pyro_contrastive.data.disk import counts_on_disk
 from pyro_contrastive.data.places import layer_names, where_counts_are
 from pyro_contrastive.observed.matrix import Matrix, stored_values
 from pyro_contrastive.observed.source import Indices, Observed
+
+
+def counts_of(adata: AnnData, layer: str | None, *, on_demand: bool = False) -> Matrix | Observed:
+    """Return the data of an AnnData, wherever they are kept.
+
+    Those in memory are read and checked now; those on disk are, cell by cell, when they are needed.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    layer
+        Name of the layer with the counts; ``None``: ``adata.X``.
+    on_demand
+        Treat data in memory like those on disk.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As :func:`read_counts`; also if they are on disk in a form in which cells cannot be read.
+    """
+    check_not_empty(adata)
+    _check_layer(adata, layer)
+    on_disk = counts_on_disk(adata, layer)
+    if on_disk is not None:
+        return on_disk.checked_by(
+            lambda counts, cells: _check_finite(counts, adata, place(layer), cells)
+        )
+    if on_demand:
+        return AnnDataCounts(adata, layer)
+    return read_counts(adata, layer)
 
 
 def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None) -> Matrix:
@@ -35,7 +67,7 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
         If there are no cells or genes, the data are only on disk, or a value is missing or
         infinite; the error names the first such cell and gene.
     """
-    check_in_memory(adata)
+    check_not_empty(adata)
     where = place(layer)
     matrix = _matrix(adata, layer, cells)
     _check_kind(matrix, where)
@@ -47,8 +79,18 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
             counts = counts.copy()  # it may share memory with the AnnData, which must not change
             counts.sum_duplicates()
             counts.eliminate_zeros()
+        if counts.indices.dtype != counts.indptr.dtype:
+            # SciPy would convert all of them whenever it takes rows; files may mix the two.
+            parts = (counts.data, counts.indices, counts.indptr)
+            counts = sp.csr_matrix(parts, shape=counts.shape)
     else:
         counts = np.ascontiguousarray(matrix, dtype=np.float32)
+    _check_finite(counts, adata, where, cells)
+    return counts
+
+
+def _check_finite(counts: Matrix, adata: AnnData, where: str, cells: Indices | None) -> None:
+    """Refuse missing and infinite values, naming the first cell and gene."""
     bad = ~np.isfinite(stored_values(counts))
     if bad.any():
         names = cell_names(adata, cells)
@@ -57,15 +99,12 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
             f"infinite: the first is {first_of(bad, counts, names, adata.var_names)}."
         )
         raise ValueError(msg)
-    return counts
 
 
 def _matrix(adata: AnnData, layer: str | None, cells: Indices | None) -> Any:
     """Return the matrix in the format of the AnnData, or some of its rows."""
     where = place(layer)
-    if layer is not None and layer not in layer_names(adata):
-        msg = f"{where} does not exist; the layers are {sorted(layer_names(adata))}."
-        raise KeyError(msg)
+    _check_layer(adata, layer)
     if cells is not None and adata.is_view:  # whose matrix would be a copy of all rows
         return _matrix(adata[cells], layer, None)
     matrix = adata.X if layer is None else adata.layers[layer]
@@ -77,6 +116,12 @@ def _matrix(adata: AnnData, layer: str | None, cells: Indices | None) -> Any:
     if sp.issparse(matrix):
         _check_ends(matrix, where, cells)
     return matrix[cells]
+
+
+def _check_layer(adata: AnnData, layer: str | None) -> None:
+    if layer is not None and layer not in layer_names(adata):
+        msg = f"{place(layer)} does not exist; the layers are {sorted(layer_names(adata))}."
+        raise KeyError(msg)
 
 
 def _check_sparse(matrix: Any, where: str) -> None:
@@ -157,23 +202,17 @@ def place(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def check_in_memory(adata: AnnData) -> None:
-    """Refuse an AnnData without cells or genes, or backed by a file.
+def check_not_empty(adata: AnnData) -> None:
+    """Refuse an AnnData without cells or genes.
 
     Raises
     ------
     ValueError
-        In either case.
+        If there are none.
     TypeError
         If it is not an AnnData.
     """
     check_anndata(adata)
-    if adata.isbacked:
-        msg = (
-            "The AnnData is backed by a file on disk; read it into memory first: "
-            "adata = adata.to_memory()."
-        )
-        raise ValueError(msg)
     if 0 in adata.shape:
         msg = f"The AnnData has {adata.n_obs} cells and {adata.n_vars} genes: there is no data."
         raise ValueError(msg)

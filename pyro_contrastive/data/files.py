@@ -9,11 +9,18 @@ from typing import Any
 
 import anndata as ad
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.tolerant_file import TolerantFile
+from pyro_contrastive.data.disk import StoredCounts
 from pyro_contrastive.data.file_checks import check_hdf5, check_zarr
+from pyro_contrastive.observed.source import Observed
+
+_CHUNK = 2**15
+"""Values of a matrix that are compressed, and read, together."""
 
 
 def read_h5ad(path: str | os.PathLike[str]) -> ad.AnnData:
@@ -103,7 +110,11 @@ def _write_elements(adata: ad.AnnData, target: TolerantFile, options: Mapping[st
         elements |= {} if adata.raw is None else {"raw": adata.raw}
         elements |= {"obs": adata.obs, "var": adata.var}
         for name, value in elements.items():
-            ad.io.write_elem(file, name, value, dataset_kwargs=options)
+            if isinstance(value, StoredCounts):
+                for _ in _write_rows(file, value.source, options):
+                    target.raise_failure()
+            else:
+                ad.io.write_elem(file, name, value, dataset_kwargs=options)
             target.raise_failure()
         for name in _PARTS:
             ad.io.write_elem(file, name, _named(getattr(adata, name)), dataset_kwargs=options)
@@ -115,6 +126,31 @@ def _named(elements: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in elements.items() if name is not None}
 
 
+def _write_rows(file: h5py.File, source: Observed, options: Mapping[str, Any]) -> Iterator[None]:
+    """Write sparse counts as ``X`` of an open file, some cells at a time; yield after each part."""
+    ad.io.write_elem(file, "X", sparse.csr_matrix(source.shape, dtype=np.float32))
+    group = file["X"]
+    for name, dtype in (("data", np.float32), ("indices", np.int32), ("indptr", np.int64)):
+        del group[name]
+        whole = {"maxshape": (None,), "chunks": (_CHUNK,), **options}
+        group.create_dataset(name, shape=(0,), dtype=dtype, **whole)
+    _append(group["indptr"], np.zeros(1))
+    n_values = 0
+    for _, some in source.blocks():
+        rows = sparse.csr_matrix(some)
+        _append(group["data"], rows.data)
+        _append(group["indices"], rows.indices)
+        _append(group["indptr"], rows.indptr[1:].astype(np.int64) + n_values)
+        n_values += rows.nnz
+        yield
+
+
+def _append(array: h5py.Dataset, values: NDArray[Any]) -> None:
+    n_before = array.shape[0]
+    array.resize((n_before + len(values),))
+    array[n_before:] = values
+
+
 def _densified(adata: ad.AnnData, names: Sequence[str]) -> ad.AnnData:
     """Return the data with these sparse matrices, ``"X"`` or ``"raw/X"``, as dense ones."""
     names = [names] if isinstance(names, str) else names
@@ -122,6 +158,9 @@ def _densified(adata: ad.AnnData, names: Sequence[str]) -> ad.AnnData:
         return adata
     if unknown := set(names) - {"X", "raw/X", "raw.X"}:
         msg = f"as_dense can name 'X' and 'raw/X', not {sorted(unknown)}."
+        raise ValueError(msg)
+    if "X" in names and isinstance(adata.X, StoredCounts):
+        msg = "as_dense: counts on disk are written some cells at a time, as a sparse matrix."
         raise ValueError(msg)
     changed = adata.copy()
     if "X" in names and sparse.issparse(changed.X):

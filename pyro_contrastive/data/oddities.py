@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.counts import place
-from pyro_contrastive.observed.matrix import Matrix, stored_values
+from pyro_contrastive.observed.matrix import stored_values
+from pyro_contrastive.observed.source import Observed
 
 EXACT = 2**24
 """Single precision holds every integer up to this one."""
@@ -37,9 +38,17 @@ def _few(names: Sequence[object]) -> str:
     return f"{', '.join(map(repr, names[:_LISTED]))}{' ...' if len(names) > _LISTED else ''}"
 
 
-def warn_of_genes_without_counts(counts: Matrix, genes: pd.Index) -> None:
-    """Warn of genes that are 0 in all cells."""
-    seen = np.asarray((counts != 0).sum(axis=0)).ravel() > 0
+def genes_seen_and_largest(observed: Observed) -> tuple[NDArray[np.bool_], float]:
+    """Return which genes are not 0 in all cells, ``[genes]``, and the largest value."""
+    seen, largest = np.zeros(observed.shape[1], dtype=np.bool_), 0.0
+    for _, counts in observed.blocks():
+        seen |= np.asarray((counts != 0).sum(axis=0)).ravel() > 0
+        largest = max(largest, float(stored_values(counts).max(initial=0.0)))
+    return seen, largest
+
+
+def warn_of_genes_without_counts(seen: NDArray[np.bool_], genes: pd.Index) -> None:
+    """Warn of genes that are 0 in all cells; `seen`, ``[genes]``, tells which are not."""
     if seen.all() or not seen.any():  # without any counts, the cells have caused a warning
         return
     _warn(
@@ -49,9 +58,8 @@ def warn_of_genes_without_counts(counts: Matrix, genes: pd.Index) -> None:
     )
 
 
-def warn_of_large_counts(counts: Matrix, layer: str | None) -> None:
-    """Warn of counts that single precision rounds."""
-    largest = float(stored_values(counts).max(initial=0.0))
+def warn_of_large_counts(largest: float, layer: str | None) -> None:
+    """Warn of counts that single precision rounds, given the largest."""
     if largest > EXACT:
         _warn(
             f"{place(layer)} has values up to {largest:,.0f}. Counts above 2^24 (16,777,216) are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 from pyro_contrastive.cells import CellBatch, X
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.observed.on_disk import OnDisk
 from pyro_contrastive.observed.resident import OnDevice
 
 logger = logging.getLogger(__name__)
@@ -72,12 +74,21 @@ class ResidentCells:
         observed = {X: self.counts.observation(indices, device, dtype)}
         return replace(self._cells.take(self.counts.to_device(indices)), observed=observed)
 
+    def batches(
+        self,
+        steps: Iterable[NDArray[np.int64]],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[CellBatch]:
+        """Yield the cells of each of several steps."""
+        return (self.cells(indices, device, dtype) for indices in steps)
+
 
 def on_device_if_it_fits(
     data: CellData, device: torch.device, dtype: torch.dtype
 ) -> CellData | ResidentCells:
     """Copy the cells to the device if it is a GPU and they fit; else return them unchanged."""
-    if device.type != "cuda":
+    if device.type != "cuda" or isinstance(data.observed[X], OnDisk):
         return data
     counts = data.rows()
     if isinstance(counts, np.ndarray):

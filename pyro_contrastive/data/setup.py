@@ -12,6 +12,7 @@ import numpy as np
 from anndata import AnnData, ImplicitModificationWarning
 from numpy.typing import NDArray
 
+from pyro_contrastive.cells import X
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.columns import (
     background_level,
@@ -23,12 +24,13 @@ from pyro_contrastive.data.columns import (
     numbers,
     texts,
 )
-from pyro_contrastive.data.counts import AnnDataCounts, check_anndata, check_in_memory, read_counts
+from pyro_contrastive.data.counts import check_anndata, check_not_empty, counts_of
 from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
 from pyro_contrastive.data.donors import warn_of_donors
 from pyro_contrastive.data.features import warn_of_other_features
 from pyro_contrastive.data.levels import codes_of, suggestion
 from pyro_contrastive.data.oddities import (
+    genes_seen_and_largest,
     warn_of_categories,
     warn_of_genes_without_counts,
     warn_of_large_counts,
@@ -40,8 +42,6 @@ from pyro_contrastive.data.oddities import (
 from pyro_contrastive.data.record import read_record
 from pyro_contrastive.data.spelling import warn_of_spellings
 from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
-from pyro_contrastive.observed.matrix import Matrix
-from pyro_contrastive.observed.source import Observed
 
 UNS_KEY = "_pyro_contrastive"
 """Key in ``uns`` of the record of ``setup_anndata``: JSON, so that it survives writing to disk."""
@@ -83,7 +83,7 @@ class Setup:
             repeat, or the background is not one of the conditions. Data that are not
             counts cause a warning only: whether they are suitable depends on the likelihood.
         """
-        check_in_memory(adata)
+        check_not_empty(adata)
         for name in _SINGLE:
             if keys.get(name) is not None:
                 check_key(name, keys[name], adata.obs)
@@ -104,15 +104,16 @@ class Setup:
         if setup.sample_key is not None:
             texts(adata.obs, setup.sample_key)
         data = setup.extract(adata)  # checks everything now rather than during training
-        warn_of_other_data(data.rows(), adata, setup.layer)
+        warn_of_other_data(data.observed[X], adata, setup.layer)
         if data.size_factor is not None:
             # Expression sums to 1 over genes, so a library size must be on the scale of counts;
             # size factors usually have mean 1.
             unit = float(data.totals().mean() / data.size_factor.mean())
             setup = replace(setup, size_factor_unit=unit)
-        warn_of_empty_cells(data.rows())
-        warn_of_genes_without_counts(data.rows(), adata.var_names)
-        warn_of_large_counts(data.rows(), setup.layer)
+        warn_of_empty_cells(data.totals())
+        seen, largest = genes_seen_and_largest(data.observed[X])
+        warn_of_genes_without_counts(seen, adata.var_names)
+        warn_of_large_counts(largest, setup.layer)
         warn_of_repeated_names(adata.obs_names)
         warn_of_few_cells(data)
         warn_of_rare_treatments(data)
@@ -202,7 +203,8 @@ class Setup:
             Whether to read the condition too; if not, its column is ignored: see
             :meth:`condition_codes`.
         on_demand
-            Read the counts of each group of cells when they are needed, not all of them now.
+            Read the counts of each group of cells when they are needed, not all of them now, as
+            is always done with those on disk.
 
         Raises
         ------
@@ -212,8 +214,7 @@ class Setup:
         """
         adata = self.with_genes(adata)
         condition_key = self.condition_key if with_condition else None
-        counts: Matrix | Observed
-        counts = (AnnDataCounts if on_demand else read_counts)(adata, self.layer)
+        counts = counts_of(adata, self.layer, on_demand=on_demand)
         continuous = [numbers(adata.obs, key) for key in self.continuous_covariate_keys]
         codes = [self._codes(adata, key) for key in self.categorical_covariate_keys]
         size_factor = None

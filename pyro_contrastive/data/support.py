@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pyro_contrastive._tools.torch_tools import tensor_of
 from pyro_contrastive.data.counts import cell_names, first_of, not_counts, place
+from pyro_contrastive.data.disk import counts_on_disk
 from pyro_contrastive.data.fractions import (
     WHAT_ROUNDING_DOES,
     WHAT_THEY_ARE,
@@ -23,8 +24,8 @@ from pyro_contrastive.data.fractions import (
 )
 from pyro_contrastive.data.places import where_counts_are
 from pyro_contrastive.likelihoods import Likelihood
-from pyro_contrastive.observed.matrix import Matrix, row_sums, stored_values
-from pyro_contrastive.observed.source import Indices
+from pyro_contrastive.observed.matrix import Matrix, stored_values
+from pyro_contrastive.observed.source import Indices, Observed
 
 Advise: TypeAlias = Callable[[constraints.Constraint, AnnData, str | None], str]
 """Turns a support, an AnnData and a layer into advice about data outside the support."""
@@ -36,6 +37,8 @@ COUNTS, BINARY, NONNEGATIVE = (
 )
 LARGE = 100.0
 """Continuous covariates above this cause a warning; percentages do not."""
+LOOKED_AT = 1000
+"""Cells on disk that are read to advise the user."""
 NEEDS = {
     COUNTS: "raw counts (integers from 0 up)",
     BINARY: "binary data (0 or 1)",
@@ -118,12 +121,29 @@ def check_support(
         found = f"{_faults(values[bad], support)}: the first is {first}"
     else:
         return
-    advice = advise(support, adata, layer)
+    advice = advise(support, some_cells(adata, layer), layer)
     msg = (
         f"{place(layer)} must hold {NEEDS.get(support, f'values in {support}')}, which is what "
         f"{type(likelihood).__name__} is a distribution of; but {found}. {advice}"
     )
     raise ValueError(msg.rstrip())
+
+
+def check_support_of_all(
+    observed: Observed,
+    adata: AnnData,
+    layer: str | None,
+    likelihood: Likelihood,
+    advise: Advise = python_advice,
+) -> None:
+    """Refuse data outside a likelihood's support, as :func:`check_support`, wherever they are."""
+    for cells, counts in observed.blocks():
+        check_support(counts, adata, layer, likelihood, advise, cells=cells)
+
+
+def some_cells(adata: AnnData, layer: str | None) -> AnnData:
+    """Return the cells that advice looks at: if they are on disk, the first only."""
+    return adata if counts_on_disk(adata, layer) is None else adata[:LOOKED_AT]
 
 
 def _are_counts(values: NDArray[np.float32]) -> bool:
@@ -147,9 +167,11 @@ def _faults(values: NDArray[np.float32], support: constraints.Constraint) -> str
     return f"{values.size} of its values are not ({kinds})"
 
 
-def warn_of_counts(counts: Matrix, layer: str | None, likelihood: Likelihood) -> None:
+def warn_of_counts(observed: Observed, layer: str | None, likelihood: Likelihood) -> None:
     """Warn if a likelihood of real numbers is about to be fitted to what looks like raw counts."""
-    if likelihood.support in {COUNTS, BINARY} or not_counts(counts).any():
+    if likelihood.support in {COUNTS, BINARY}:
+        return
+    if any(not_counts(counts).any() for _, counts in observed.blocks()):
         return
     warnings.warn(
         f"{type(likelihood).__name__} is not a distribution of counts, but every value of "
@@ -160,15 +182,21 @@ def warn_of_counts(counts: Matrix, layer: str | None, likelihood: Likelihood) ->
     )
 
 
-def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> None:
+def warn_of_other_data(observed: Observed, adata: AnnData, layer: str | None) -> None:
     """Warn that the data are not counts, which most likelihoods need."""
-    bad = not_counts(counts)
-    if not bad.any():
+    n_bad, found = 0, None
+    for cells, counts in observed.blocks():
+        bad = not_counts(counts)
+        n_bad += int(bad.sum())
+        if found is None and n_bad:
+            found = first_of(bad, counts, cell_names(adata, cells), adata.var_names), counts
+    if found is None:
         return
-    first = first_of(bad, counts, adata.obs_names, adata.var_names)
+    first, counts = found
+    adata = some_cells(adata, layer)
     fractions = f" {rounding_advice(adata, layer)}" if look_like_corrected_counts(counts) else ""
     warnings.warn(
-        f"{place(layer)} does not hold raw counts (integers from 0 up): {int(bad.sum())} of its "
+        f"{place(layer)} does not hold raw counts (integers from 0 up): {n_bad} of its "
         f"values are not, the first one being {first}. Gaussian() takes log-normalised values, "
         "and a Likelihood of your own may take others; the default and all other likelihoods "
         f"refuse them.{fractions} {where_counts_are(adata, layer)}",
@@ -177,12 +205,12 @@ def warn_of_other_data(counts: Matrix, adata: AnnData, layer: str | None) -> Non
     )
 
 
-def warn_of_empty_cells(counts: Matrix) -> None:
-    """Warn of cells without counts; two calls below `setup_anndata`."""
-    n_empty = int((row_sums(counts) == 0).sum())
+def warn_of_empty_cells(totals: NDArray[np.float64]) -> None:
+    """Warn of cells whose total, ``[cells]``, is 0; two calls below `setup_anndata`."""
+    n_empty = int((totals == 0).sum())
     if n_empty:
         warnings.warn(
-            f"{n_empty} of {counts.shape[0]} cells have no counts at all. They are kept, but "
+            f"{n_empty} of {len(totals)} cells have no counts at all. They are kept, but "
             "carry no information; remove them with scanpy.pp.filter_cells(adata, min_counts=1).",
             UserWarning,
             stacklevel=4,

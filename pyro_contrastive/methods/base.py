@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,11 +21,12 @@ from pyro_contrastive.analysis.runs import device_of
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData, in_parts
-from pyro_contrastive.data.counts import cell_names, check_anndata, check_in_memory, read_counts
+from pyro_contrastive.data.counts import cell_names, check_anndata, check_not_empty, counts_of
 from pyro_contrastive.data.indices import as_indices, check_some
 from pyro_contrastive.data.levels import listed, position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support
+from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.methods.held_out import held_out_cells
 from pyro_contrastive.methods.new_data import (
     check_conditions,
@@ -31,7 +34,9 @@ from pyro_contrastive.methods.new_data import (
     warn_of_unknown,
 )
 from pyro_contrastive.methods.refined import refined_cells, refinement_of
-from pyro_contrastive.observed.matrix import row_sums
+from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.on_disk import OnDisk
+from pyro_contrastive.observed.source import Indices, as_observed
 from pyro_contrastive.training.calls import TrainCall
 from pyro_contrastive.training.history import History
 from pyro_contrastive.training.trained_cells import TrainedCells, same_totals
@@ -43,6 +48,12 @@ Batches: TypeAlias = Level | Iterable[Level] | None
 logger = logging.getLogger(__name__)
 
 NO_CELLS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def _check_cells(
+    adata: AnnData, layer: str | None, likelihood: Likelihood, counts: Matrix, cells: Indices
+) -> None:
+    check_support(counts, adata, layer, likelihood, cells=cells)
 
 
 class ModelBase:
@@ -150,11 +161,12 @@ class ModelBase:
                 "model.prepare_query_anndata(adata). Load a saved model first: ContrastiveVI.load."
             )
             raise TypeError(msg)
-        check_in_memory(adata)
+        check_not_empty(adata)
         self.setup.check_repeats(adata)
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:
-            return self.setup.with_genes(adata).copy()
+            chosen = self.setup.with_genes(adata)
+            return chosen.to_memory() if chosen.isbacked else chosen.copy()
         check_filled(missing, self.genes, adata)
         layer = self.setup.layer
         adata = adata[:, adata.var_names.isin(self.setup.genes)]
@@ -177,7 +189,9 @@ class ModelBase:
         if self._trained_cells is None or self.adata is None:
             return self._trained_cells
         try:
-            totals = row_sums(read_counts(self.setup.with_genes(self.adata), self.setup.layer))
+            totals = as_observed(
+                counts_of(self.setup.with_genes(self.adata), self.setup.layer)
+            ).totals()
         except (KeyError, ValueError):  # genes or a layer are gone, so it is other data
             return None
         return self._trained_cells.within(self.adata.obs_names, totals)
@@ -208,6 +222,10 @@ class ModelBase:
         adata = self.setup.with_genes(adata)
         for modality in self.module.model.modalities:
             observed = data.observed[modality.site]
+            if isinstance(observed, OnDisk):  # checked whenever cells are read
+                check = partial(_check_cells, adata, self.setup.layer, modality.likelihood)
+                data = replace(data, counts=observed.checked_by(check))
+                continue
             for some in in_parts(cells) if cells is not None and is_part else [None]:
                 check_support(
                     observed.rows(some), adata, self.setup.layer, modality.likelihood, cells=some

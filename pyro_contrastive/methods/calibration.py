@@ -9,6 +9,7 @@ import numpy as np
 from pyro_contrastive.analysis.decoding import has_expression
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.ranks import Quantities
+from pyro_contrastive.cells import X
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.methods.effects import usual_pseudocount
 from pyro_contrastive.methods.queries import decoding_of
@@ -39,8 +40,9 @@ def quantities_of(model: ModelBase, query: Query, gene_list: Sequence[str] | Non
     if gene_list is not None:
         genes = np.arange(model.module.n_input)[decoding_of(model, gene_list=gene_list).genes]
     elif has_expression(query):
-        means = np.asarray(query.data.rows(query.cells).mean(axis=0)).ravel()
-        genes = np.argsort(-means, kind="stable")[:N_GENES]
+        blocks = query.data.observed[X].blocks(query.cells)
+        sums = sum(np.asarray(rows.sum(axis=0, dtype=np.float64)).ravel() for _, rows in blocks)
+        genes = np.argsort(-np.asarray(sums), kind="stable")[:N_GENES]
     else:
         genes = np.arange(0)
     names = np.asarray(model.setup.genes)[genes]

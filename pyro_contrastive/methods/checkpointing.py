@@ -17,8 +17,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from pyro_contrastive.cells import X
 from pyro_contrastive.components.component import as_json_value
 from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.observed.on_disk import OnDisk
 from pyro_contrastive.saving.checkpoints import (
     CheckpointFolder,
     Interval,
@@ -204,7 +206,11 @@ def _data(data: CellData, names: pd.Index) -> dict[str, Any]:
         "total counts": data.totals(),
     }
     digests = {name: None if each is None else _digest(each) for name, each in codes.items()}
-    return {"number of cells": len(names), "cell names": digest_of(names), **digests}
+    source = data.observed[X]
+    place: dict[str, Any] = {"place of the counts": "memory"}
+    if isinstance(source, OnDisk):  # the order of the mini-batches depends on how they are read
+        place = {"place of the counts": "disk", **source.layout}
+    return {"number of cells": len(names), "cell names": digest_of(names), **digests, **place}
 
 
 def _arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

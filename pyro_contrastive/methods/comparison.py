@@ -18,7 +18,7 @@ from pyro_contrastive.analysis.likelihood import log_weights_of_cells
 from pyro_contrastive.analysis.pareto import check_draws
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.analysis.query import Query
-from pyro_contrastive.data.cell_data import CellData
+from pyro_contrastive.data.cell_data import CellData, in_parts
 from pyro_contrastive.data.indices import as_indices
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.methods.refined import refined_cells, refinement_of
@@ -212,7 +212,6 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
     """Refuse models that describe other genes, or other numbers, than the first."""
     (first, reference), *others = models.items()
     order = np.argsort(np.asarray(reference.genes))
-    numbers = csr_matrix(data[first].rows())[:, order]
     for name, model in others:
         if set(model.genes) != set(reference.genes):
             n_only = len(set(model.genes) ^ set(reference.genes))
@@ -222,8 +221,8 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
                 "same genes."
             )
             raise ValueError(msg)
-        own = csr_matrix(data[name].rows())[:, np.argsort(np.asarray(model.genes))]
-        if (numbers != own).nnz:
+        own = np.argsort(np.asarray(model.genes))
+        if not _are_equal(data[first], order, data[name], own):
             layers = [str(m.setup.layer or "X") for m in (reference, model)]
             msg = (
                 f"{first!r} and {name!r} describe different numbers (layers {layers[0]} and "
@@ -231,6 +230,17 @@ def _check_same_data(models: Mapping[str, ModelBase], data: Mapping[str, CellDat
                 "both to the same layer."
             )
             raise ValueError(msg)
+
+
+def _are_equal(
+    first: CellData, order: NDArray[np.int64], other: CellData, own: NDArray[np.int64]
+) -> bool:
+    """Return whether two data sets hold the same numbers, with genes in these orders."""
+    for cells in in_parts(np.arange(len(first))):
+        numbers = csr_matrix(first.rows(cells))[:, order]
+        if (numbers != csr_matrix(other.rows(cells))[:, own]).nnz:
+            return False
+    return True
 
 
 def _trained_on(model: ModelBase, adata: AnnData, data: CellData) -> NDArray[np.int64] | None:

@@ -217,7 +217,7 @@ class FitQualityMethods(ModelBase):
         wanted = ReplicatesWanted(n_samples=n_samples, gene_list=gene_list, refine=refine)
         query, _ = query_for_replicates(self, adata, indices, batch_size, wanted)
         data = data_to_check(self, self._adata(adata).obs, query, groupby)
-        own = as_statistics(functions, lambda n: dense(data.values[:n]))
+        own = as_statistics(functions, lambda n: dense(data.first_cells(n)))
         settings = CheckSettings(
             statistics=statistics,
             functions=own,

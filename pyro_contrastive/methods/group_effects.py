@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_matrix
 
 from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
@@ -213,7 +212,7 @@ def _of_treatment(
     places, block_sets = [], []
     for group in range(len(cells.groups)):
         here = np.flatnonzero(compared & (cells.group == group))
-        x = csr_matrix(query.data.rows(query.cells[here]))[:, chosen]
+        x = query.data.chosen(query.cells[here], query.genes)
         codes = (cells.sample[here], strata_within(cells, here, treated, settings))
         places.append(here)
         block_sets.append(

@@ -10,9 +10,9 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_contrastive.cells import BACKGROUND
-from pyro_contrastive.data.counts import read_counts
+from pyro_contrastive.data.counts import counts_of
 from pyro_contrastive.data.indices import as_indices
-from pyro_contrastive.observed.matrix import row_sums
+from pyro_contrastive.observed.source import as_observed
 
 if TYPE_CHECKING:
     from pyro_contrastive.methods.base import ModelBase
@@ -37,7 +37,7 @@ def trained_cells(model: ModelBase, adata: AnnData | None) -> Indices | None:
     if record is None or cells is None:
         return None
     try:
-        totals = row_sums(read_counts(model.setup.with_genes(cells), model.setup.layer))
+        totals = as_observed(counts_of(model.setup.with_genes(cells), model.setup.layer)).totals()
     except (KeyError, ValueError):  # genes or a layer are gone, so it is other data
         return None
     found = record.within(cells.obs_names, totals)

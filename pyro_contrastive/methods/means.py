@@ -173,7 +173,7 @@ def _compared(
         named, of_cell = np.unique(texts(obs.iloc[cells], donor_key), return_inverse=True)
         donors = Donors(of_cell.astype(np.int64), pd.Index(named), donor_key)
     codes, names = strata_of(model, obs, query, settings, seed, donors)
-    table = compare_means(query.data.rows(cells), sizes, codes, side, names, settings, donors)
+    table = compare_means(query.data.chosen(cells), sizes, codes, side, names, settings, donors)
     if pair.name1 is not None:
         table.insert(0, "comparison", f"{pair.name1} vs {pair.name2}")
         table.insert(1, "group1", pair.name1)

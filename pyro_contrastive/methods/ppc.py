@@ -31,7 +31,7 @@ def data_to_check(
     groups, contrast = _groups(model, obs, query, groupby)
     likelihood = model.module.model.likelihood
     return CheckedData(
-        query.data.rows(query.cells)[:, query.genes],
+        query.data.chosen(query.cells, query.genes),
         are_counts=bool(likelihood.support.is_discrete),
         groups=groups,
         contrast=contrast,

@@ -191,7 +191,8 @@ class TrainingMethods(ModelBase):
             checkpoint of anything else is refused. On a CPU the result is that of the uninterrupted
             run, bit for bit, with the same versions of the packages and number of threads. What
             parts of your own keep outside parameters, buffers and the global random numbers is not
-            in a checkpoint. A run that had ended is put back without training.
+            in a checkpoint. A run that had ended is put back without training. Counts on disk have
+            to be there again, in files with the same order of cells and chunks of the same size.
         **trainer_kwargs
             Not accepted; for an argument of Lightning's Trainer the error says what to use instead.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -48,6 +49,27 @@ class Observed(ABC):
     def totals(self, cells: Indices | None = None) -> NDArray[np.float64]:
         """Sum of the values of some cells (default: of all), ``[cells]``."""
         return row_sums(self.rows(cells))
+
+    def blocks(self, cells: Indices | None = None) -> Iterator[tuple[Indices, Matrix]]:
+        """Yield some cells (default: all) in parts small enough for memory; at least one part.
+
+        Each comes with the positions of its cells among those asked for. Data in memory come as
+        one part. The order of the cells is not kept.
+        """
+        n_cells = len(self) if cells is None else len(cells)
+        yield np.arange(n_cells), self.rows(cells)
+
+    def observations(
+        self,
+        steps: Iterable[Indices],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        dense: bool = True,
+    ) -> Iterator[Observation]:
+        """Yield the cells of each of several steps as tensors: see :meth:`observation`."""
+        for cells in steps:
+            yield self.observation(cells, device, dtype, dense=dense)
 
     def observation(
         self,

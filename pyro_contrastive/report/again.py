@@ -12,7 +12,7 @@ from pyro_contrastive.report.answer import add_gene_figures, in_words
 from pyro_contrastive.report.earlier_run import MANIFEST, NOTE
 from pyro_contrastive.report.figures import FigureSet
 from pyro_contrastive.report.genes import TABLES, GeneRequest, GeneTables, make_tables, write_tables
-from pyro_contrastive.report.inputs import read_counts
+from pyro_contrastive.report.inputs import read_cells
 
 __all__ = ["check_target", "data_file", "genes_again", "write_again"]
 
@@ -86,7 +86,7 @@ def genes_again(results: Path, request: GeneRequest) -> GeneTables:
     # Slow to import.
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415
 
-    cells = read_counts(data_file(results))
+    cells, _ = read_cells(data_file(results))
     model = ContrastiveVI.load(str(results / "model"), adata=cells)
     columns = {"label": request.labels, "sample": request.sample_key or None}
     for role, key in columns.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +15,69 @@ from pyro_contrastive.data.file_checks import check_hdf5, check_zarr
 from pyro_contrastive.data.files import read_h5ad, read_zarr
 from pyro_contrastive.data.levels import suggestion
 from pyro_contrastive.data.places import layer_names
+from pyro_contrastive.data.stores import open_on_disk
 from pyro_contrastive.report.advice import listed, where_to_look
 from pyro_contrastive.report.failures import message_of
 from pyro_contrastive.report.file_kinds import Kind, kind_of
 from pyro_contrastive.report.study import LATENTS, Study
 
-__all__ = ["can_hold_out", "check_columns", "read_counts"]
+__all__ = ["can_hold_out", "check_columns", "read_cells", "read_counts"]
 
 _MIN_CELLS = 20
+_MEMORY_FOR_COUNTS = 1 / 3
+"""Share of the memory that a file may have for its counts to be read into it: they are often
+compressed, and the model needs room too."""
+
+
+def read_cells(
+    path: str | Path, layer: str | None = None, *, on_disk: bool | None = None
+) -> tuple[ad.AnnData, str | None]:
+    """Read a file, or open one whose counts are to stay on disk.
+
+    Parameters
+    ----------
+    path
+        The file, or the folder that is a zarr store.
+    layer
+        The layer with the counts; ``None``: ``X``.
+    on_disk
+        Whether the counts stay on disk. Default: if the file is larger than a third of the
+        machine's memory, and of a kind that can be read by cells.
+
+    Returns
+    -------
+    The cells, and the layer with their counts, which is ``X`` if they stay on disk.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, OSError
+        As :func:`read_counts` and :func:`~pyro_contrastive.data.open_on_disk`.
+    """
+    file = Path(path)
+    kind = kind_of(file)
+    is_possible = kind in (Kind.h5ad, Kind.zarr)
+    if on_disk and not is_possible:
+        raise ValueError(f"--on-disk takes an .h5ad file or a zarr store; {file} is a {kind.value}")
+    if on_disk is None:
+        on_disk = is_possible and _size(file) > _MEMORY_FOR_COUNTS * _memory()
+    if not on_disk:
+        return read_counts(file), layer
+    try:
+        return open_on_disk(file, layer=layer), None
+    except KeyError as error:
+        raise ValueError(str(error.args[0])) from error
+
+
+def _size(file: Path) -> int:
+    files = [file] if file.is_file() else [each for each in file.rglob("*") if each.is_file()]
+    return sum(each.stat().st_size for each in files)
+
+
+def _memory() -> float:
+    """Memory of the machine in bytes; infinite where that is not known."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE")) * float(os.sysconf("SC_PHYS_PAGES"))
 
 
 def read_counts(path: str | Path) -> ad.AnnData:

@@ -12,6 +12,7 @@ import anndata as ad
 import pandas as pd
 
 from pyro_contrastive._tools.torch_tools import seeded
+from pyro_contrastive.cells import X
 from pyro_contrastive.likelihoods import Likelihood
 from pyro_contrastive.report.failures import ResultsError
 from pyro_contrastive.report.figures import Method
@@ -63,7 +64,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
     # Slow imports, not needed to write a page.
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415
     from pyro_contrastive.data import Setup  # noqa: PLC0415
-    from pyro_contrastive.data.support import check_support  # noqa: PLC0415
+    from pyro_contrastive.data.support import check_support_of_all  # noqa: PLC0415
     from pyro_contrastive.report.advice import shell_advice  # noqa: PLC0415
 
     with warnings.catch_warnings(record=True) as caught:
@@ -75,7 +76,7 @@ def register(adata: ad.AnnData, study: Study, likelihood: Likelihood | None = No
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if likelihood is not None:
         data = Setup.of(adata).extract(adata)
-        check_support(data.rows(), adata, study.columns.layer, likelihood, shell_advice)
+        check_support_of_all(data.observed[X], adata, study.columns.layer, likelihood, shell_advice)
     cautions = tuple(str(w.message) for w in caught if issubclass(w.category, UserWarning))
     return replace(study, cautions=cautions)
 

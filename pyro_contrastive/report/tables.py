@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Self
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import sparse
 
-from pyro_contrastive.data.counts import not_counts, read_counts
+from pyro_contrastive.data.counts import counts_of, not_counts
+from pyro_contrastive.observed.source import Observed, as_observed
 
 __all__ = ["cell_counts", "response_table"]
 
@@ -85,19 +87,23 @@ def response_table(
         If a gene is not in the data.
     """
     # Read as by the model: SciPy supports neither half precision nor foreign byte orders.
-    counts = sparse.csr_matrix(read_counts(adata, layer))  # [cells, genes]
-    are_counts = not not_counts(counts).any()
+    counts = as_observed(counts_of(adata, layer))  # [cells, genes]
+    are_counts = not any(not_counts(rows).any() for _, rows in counts.blocks())
+    background, target = (
+        _Sums.of(counts, np.flatnonzero(side), are_counts=are_counts)
+        for side in (~is_target, is_target)
+    )
     if genes is None:
-        difference = _difference(_logs(counts) if are_counts else counts, is_target)
+        error = np.sqrt(target.squared_error + background.squared_error)  # [genes]
+        difference = target.mean_log - background.mean_log
+        difference = np.divide(difference, error, out=np.zeros_like(error), where=error > 0)
         strongest = np.argsort(-np.abs(difference), kind="stable")[:n_top]
     else:
         strongest = adata.var_names.get_indexer(list(genes))
         if (strongest < 0).any():
             absent = [gene for gene, at in zip(genes, strongest, strict=True) if at < 0]
             raise ValueError(f"not in the data: {', '.join(absent)}")
-    chosen = counts[:, strongest].toarray()  # [cells, genes listed]
-    background, target = chosen[~is_target], chosen[is_target]
-    means = background.mean(axis=0), target.mean(axis=0)
+    means = background.mean[strongest], target.mean[strongest]
     with np.errstate(divide="ignore", invalid="ignore"):
         compared = {"ratio": means[1] / means[0]} if are_counts else {}
     compared = compared or {"difference": means[1] - means[0]}
@@ -107,8 +113,8 @@ def response_table(
             f"mean {what}, background": means[0],
             f"mean {what}, target": means[1],
             **compared,
-            "% of background cells": 100 * (background > 0).mean(axis=0),
-            "% of target cells": 100 * (target > 0).mean(axis=0),
+            "% of background cells": 100 * background.above_0[strongest],
+            "% of target cells": 100 * target.above_0[strongest],
         },
         index=pd.Index(adata.var_names[strongest], name="gene"),
     )
@@ -122,22 +128,27 @@ def _logs(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     return scaled
 
 
-def _difference(values: sparse.csr_matrix, is_target: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Difference of means over its standard error, by gene; 0 for a constant gene."""
-    mean_target, error_target = _moments(values[is_target])
-    mean_background, error_background = _moments(values[~is_target])
-    error = np.sqrt(error_target + error_background)  # [genes]
-    difference = mean_target - mean_background
-    return np.divide(difference, error, out=np.zeros_like(error), where=error > 0)
+@dataclass(frozen=True)
+class _Sums:
+    """What is reported of a group of cells, ``[genes]``, summed some cells at a time.
 
+    Mean; share of cells above 0; mean of the logarithms (or of values that are not counts), and
+    the squared standard error of that mean.
+    """
 
-def _moments(values: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean by gene, and the squared standard error of that mean."""
-    mean = _column_means(values)
-    variance = np.maximum(_column_means(values.multiply(values)) - mean**2, 0.0)
-    return mean, variance / values.shape[0]
+    mean: NDArray[np.float64]
+    above_0: NDArray[np.float64]
+    mean_log: NDArray[np.float64]
+    squared_error: NDArray[np.float64]
 
-
-def _column_means(values: Any) -> NDArray[np.float64]:
-    means: ArrayLike = values.mean(axis=0)
-    return np.asarray(means, dtype=np.float64).ravel()
+    @classmethod
+    def of(cls, counts: Observed, cells: NDArray[np.int64], *, are_counts: bool) -> Self:
+        sums = np.zeros((4, counts.shape[1]))
+        for _, some in counts.blocks(cells):
+            rows = sparse.csr_matrix(some)
+            values = _logs(rows) if are_counts else rows.astype(np.float64)
+            for at, each in enumerate((rows, rows > 0, values, values.multiply(values))):
+                sums[at] += np.asarray(each.sum(axis=0, dtype=np.float64)).ravel()
+        mean, above_0, mean_log, mean_square = sums / len(cells)
+        variance = np.maximum(mean_square - mean_log**2, 0.0)
+        return cls(mean, above_0, mean_log, variance / len(cells))

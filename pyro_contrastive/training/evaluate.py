@@ -59,8 +59,8 @@ def evaluate(
     by_condition = _ByCondition(data.conditions)
     sizes = len(cells.background), len(cells.target)
     with evaluating(vae), seeded(seed), pyro.validation_enabled(False):
-        for indices in evaluation_batches(cells, batch_size):
-            batch = data.cells(indices, device, next(vae.parameters()).dtype)
+        steps = evaluation_batches(cells, batch_size)
+        for batch in data.batches(steps, device, next(vae.parameters()).dtype):
             particles = list(vae.objective.traces(vae.model, vae.guide, batch))
             for traces in particles:
                 parts = vae.objective.parts(*traces, sizes=sizes, analytic=True)

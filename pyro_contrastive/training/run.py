@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,11 +13,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pyro_contrastive._tools.arguments import check_arguments
-from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.cells import CellBatch, X
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import on_device_if_it_fits
+from pyro_contrastive.observed.on_disk import OnDisk
 from pyro_contrastive.training.arguments import refuse_never_checking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
+from pyro_contrastive.training.blocks import BlockBatches, in_blocks
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
 from pyro_contrastive.training.finite import Names, check_programs
 from pyro_contrastive.training.hidden_counts import can_hide, rate_for
@@ -125,12 +128,15 @@ class Run:
         self.vae = vae
         self.dtype = next(vae.parameters()).dtype
         self.data = on_device_if_it_fits(data, fabric.device, self.dtype)
-        self.split = split
+        source = data.observed[X]
+        on_disk = source if isinstance(source, OnDisk) else None
+        self.split = split if on_disk is None else in_blocks(split, on_disk)
         self.plan = plan
         self.settings = settings
         self.max_epochs, self.batch_size = settings.max_epochs, settings.batch_size
         self.fabric = fabric
-        self.batches = PairedBatches(split.train, self.batch_size, rng)
+        self._sampler = PairedBatches if on_disk is None else partial(BlockBatches, on_disk)
+        self.batches = self._sampler(split.train, self.batch_size, rng)
         loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
         optimizer = self.optimizer.optimizer
         # An optimizer_creator may have added parameters that are not the model's.
@@ -213,6 +219,10 @@ class Run:
         """Return cells on the device of the module, in its dtype."""
         return self.data.cells(indices, self.fabric.device, self.dtype)
 
+    def cells_of(self, steps: Iterable[Indices]) -> Generator[CellBatch, None, None]:
+        """Yield the cells of each step as :meth:`cells`; those on disk are read ahead."""
+        yield from self.data.batches(steps, self.fabric.device, self.dtype)
+
     def lower_learning_rate(self, values: Mapping[str, float]) -> None:
         """Pass the values of an epoch to the scheduler, which may lower the learning rate."""
         if self.scheduler is not None and self.plan.lr_scheduler_metric in values:
@@ -244,13 +254,14 @@ class Run:
         """Take the steps of one epoch; return the means of the loss and its parts."""
         self.vae.train()
         sums: dict[str, Tensor | float] = {}
-        for indices in self.batches.epoch():
-            batch = self.cells(indices)
-            when = f"in epoch {epoch}, step {self.step}"
-            values = self.train_step(batch, when, partial(self._names, indices))
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-            self.step += 1
+        steps = list(self.batches.epoch())
+        with closing(self.cells_of(steps)) as batches:
+            for indices, batch in zip(steps, batches, strict=True):
+                when = f"in epoch {epoch}, step {self.step}"
+                values = self.train_step(batch, when, partial(self._names, indices))
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                self.step += 1
         self.updates.check()
         self.updates.clipping.report(epoch)
         n_steps = self.batches.steps_per_epoch
@@ -285,8 +296,8 @@ class Run:
         if not self.plan.precise_batch_norm or self.refreshed_at == self.step:
             return
         # The same cells each time, drawn without using the run's random numbers.
-        batches = PairedBatches(self.split.train, self.batch_size, np.random.default_rng(0))
-        refresh_statistics(self.vae, map(self.cells, islice(batches.epoch(), N_BATCHES)))
+        batches = self._sampler(self.split.train, self.batch_size, np.random.default_rng(0))
+        refresh_statistics(self.vae, self.cells_of(islice(batches.epoch(), N_BATCHES)))
         self.refreshed_at = self.step
 
     def validate(self) -> dict[str, float]:

@@ -253,9 +253,12 @@ class PairedBatches:
 
     def epoch(self) -> Iterator[Indices]:
         """Yield the indices of the cells of each step."""
-        order = self._rng.permutation(self._larger)
+        order = self._shuffled(self._larger)
         for chunk in np.array_split(order, self.steps_per_epoch):
             yield np.concatenate([chunk, self._take(min(len(chunk), len(self._smaller)))])
+
+    def _shuffled(self, cells: Indices) -> Indices:
+        return self._rng.permutation(cells)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where it is between two epochs."""
@@ -268,7 +271,7 @@ class PairedBatches:
 
     def _take(self, n: int) -> Indices:
         if len(self._left) < n:
-            self._left = np.concatenate([self._left, self._rng.permutation(self._smaller)])
+            self._left = np.concatenate([self._left, self._shuffled(self._smaller)])
         taken, self._left = np.split(self._left, [n])
         return taken
 

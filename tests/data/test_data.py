@@ -161,7 +161,8 @@ def test_repeated_genes_are_named(adata):
         register(adata)
 
 
-def test_backed_data_say_how_to_read_them(adata, tmp_path):
+def test_dense_backed_data_say_how_to_read_them(adata, tmp_path):
+    adata.X = adata.X.toarray()
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     with pytest.raises(ValueError, match="to_memory"):

@@ -245,3 +245,14 @@ def test_a_guide_that_may_look_at_dense_counts_gets_them() -> None:
     assert not vae.guide.needs_dense
     vae.guide.__class__ = Looking
     assert vae.guide.needs_dense
+
+
+def test_indices_of_two_types_are_made_one():
+    # SciPy converts all indices of such a matrix, which files may hold, whenever rows are taken.
+    adata = ad.AnnData(scipy.sparse.csr_matrix(np.eye(5, dtype=np.float32)))
+    adata.X.indptr = adata.X.indptr.astype(np.int64)
+    adata.X.indices = adata.X.indices.astype(np.int32)
+    counts = read_counts(adata, None)
+    assert counts.indptr.dtype == counts.indices.dtype
+    assert adata.X.indptr.dtype == np.int64  # the AnnData itself does not change
+    np.testing.assert_array_equal(counts.toarray(), np.eye(5))

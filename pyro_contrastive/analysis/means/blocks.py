@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.means.group_sums import GroupSums, group_sums
 from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed
 
 __all__ = ["Blocks", "Compared", "blocks_of"]
 
@@ -85,7 +86,7 @@ class Blocks:
 
 
 def blocks_of(
-    x: Matrix,
+    x: Matrix | Observed,
     sizes: Array,
     sample: Codes,
     stratum: Codes,

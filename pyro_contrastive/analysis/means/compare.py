@@ -29,6 +29,7 @@ from pyro_contrastive.analysis.means.results import (
 )
 from pyro_contrastive.analysis.means.settings import MeansSettings
 from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed
 
 __all__ = ["clusters", "compare_means"]
 
@@ -61,7 +62,7 @@ def clusters(z: NDArray[np.float32], n_clusters: int, seed: int = 0) -> Codes:
 
 
 def compare_means(
-    x: Matrix,
+    x: Matrix | Observed,
     sizes: Array,
     strata: Codes,
     side: NDArray[np.bool_],

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed, as_observed
 
 __all__ = ["DonorSums", "GroupSums", "donor_sums", "group_sums"]
 
@@ -47,7 +48,7 @@ class GroupSums:
 
 
 def group_sums(
-    x: Matrix, sizes: Array, strata: NDArray[np.int64], side: NDArray[np.bool_]
+    x: Matrix | Observed, sizes: Array, strata: NDArray[np.int64], side: NDArray[np.bool_]
 ) -> GroupSums:
     """Add up the counts of cells by stratum and side.
 
@@ -69,19 +70,22 @@ def group_sums(
 
 
 def _sums(
-    x: Matrix, sizes: Array, group: Codes, n_groups: int
+    x: Matrix | Observed, sizes: Array, group: Codes, n_groups: int
 ) -> tuple[Array, Array, Array, Array, Array, Codes]:
     """Add up, for each group: counts, squares, products, sizes, squared sizes and cells."""
-    cells = np.arange(len(group))
-    member = csr_matrix((np.ones(len(group)), (group, cells)), shape=(n_groups, len(group)))
-    by_size = csr_matrix((sizes, (group, cells)), shape=member.shape)
-    x = csr_matrix(x, dtype=np.float64)
-    counts, squares, products = (
-        (rows @ values).toarray()
-        for rows, values in ((member, x), (member, x.multiply(x)), (by_size, x))
-    )
+    source = as_observed(x)
+    counts, squares, products = (np.zeros((n_groups, source.shape[1])) for _ in range(3))
+    for cells, rows in source.blocks():
+        own, ones = group[cells], np.ones(len(cells))
+        shape, at = (n_groups, len(cells)), np.arange(len(cells))
+        member, by_size = (csr_matrix((v, (own, at)), shape=shape) for v in (ones, sizes[cells]))
+        some = csr_matrix(rows, dtype=np.float64)
+        counts += (member @ some).toarray()
+        squares += (member @ some.multiply(some)).toarray()
+        products += (by_size @ some).toarray()
     n_cells = np.bincount(group, minlength=n_groups)
-    return counts, squares, products, member @ sizes, member @ sizes**2, n_cells
+    sums_of: Any = [np.bincount(group, v, minlength=n_groups) for v in (sizes, sizes**2)]
+    return counts, squares, products, sums_of[0], sums_of[1], n_cells
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class DonorSums:
 
 
 def donor_sums(
-    x: Matrix, sizes: Array, strata: Codes, side: NDArray[np.bool_], donors: Codes
+    x: Matrix | Observed, sizes: Array, strata: Codes, side: NDArray[np.bool_], donors: Codes
 ) -> DonorSums:
     """Add up the counts of cells by donor, stratum and side.
 

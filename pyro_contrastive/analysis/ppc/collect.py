@@ -21,6 +21,7 @@ from pyro_contrastive.analysis.ppc.statistics import (
 from pyro_contrastive.analysis.ppc.strata import Group, Strata
 from pyro_contrastive.analysis.ppc.sums import Draws, Floats, GeneSums, Ints, PairSums, RankSums
 from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed
 
 PIT_BINS = 20
 
@@ -132,7 +133,7 @@ class Collected:
             RankSums(plan.groups.n_strata, plan.levels, PIT_BINS, rng) if plan.levels else None
         )
 
-    def take(self, observed: Matrix, stream: Iterable[Draws]) -> None:
+    def take(self, observed: Observed, stream: Iterable[Draws]) -> None:
         """Go once over the data and the replicates.
 
         Raises
@@ -151,7 +152,7 @@ class Collected:
                 )
                 raise ValueError(msg)
             cells = slice(start, start + x.shape[1])
-            rows = dense(observed[cells])
+            rows = dense(observed.rows(np.arange(cells.start, cells.stop)))
             strata = self.plan.groups.strata[cells]
             self.observed.add(rows[None], strata, cells, self.plan)
             self.replicated.add(x, strata, cells, self.plan)
@@ -162,7 +163,7 @@ class Collected:
             msg = f"There are replicates of {start} cells, and data of {n_cells}."
             raise ValueError(msg)
 
-    def take_whole(self, observed: Matrix, whole: Callable[[int], Draws] | None) -> None:
+    def take_whole(self, observed: Observed, whole: Callable[[int], Draws] | None) -> None:
         """Go over the replicates one by one, for functions that see all cells at once.
 
         Raises
@@ -178,7 +179,7 @@ class Collected:
                 "function that returns a replicate by its number."
             )
             raise ValueError(msg)
-        self.observed.add_whole(dense(observed), self.plan)
+        self.observed.add_whole(dense(observed.rows()), self.plan)
         for number in range(self.plan.n_samples):
             self.replicated.add_whole(np.asarray(whole(number), dtype=np.float32), self.plan)
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive.analysis.ppc.custom import Function, Statistic
 from pyro_contrastive.analysis.ppc.sums import Draws
 from pyro_contrastive.observed.matrix import Matrix
+from pyro_contrastive.observed.source import Observed, as_observed
 
 __all__ = ["CheckSettings", "CheckedData", "ReplicateStream"]
 
@@ -23,7 +24,7 @@ class CheckedData:
     Parameters
     ----------
     values
-        ``[cells, genes]``, CSR or dense.
+        ``[cells, genes]``: CSR, dense, or observations that are read some cells at a time.
     are_counts
         Whether the data are counts. If not, statistics that need counts are left out.
     groups
@@ -38,13 +39,18 @@ class CheckedData:
         Name of the source of the data, for errors.
     """
 
-    values: Matrix
+    values: Matrix | Observed
     are_counts: bool = True
     groups: Mapping[str, ArrayLike] = field(default_factory=dict)
     contrast: tuple[str, str] | None = None
     gene_names: ArrayLike | None = None
     cell_names: ArrayLike | None = None
     described: str = "this likelihood"
+
+    def first_cells(self, n: int) -> Matrix:
+        """Return the data of the first cells, at most `n`."""
+        source = as_observed(self.values)
+        return source.rows(np.arange(min(n, len(source))))
 
     def names_of_genes(self) -> NDArray[Any]:
         """Names of the genes, or their numbers."""

@@ -18,7 +18,8 @@ from pyro_contrastive.analysis.ppc.results import all_tables
 from pyro_contrastive.analysis.ppc.statistics import CALIBRATION, CORRELATION, chosen_statistics
 from pyro_contrastive.analysis.ppc.strata import Strata
 from pyro_contrastive.data.indices import in_order
-from pyro_contrastive.observed.matrix import Matrix, row_sums
+from pyro_contrastive.observed.matrix import row_sums
+from pyro_contrastive.observed.source import Observed, as_observed
 
 MAX_BYTES = 2e9
 """Size of a dense replicate above which statistics of whole replicates are refused."""
@@ -70,15 +71,16 @@ def check_against_replicates(
     [['gene', 'variance', 'agrees'], ['cell', 'variance', 'agrees']]
     """
     plan, stream = _plan(data, replicates, settings or CheckSettings())
-    collected = Collected(plan, data.values.shape[1], np.random.default_rng(seed))
-    collected.take(data.values, stream.parts())
-    collected.take_whole(data.values, stream.whole)
+    observed = as_observed(data.values)
+    collected = Collected(plan, observed.shape[1], np.random.default_rng(seed))
+    collected.take(observed, stream.parts())
+    collected.take_whole(observed, stream.whole)
     tables = {n: t.assign(model=model) for n, t in all_tables(plan, collected).items()}
     return PosteriorPredictiveCheck(
         **tables,
         interval=plan.interval,
         n_samples=plan.n_samples,
-        data=_fingerprint(data.values),
+        data=_fingerprint(observed),
     )
 
 
@@ -90,7 +92,7 @@ def _plan(
     names = chosen_statistics(
         None if asked is None else _listed(asked), counts=data.are_counts, described=data.described
     )
-    observed = data.values
+    observed = as_observed(data.values)
     n_cells, n_genes = observed.shape
     if n_cells == 0:
         msg = "There are no cells to check."
@@ -102,7 +104,7 @@ def _plan(
     )
     settings.check(stream.n_samples)
     strata = _strata(data, n_cells)
-    own = as_statistics(settings.functions, lambda n: dense(observed[:n]))
+    own = as_statistics(settings.functions, lambda n: dense(data.first_cells(n)))
     _check_memory(own, n_cells, n_genes)
     plan = Plan(
         names=names,
@@ -158,21 +160,29 @@ def _check_memory(own: Mapping[str, Statistic], n_cells: int, n_genes: int) -> N
 
 
 def _pair_genes(
-    given: ArrayLike | None, observed: Matrix, names: tuple[str, ...], *, logs: bool
+    given: ArrayLike | None, observed: Observed, names: tuple[str, ...], *, logs: bool
 ) -> NDArray[np.int64]:
     if CORRELATION not in names:
         return np.empty(0, dtype=np.int64)
     if given is not None:
         return np.asarray(given, dtype=np.int64)
-    values = observed.copy()
-    if logs:
-        values = np.log1p(values) if isinstance(values, np.ndarray) else values.log1p()
-    means = np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
-    squares = values**2 if isinstance(values, np.ndarray) else values.multiply(values)
-    spread = np.asarray(squares.mean(axis=0, dtype=np.float64)).ravel() - means**2
+    n_cells, n_genes = observed.shape
+    means, of_squares = np.zeros(n_genes), np.zeros(n_genes)
+    for _, rows in observed.blocks():
+        values = rows
+        if logs:
+            values = np.log1p(rows) if isinstance(rows, np.ndarray) else rows.log1p()
+        squares = values**2 if isinstance(values, np.ndarray) else values.multiply(values)
+        means += np.asarray(values.sum(axis=0, dtype=np.float64)).ravel() / n_cells
+        of_squares += np.asarray(squares.sum(axis=0, dtype=np.float64)).ravel() / n_cells
+    spread = of_squares - means**2
     return np.sort(np.argsort(-spread, kind="stable")[:CORRELATED_GENES])
 
 
-def _fingerprint(observed: Matrix) -> str:
-    sums = row_sums(observed), np.asarray(observed.sum(axis=0, dtype=np.float64)).ravel()
-    return hashlib.sha256(b"".join(s.tobytes() for s in sums)).hexdigest()
+def _fingerprint(observed: Observed) -> str:
+    n_cells, n_genes = observed.shape
+    of_cells, of_genes = np.empty(n_cells), np.zeros(n_genes)
+    for cells, rows in observed.blocks():
+        of_cells[cells] = row_sums(rows)
+        of_genes += np.asarray(rows.sum(axis=0, dtype=np.float64)).ravel()
+    return hashlib.sha256(of_cells.tobytes() + of_genes.tobytes()).hexdigest()
