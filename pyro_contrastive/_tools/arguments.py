@@ -124,7 +124,7 @@ _LAYERS = Whole(1, 100)
 _SIMPLE: dict[Rule, str] = {
     Whole(): "n_samples n_mc_samples n_draws n_chains n_steps n_simulations n_permutations "
     "n_shuffles n_cells n_khat_cells n_input n_components n_conditions n_flows rank "
-    "early_stopping_patience m_permutation",
+    "early_stopping_patience m_permutation num_nodes",
     Whole(0): "nuts_cells calibration_cells n_warmup early_stopping_warmup_epochs lr_patience "
     "n_covariates n_batch n_continuous_cov fewest_counts",
     Whole(2): "n_folds",

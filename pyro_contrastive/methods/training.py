@@ -89,6 +89,7 @@ class TrainingMethods(ModelBase):
         enable_progress_bar: bool = True,
         schedule: str = "reference",
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
+        num_nodes: int = 1,
         seed: int | None = None,
         **trainer_kwargs: Any,
     ) -> FitResult:
@@ -189,8 +190,9 @@ class TrainingMethods(ModelBase):
         refuse_unknown(trainer_kwargs, names)
         check_modes(load_sparse_tensor=load_sparse_tensor, precision=precision)
         # Lightning takes seconds to import, and only training needs it.
-        from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
+        from pyro_contrastive.training.devices import fabric_for  # noqa: PLC0415
         from pyro_contrastive.training.fit import fit  # noqa: PLC0415
+        from pyro_contrastive.training.processes import shared_seed  # noqa: PLC0415
         from pyro_contrastive.training.run import RunSettings  # noqa: PLC0415
 
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
@@ -199,12 +201,13 @@ class TrainingMethods(ModelBase):
         else:
             self._untrained_module = copy.deepcopy(self.module)
         batch_size = 128 if batch_size is None else batch_size
-        fabric = one_device(accelerator, devices)
+        fabric = fabric_for(accelerator, devices, num_nodes)
         call = TrainCall.now({name: given[name] for name in names}, fabric.device.type)
         adata = self._adata(None)
         data, cells = self._data_of_populations(adata, background_indices, target_indices)
         if max_epochs is None:
-            max_epochs = _max_epochs(cells, schedule, train_size, batch_size)
+            cells_per_step = batch_size * fabric.world_size
+            max_epochs = _max_epochs(cells, schedule, train_size, cells_per_step)
         stopping = None
         is_optional = early_stopping is None
         if is_optional:
@@ -225,7 +228,7 @@ class TrainingMethods(ModelBase):
         split_settings = SplitSettings(
             train_size, validation_size, shuffle_set_split, datasplitter_kwargs or {}
         )
-        with seeded(seed), bfloat16_products(precision == "bf16-mixed"):
+        with seeded(shared_seed(fabric, seed)), bfloat16_products(precision == "bf16-mixed"):
             rng = numpy_rng()
             split = split_cells(*cells, split_settings, adata.obs_names, rng)
             settings = RunSettings(

@@ -17,14 +17,17 @@ from pyro_contrastive.training.hidden_counts import hiding_counts
 from pyro_contrastive.training.history import FitResult, History
 from pyro_contrastive.training.loss_watch import LossWatch
 from pyro_contrastive.training.plan import TrainingPlan
+from pyro_contrastive.training.processes import ending_together
 from pyro_contrastive.training.progress import EpochBar
 from pyro_contrastive.training.run import Run, RunSettings
+from pyro_contrastive.training.same_everywhere import digests
 from pyro_contrastive.training.splits import Split
 from pyro_contrastive.vae import ContrastiveVAE
 
 logger = logging.getLogger(__name__)
 
 
+@ending_together
 def fit(
     vae: ContrastiveVAE,
     data: CellData,
@@ -55,6 +58,8 @@ def fit(
         would never check it.
     NonFiniteLossError
         If the loss becomes NaN or infinite; names the site where that happened.
+    ProcessesError
+        If one of several processes fails, or they have different data, models or settings.
     """
     begun = time.perf_counter()
     run = Run(vae, data, split, plan, settings, fabric=fabric, rng=rng)
@@ -65,7 +70,7 @@ def fit(
     stopping = settings.early_stopping
     stopped = interrupted = False
     try:
-        with hiding_counts(vae, rate):
+        with hiding_counts(vae, rate), run.processes.noting_interrupts():
             stopped = _run_epochs(run, history)
     except KeyboardInterrupt:
         interrupted = True
@@ -94,6 +99,10 @@ def fit(
 
 def _prepare(run: Run, data: CellData) -> None:
     """Initialise the likelihood, check model and settings, and remember some training cells."""
+    if run.processes.size > 1:
+        run.processes.refuse_differences(digests(run, data))
+        run.processes.share_state(run.vae, is_trained=False)
+        run.processes.draw_own_noise()
     train = np.concatenate([run.split.train.background, run.split.train.target])
     if run.plan.start_from_data:
         run.vae.model.likelihood.start_from(data.gene_summary(train))
@@ -105,8 +114,9 @@ def _run_epochs(run: Run, history: History) -> bool:
     """Train epoch by epoch; return whether early stopping ended the run."""
     settings, stopping = run.settings, run.settings.early_stopping
     watch = LossWatch(run.plan.lr)
+    shows_progress = settings.progress_bar and run.processes.is_first
     with (
-        EpochBar(settings.max_epochs, show=settings.progress_bar) as bar,
+        EpochBar(settings.max_epochs, show=shows_progress) as bar,
         pyro.validation_enabled(False),  # checked before training: see `check_programs`
         no_nan_warnings(),
         reused_memory(),
@@ -115,9 +125,11 @@ def _run_epochs(run: Run, history: History) -> bool:
         for epoch in range(settings.max_epochs):
             is_check = settings.is_check(epoch)
             values = run.train_epoch(epoch) | (run.validate() if is_check else {})
+            values = run.processes.of_first(values)  # what follows from them is decided alike
             run.lower_learning_rate(values)
             history.add_epoch(values)
-            watch.check(values, history.n_epochs - 1)
+            if run.processes.is_first:
+                watch.check(values, history.n_epochs - 1)
             bar.advance(values)
             if (
                 stopping is not None

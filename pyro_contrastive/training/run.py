@@ -17,10 +17,12 @@ from pyro_contrastive.data.resident import on_device_if_it_fits
 from pyro_contrastive.training.arguments import refuse_never_checking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
+from pyro_contrastive.training.exchange import Exchange
 from pyro_contrastive.training.finite import check_programs
 from pyro_contrastive.training.hidden_counts import can_hide, rate_for
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan
+from pyro_contrastive.training.processes import Processes
 from pyro_contrastive.training.splits import (
     Indices,
     PairedBatches,
@@ -102,7 +104,7 @@ class Run:
     settings
         See :class:`RunSettings`.
     fabric
-        Device and precision.
+        Devices and processes.
     rng
         Source of the order of the cells; latent noise and dropout come from torch.
     """
@@ -126,7 +128,9 @@ class Run:
         self.settings = settings
         self.max_epochs, self.batch_size = settings.max_epochs, settings.batch_size
         self.fabric = fabric
-        self.batches = PairedBatches(split.train, self.batch_size, rng)
+        self.processes = Processes(fabric)
+        share = self.processes.rank, self.processes.size
+        self.batches = PairedBatches(split.train, self.batch_size, rng, *share)
         loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
         optimizer = self.optimizer.optimizer
         # An optimizer_creator may have added parameters that are not the model's.
@@ -136,6 +140,8 @@ class Run:
         evaluate = RecordedStep(plain) if plan.record_steps else plain
         waits = fabric.device.type != "cuda" or plan.optimizer == "Custom"
         self.updates = Updates(vae, evaluate, optimizer, 1 if waits else STEPS_UNSEEN)
+        if self.processes.size > 1:
+            self.updates.exchange = Exchange(self.processes, plain.parameters)
         self.scheduler = plan.make_scheduler(optimizer)
         n_steps = self.max_epochs * self.batches.steps_per_epoch
         self.cycle = plan.make_cycle(optimizer, n_steps)
@@ -244,6 +250,7 @@ class Run:
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
         self.updates.check()
+        self.processes.share_state(self.vae)
         n_steps = self.batches.steps_per_epoch
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")
@@ -271,6 +278,7 @@ class Run:
         # The same cells each time, drawn without using the run's random numbers.
         batches = PairedBatches(self.split.train, self.batch_size, np.random.default_rng(0))
         refresh_statistics(self.vae, map(self.cells, islice(batches.epoch(), N_BATCHES)))
+        self.processes.share_state(self.vae)
         self._refreshed_at = self.step
 
     def validate(self) -> dict[str, float]:
@@ -279,5 +287,6 @@ class Run:
             return {}
         self.refresh_batch_norm()
         held_out = self.split.validation
-        means = evaluate(self.vae, self.data, held_out, self.batch_size, self.fabric.device)
+        where = self.fabric.device, 0, self.processes
+        means = evaluate(self.vae, self.data, held_out, self.batch_size, *where)
         return {"validation_loss": loss_of(self.vae, means)} | self.named(means, "validation")
