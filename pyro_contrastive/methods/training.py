@@ -108,7 +108,9 @@ class TrainingMethods(ModelBase):
             Number of passes over the larger population; default 400 up to 20,000 cells, then fewer
             (see `schedule`).
         accelerator, devices
-            As in Lightning; "auto" uses CUDA if available. Exactly one device is used.
+            As in Lightning; ``accelerator="auto"`` uses CUDA if available. ``devices`` is how many
+            devices, on each node, or a list of their indices; -1: all; ``"auto"``: one, or as many
+            as ``torchrun`` has started processes for. On a CPU, a device is a process. See Notes.
         train_size, validation_size
             Fractions of each population to train on and to hold out; default 0.9 and 0.1.
             Held-out quantities are recorded when both populations have held-out cells.
@@ -162,6 +164,8 @@ class TrainingMethods(ModelBase):
             round their factors to bfloat16; everything else is in single precision. Faster where
             the processor or GPU multiplies in bfloat16, slower elsewhere; ``benchmarks/README.md``
             has the effect on the ELBO.
+        num_nodes
+            Number of machines, on each of which the script runs.
         seed
             Seed of the split, the order of the cells and all noise; default: torch's global state
             (``pyro.set_rng_seed``). On a CPU the same seed gives the same result for models with
@@ -183,6 +187,29 @@ class TrainingMethods(ModelBase):
             If there is an unknown argument.
         NonFiniteLossError
             If the loss becomes NaN or infinite; names the site.
+        ProcessesError
+            With several processes: if they differ in data, split, model or arguments, or one fails.
+
+        Notes
+        -----
+        Several devices or nodes: a process for each trains on its share of every step, and all of
+        them take the same step, by the average of their gradients. Run the script by ``python
+        script.py``, which then starts itself once more for every further device, or by
+        ``torchrun``; not from a notebook. The whole script runs in every process: all of them need
+        the data, and make the same model. The first one's initial weights count, it shows the
+        progress, and only there does :meth:`save` write. Guard what else writes files.
+
+        * `batch_size` is that of each process: two with 128 take the steps of one with 256, in half
+          as many steps per epoch. Each draws noise of its own. Differences to one process with
+          twice the cells: batch normalisation uses the cells of each process in training, and
+          penalties on pairs of cells (:class:`MMD`, :class:`HSIC`) compare cells of one process.
+          So do not make `batch_size` small because there are many processes.
+        * Held-out quantities are averaged over processes, and decisions, such as early stopping,
+          are those of the first process.
+        * An error in one process ends all with an error that quotes it, at once where processes
+          exchange tensors on CPUs (gloo). A process that does not answer does so after 5 minutes;
+          on GPUs (NCCL) any failure may take that long.
+        * Ctrl-C ends all after the same step, and keeps what was learned.
         """
         check_arguments(locals())
         given = locals()

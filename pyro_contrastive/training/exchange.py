@@ -47,9 +47,11 @@ class Exchange:
         is_interrupted = flat.new_tensor(float(self.processes.is_interrupted))
         with torch.no_grad():
             for view, parameter in zip(self._views, trained, strict=True):
-                view.zero_() if parameter.grad is None else view.copy_(parameter.grad)
-            flat[-n_scalars:-2] = means
-            flat[:-2] *= n_cells
+                if parameter.grad is None:
+                    view.zero_()
+                else:
+                    torch.mul(parameter.grad, n_cells, out=view)
+            flat[-n_scalars:-2] = means * n_cells
             flat[-2], flat[-1] = own.total.to(flat), is_interrupted
             self.processes.add_up(flat)
             flat[:-2] /= flat[-3].clone()  # the number of cells of all processes

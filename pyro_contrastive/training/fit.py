@@ -101,7 +101,7 @@ def _prepare(run: Run, data: CellData) -> None:
     """Initialise the likelihood, check model and settings, and remember some training cells."""
     if run.processes.size > 1:
         run.processes.refuse_differences(digests(run, data))
-        run.processes.share_state(run.vae, is_trained=False)
+        run.processes.give_those_of_first([*run.vae.parameters(), *run.vae.buffers()])
         run.processes.draw_own_noise()
     train = np.concatenate([run.split.train.background, run.split.train.target])
     if run.plan.start_from_data:

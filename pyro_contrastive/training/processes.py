@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_contrastive._tools.first_process import note_rank
 
@@ -118,37 +118,39 @@ class Processes:
             raise ProcessesError(msg)
 
     @torch.no_grad()
-    def share_state(self, module: nn.Module, *, is_trained: bool = True) -> None:
-        """Give all processes the parameters and buffers of the first.
+    def give_those_of_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the values that tensors have in the first."""
+        every = list(tensors)
+        if self.size == 1 or not every:
+            return
+        flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in every])
+        with self._waiting():
+            dist.broadcast(flat, 0)
+        parts = flat.split_with_sizes([tensor.numel() for tensor in every])
+        for tensor, value in zip(every, parts, strict=True):
+            tensor.copy_(value.view(tensor.shape))
 
-        Parameters are the same already once training has begun, up to rounding where processors
-        differ. Buffers, such as the running averages of batch normalisation, are those of the
-        mini-batches of each process.
+    @torch.no_grad()
+    def refuse_drift(self, parameters: Iterable[Tensor]) -> None:
+        """Refuse to go on with weights that differ by more than rounding.
 
         Raises
         ------
         ProcessesError
-            If `is_trained`, and parameters differ by more than rounding.
+            In all processes.
         """
         if self.size == 1:
             return
-        parameters, buffers = list(module.parameters()), list(module.buffers())
-        tensors = [*parameters, *buffers]
-        own = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
-        flat = own.clone()
-        with self._waiting():
-            dist.broadcast(flat, 0)
-        n = sum(parameter.numel() for parameter in parameters)
-        error = float((flat[:n] - own[:n]).norm() / flat[:n].norm().clamp(min=1e-30))
-        if is_trained and any(each > DRIFT for each in self.gather(error)):
+        sums = torch.stack([torch.stack([p.sum(), p.norm()]) for p in parameters]).double()
+        found = self.gather(sums.cpu())
+        if any(
+            bool(((each - sums.cpu()).abs() > DRIFT * sums.cpu()[:, 1:]).any()) for each in found
+        ):
             msg = (
                 "The weights of the processes differ after the same steps, so their optimisers do "
                 "not do the same: look for random numbers in yours (optimizer_creator)."
             )
             raise ProcessesError(msg)
-        parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
-        for tensor, value in zip(tensors, parts, strict=True):
-            tensor.copy_(value.view(tensor.shape))
 
     def draw_own_noise(self) -> None:
         """Start torch's random numbers from another seed in each process."""

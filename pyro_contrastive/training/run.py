@@ -250,7 +250,9 @@ class Run:
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
         self.updates.check()
-        self.processes.share_state(self.vae)
+        self.processes.refuse_drift(self.vae.parameters())
+        # Running averages of batch normalisation are those of each process's own cells.
+        self.processes.give_those_of_first(self.vae.buffers())
         n_steps = self.batches.steps_per_epoch
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")
@@ -278,7 +280,7 @@ class Run:
         # The same cells each time, drawn without using the run's random numbers.
         batches = PairedBatches(self.split.train, self.batch_size, np.random.default_rng(0))
         refresh_statistics(self.vae, map(self.cells, islice(batches.epoch(), N_BATCHES)))
-        self.processes.share_state(self.vae)
+        self.processes.give_those_of_first(self.vae.buffers())
         self._refreshed_at = self.step
 
     def validate(self) -> dict[str, float]:

@@ -322,6 +322,23 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path):
     assert all(torch.equal(its_weights[n], other_weights[n]) for n in names)
 
 
+class Noisy(torch.optim.SGD):
+    """Adds noise of each process's own."""
+
+    def step(self, *args: Any) -> None:
+        super().step(*args)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+
+
+@pytest.mark.slow
+def test_weights_that_come_to_differ_are_refused(tmp_path):
+    plan = {"optimizer": "Custom", "optimizer_creator": lambda p: Noisy(p, lr=1e-3)}
+    for error in ended(tmp_path, change=lambda _: {"plan_kwargs": plan}):
+        assert "ProcessesError: The weights of the processes differ" in str(error)
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_one_process_keeps_what_all_learned(tmp_path):
     both = ended(tmp_path, lambda: os.kill(os.getpid(), signal.SIGINT))
