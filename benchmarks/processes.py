@@ -1,7 +1,7 @@
 """Cells per second of one process and of several that train together, measured alternately.
 
     OMP_NUM_THREADS=1 python benchmarks/processes.py [--processes 2 --cells 20000 --genes 2000
-        --density 0.1 --batch-size 128 --turns 3] [--penalties]
+        --density 0.1 --batch-size 128 --turns 3]
 
 Every process has one thread. The same epochs are trained by one process and by several, turn by
 turn, with `batch_size` cells of each population per process and step. Two ratios are printed:
@@ -11,8 +11,9 @@ turn, with `batch_size` cells of each population per process and step. Two ratio
   alone takes for its cells, divided by what each of several takes. It contains the exchange and the
   memory bandwidth that they share, but not the time in which a process waits for another.
 
-``--copy`` also measures how well the machine runs that many processes at all: how fast several copy
-memory at the same time, relative to one.
+The same two ratios follow for processes that run at the same time and train apart, each a model of
+its own: what the machine allows, with its memory bandwidth. Last comes the share of a process's
+processor time that the exchange takes, in the same process, which varies least.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ import torch
 from anndata import AnnData
 from common import arguments_of_data, simulated
 
-from pyro_contrastive import HSIC, MMD, ContrastiveVI, settings
+from pyro_contrastive import ContrastiveVI, settings
 from pyro_contrastive.training import launch, run
+from pyro_contrastive.training.exchange import Exchange
 
 assert launch  # imported before processes are forked: it takes seconds
 Found = list[tuple[float, float]]
@@ -61,21 +63,28 @@ def in_processes(n: int, act: Callable[[], Any]) -> list[Any]:
     return found
 
 
-def epochs(adata: AnnData, n: int, batch_size: int, *, penalties: bool) -> Found:
-    """Train with n processes; return the times of each epoch but the first."""
+def epochs(adata: AnnData, n: int, batch_size: int) -> tuple[Found, float]:
+    """Train with n processes; return the times of epochs, and the share of the exchange."""
     times: Found = []
-    original = run.Run.train_epoch
+    exchanged = [0.0]
+    train_epoch, share = run.Run.train_epoch, Exchange.__call__
 
-    def train_epoch(self: run.Run, epoch: int) -> Any:
+    def timed_epoch(self: run.Run, epoch: int) -> Any:
         begun = time.perf_counter(), time.process_time()
-        found = original(self, epoch)
+        found = train_epoch(self, epoch)
         times.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
         return found
 
-    run.Run.train_epoch = train_epoch  # type: ignore[method-assign]
+    def timed_share(self: Exchange, *args: Any) -> Any:
+        begun = time.process_time()
+        found = share(self, *args)
+        exchanged[0] += time.process_time() - begun
+        return found
+
+    run.Run.train_epoch = timed_epoch  # type: ignore[method-assign]
+    Exchange.__call__ = timed_share  # type: ignore[method-assign]
     settings.seed = 0
-    model = ContrastiveVI(adata, penalties=[MMD(), HSIC()] if penalties else [])
-    model.train(
+    ContrastiveVI(adata).train(
         max_epochs=3,
         batch_size=batch_size,
         accelerator="cpu",
@@ -84,18 +93,7 @@ def epochs(adata: AnnData, n: int, batch_size: int, *, penalties: bool) -> Found
         check_val_every_n_epoch=None,
         enable_progress_bar=False,
     )
-    return times[1:]
-
-
-def copies() -> Found:
-    """Copy 256 MB 20 times; return the times of each copy."""
-    source, times = np.ones(2**25), []
-    target = np.empty_like(source)
-    for _ in range(20):
-        begun = time.perf_counter(), time.process_time()
-        np.copyto(target, source)
-        times.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
-    return times
+    return times[1:], exchanged[0] / sum(processor for _, processor in times)
 
 
 def compare(one: list[Found], several: list[Found], n: int, what: str) -> None:
@@ -114,31 +112,30 @@ def main() -> None:
     arguments_of_data(parser)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--penalties", action="store_true", help="with MMD and HSIC")
-    parser.add_argument("--copy", action="store_true", help="measure memory bandwidth too")
     options = parser.parse_args()
     adata = simulated(options.cells, options.genes, options.density)
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
     n = options.processes
-
-    def measured(size: int) -> list[Found]:
-        return in_processes(
-            size, lambda: epochs(adata, size, options.batch_size, penalties=options.penalties)
-        )
-
     one: list[Found] = []
-    several: list[Found] = []
+    apart: list[Found] = []
+    together: list[Found] = []
+    shares: list[float] = []
     for _ in range(options.turns):
-        one.extend(measured(1))
-        several.extend(measured(n))
+        for found, size, devices in ((one, 1, 1), (apart, n, 1), (together, n, n)):
+            for times, share in in_processes(
+                size, lambda devices=devices: epochs(adata, devices, options.batch_size)
+            ):
+                found.append(times)
+                if devices > 1:
+                    shares.append(share)
+    compare(one, apart, n, "apart, cells/s")
     # An epoch of several has as many cells in all: each process has its share of them.
-    whole = [[(a / n, b / n) for a, b in process] for process in one]
-    compare(whole, several, n, "cells/s")
-    cells = 0.9 * adata.n_obs
-    walls = [np.median([wall for p in found for wall, _ in p]) for found in (one, several)]
-    print(f"cells/s by wall time: {cells / walls[0]:,.0f} and {cells / walls[1]:,.0f}")
-    if options.copy:
-        compare(in_processes(1, copies), in_processes(n, copies), n, "bytes/s copied")
+    per_share = [[(a / n, b / n) for a, b in process] for process in one]
+    compare(per_share, together, n, "together, cells/s")
+    walls = [np.median([wall for p in found for wall, _ in p]) for found in (one, together)]
+    rates = [0.9 * adata.n_obs / wall for wall in walls]
+    print(f"cells/s by wall time: {rates[0]:,.0f} and {rates[1]:,.0f}")
+    print(f"share of the exchange in a process's processor time: {np.median(shares):.3f}")
 
 
 if __name__ == "__main__":

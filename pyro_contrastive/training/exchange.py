@@ -44,7 +44,7 @@ class Exchange:
         flat, n_scalars = self._flat, len(names) + 4
         scalars = [own.loss, *(own.terms[name] for name in names), torch.ones_like(own.loss)]
         means = torch.stack([scalar.to(flat).reshape(()) for scalar in scalars])
-        is_interrupted = flat.new_tensor(float(self.processes.is_interrupted))
+        is_interrupted = flat.new_full((), float(self.processes.is_interrupted))
         with torch.no_grad():
             for view, parameter in zip(self._views, trained, strict=True):
                 if parameter.grad is None:

@@ -354,7 +354,9 @@ def test_ctrl_c_in_one_process_keeps_what_all_learned(tmp_path):
 
 @pytest.mark.slow
 def test_a_fit_of_two_processes_is_as_good_as_that_of_one(tmp_path):
-    adata = simulate(SimulationSettings(n_background=600, n_target=600, n_genes=50, mean_total=300))
+    adata = simulate(
+        SimulationSettings(n_background=1200, n_target=1200, n_genes=50, mean_total=300)
+    )
     ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
 
     def fitted(seed: int, **kwargs: Any) -> tuple[dict[str, Tensor], float]:
@@ -363,9 +365,9 @@ def test_a_fit_of_two_processes_is_as_good_as_that_of_one(tmp_path):
         train(model, 25, schedule="fast", seed=0, **kwargs)
         return weights(model), float(model.history["elbo_validation"].min().iloc[0])
 
-    single = [fitted(seed, batch_size=64)[1] for seed in range(3)]
+    single = [fitted(seed, batch_size=128)[1] for seed in range(3)]
     both = in_processes(
-        tmp_path, lambda _: [fitted(s, batch_size=32, devices=2) for s in range(3)], seconds=500
+        tmp_path, lambda _: [fitted(s, batch_size=64, devices=2) for s in range(3)], seconds=500
     )
     for (first, elbo), (second, same_elbo) in zip(*both, strict=True):
         assert same(first, second)
