@@ -165,6 +165,8 @@ class StorageMethods(ModelBase):
     ) -> None:
         """Save the model as a folder: weights (safetensors), settings and history (JSON).
 
+        Where several processes trained together, only the first one writes.
+
         Parameters
         ----------
         dir_path

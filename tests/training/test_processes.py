@@ -261,6 +261,15 @@ def test_a_process_that_does_not_come_ends_the_other_in_time(tmp_path):
     assert "max_epochs must be at least 1" in str(second)
 
 
+@pytest.mark.slow
+def test_bad_input_of_one_process_ends_the_other(tmp_path):
+    twice = {"datasplitter_kwargs": {"external_indexing": [[0, 80], [0]]}}
+    first, second = ended(tmp_path, change=lambda rank: twice if rank else {})
+    assert "has some cells twice" in str(second)
+    assert "ProcessesError: Process 0 of 2" in str(first)
+    assert "another one ended" in str(first)
+
+
 def with_another_count(adata: ad.AnnData) -> ad.AnnData:
     other = adata.copy()
     other.X[3, 4] += 1
