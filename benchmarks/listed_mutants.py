@@ -49,4 +49,15 @@ LISTED = (
     ),
     ("plan", "training/plan.py", "round(FAST_STEPS", "int(FAST_STEPS"),
     ("plan", "training/plan.py", "round(WARMUP_FRACTION", "int(WARMUP_FRACTION"),
+    # Found by drawing mutants (results/mutants.md).
+    ("density", "density/heads.py", "ROOM = 2.0**40", "ROOM = 80.0"),
+    ("penalties", "penalties/learned.py", "classifier(s).squeeze(-1)", "classifier(s).squeeze(1)"),
+    ("penalties", "penalties/_pairs.py", "last == 2 * scale", "last == 2 / scale"),
+    ("means", "analysis/means/group_effects.py", "len(paired) >= TWO", "len(paired) > TWO"),
+    ("means", "analysis/means/results.py", '.index("p_value") + 1', '.index("p_value") - 1'),
+    ("means", "analysis/means/pseudobulk.py", '["lfcSE"] * LOG_2', '["lfcSE"] / LOG_2'),
+    (
+        *("means", "analysis/means/sex_genes.py"),
+        *("in SEX_LINKED or n.removesuffix", "in SEX_LINKED and n.removesuffix"),
+    ),
 )

@@ -60,7 +60,7 @@ ROOMS = {
         ),
         (
             *("tests/density/test_distributions.py", "tests/density/test_kernel_functions.py"),
-            *("tests/density/test_decoded_counts.py",),
+            *("tests/density/test_decoded_counts.py", "tests/priors/test_priors.py"),
             *("tests/likelihoods/test_likelihoods.py", "tests/density/test_ways.py"),
         ),
     ),
@@ -76,7 +76,9 @@ ROOMS = {
             *("tests/penalties/test_penalties.py", "tests/program/test_parity.py"),
         ),
     ),
-    "penalties": Room(("penalties/*.py",), ("tests/penalties",)),
+    "penalties": Room(
+        ("penalties/*.py",), ("tests/penalties", "tests/priors/test_learned_priors.py")
+    ),
     "differential statistics": Room(
         ("analysis/differential_statistics.py",),
         ("tests/analysis/test_differential.py", "tests/analysis/test_differential_choices.py"),

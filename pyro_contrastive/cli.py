@@ -11,7 +11,12 @@ from typing import Annotated
 
 import typer
 
-from pyro_contrastive._tools.shell import errors_on_one_line, plain_warnings, print_error
+from pyro_contrastive._tools.shell import (
+    errors_on_one_line,
+    plain_warnings,
+    print_error,
+    refuse_torchrun,
+)
 from pyro_contrastive.guides import SHORT_NAMES as GUIDES
 from pyro_contrastive.likelihoods import SHORT_NAMES as LIKELIHOODS
 
@@ -132,6 +137,29 @@ NullOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _take_noted(context: typer.Context, results: Path | None) -> Path | None:
+    """Take the other options from the run that is continued, unless they are given again."""
+    if results is not None:
+        with errors_on_one_line(OSError, ValueError):
+            from pyro_contrastive.report.resume import killed_run, noted_command  # noqa: PLC0415
+
+            noted = noted_command(killed_run(results))
+        context.default_map = {**noted, "out": str(results)}
+    return results
+
+
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_take_noted,
+        is_eager=True,
+        help="Folder of a fit that was killed, to be continued: no other option is needed. The "
+        "result is that of a fit that was not interrupted.",
+        show_default=False,
+    ),
+]
 EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latents in 2-D.")]
 
 
@@ -139,6 +167,7 @@ EmbeddingOption = Annotated[Embedding, typer.Option(help="How to draw the latent
 def _what_failed() -> Iterator[None]:
     """Report which results could not be made, on a line each, and where the others are."""
     from pyro_contrastive.report.failures import ResultsError  # noqa: PLC0415
+    from pyro_contrastive.training.finite import NonFiniteLossError  # noqa: PLC0415
 
     try:
         with plain_warnings():
@@ -148,6 +177,9 @@ def _what_failed() -> Iterator[None]:
             print_error(failure)
         with suppress(OSError, ValueError):  # standard output has been closed
             typer.echo(error.kept)
+        raise typer.Exit(1) from error
+    except NonFiniteLossError as error:
+        print_error(str(error))
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         print_error(str(error) or "Interrupted.")
@@ -185,6 +217,7 @@ def _demo(
     """Fit the bundled interferon data and explain the result on a web page."""
     with ExitStack() as stack:
         with errors_on_one_line(OSError, ValueError):
+            refuse_torchrun()
             _check_embedding(embedding)
             from pyro_contrastive.report.folder import reserve_folder  # noqa: PLC0415
 
@@ -238,6 +271,7 @@ def fit(
     embedding: EmbeddingOption = Embedding.tsne,
     refine: RefineOption = False,
     null_shuffles: NullOption = None,
+    resume: ResumeOption = None,
 ) -> None:
     """Fit your own counts and write the same page for them.
 
@@ -246,12 +280,15 @@ def fit(
     --preset none gives the plain model of scvi-tools, as do
     ContrastiveVI(adata) and train() in Python.
     """
+    given = locals()
     with ExitStack() as stack:
         # Refuse here everything that can be refused, before any work is lost.
         with errors_on_one_line(OSError, ValueError):
+            refuse_torchrun()
             _check_embedding(embedding)
             from pyro_contrastive.report import file_kinds, inputs  # noqa: PLC0415
             from pyro_contrastive.report import folder as folders  # noqa: PLC0415
+            from pyro_contrastive.report import resume as resumes  # noqa: PLC0415
             from pyro_contrastive.report import study as studies  # noqa: PLC0415
 
             member = studies.known_preset(preset)
@@ -266,8 +303,12 @@ def fit(
                 sample_key=sample_key,
             )
             study = studies.study_of_file(counts, columns, label_key)
-            reserved = folders.reserve_folder(out, study.name, overwrite=overwrite, source=counts)
+            killed = None if resume is None else resumes.killed_run(out)
+            reserved = folders.reserve_folder(
+                out, study.name, overwrite=overwrite, source=counts, killed=killed
+            )
             folder = stack.enter_context(reserved)
+            resumes.note_command(folder, given)
             cells = inputs.read_counts(counts)
             inputs.check_columns(cells, study)
             from pyro_contrastive.report import pipeline  # noqa: PLC0415

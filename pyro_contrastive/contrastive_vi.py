@@ -10,6 +10,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.components.parts import guide_given, likelihood_given, penalties_given
+from pyro_contrastive.data.oddities import warn_of_many_latents
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support, warn_of_counts
 from pyro_contrastive.guide import ContrastiveGuide
@@ -86,9 +87,10 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         Cells with the model's genes, covariates and conditions. By default those the model was made
         with.
     ``indices`` : array, default ``None``
-        Which of them, as indices or boolean mask. By default all. A mask that is a pandas Series is
-        aligned by its index, which must hold the cell names; integers are positions, whatever their
-        index.
+        Which of them, as indices or boolean mask. By default all. If it selects none, a result
+        per cell is empty, and a result about all cells together is an error. A mask that is a
+        pandas Series is aligned by its index, which must hold the cell names; integers are
+        positions, whatever their index.
     ``batch_size`` : int, default ``None``
         Cells in memory at a time. By default 1,024, or fewer where each has many draws.
     ``seed`` : int, default ``None``
@@ -168,6 +170,11 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
         data = setup.extract(adata)
         check_support(data.rows(), setup.with_genes(adata), setup.layer, likelihood)
         warn_of_counts(data.rows(), setup.layer, likelihood)
+        warn_of_many_latents(
+            len(setup.genes),
+            n_background_latent=n_background_latent,
+            n_salient_latent=n_salient_latent,
+        )
         _check_size_factors(setup, likelihood, observed=use_observed_lib_size)
         library: dict[str, Any] = {}
         if not use_observed_lib_size:
@@ -211,6 +218,14 @@ dispersion_posterior, guide, n_layers_decoder, penalties, elbo, elbo_kwargs
           that no model can separate the effect of the batch from that of the treatment;
         * if two levels of a column are probably one with two spellings, such as ``"Control"`` and
           ``"control"``, where one of them would count as a treatment;
+        * if a batch or level of a categorical covariate has cells of one population only, or a
+          continuous covariate follows the condition (correlation above 0.95), or a covariate is
+          the same in all cells;
+        * if a treatment, of several, has fewer than 5 cells;
+        * if a value of a column is ``'nan'``, empty or the like, as missing values are when they
+          have become text;
+        * if genes have no counts in any cell, counts are above 2^24 (single precision rounds
+          them), or names of cells repeat;
         * if ``adata.var`` says that some features are not genes;
         * if a column looks like donors and `sample_key` is not given, or by `sample_key` all cells
           of a population are from one donor.

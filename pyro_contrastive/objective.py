@@ -18,6 +18,7 @@ from pyro.infer.elbo import ELBOModule
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.pyro_names import unique_name
 from pyro_contrastive._tools.torch_tools import tensors_for_items
 from pyro_contrastive.cells import CellBatch
@@ -58,6 +59,7 @@ class _ContrastiveTerms:
         **elbo_kwargs: Any,
     ) -> None:
         # There is one plate; otherwise Pyro would run model and guide once more to find that out.
+        check_arguments(elbo_kwargs)
         super().__init__(**({"max_plate_nesting": 1} | elbo_kwargs))
         if weighting not in {"population", "proportional"}:
             msg = f"weighting must be 'population' or 'proportional', not {weighting!r}."

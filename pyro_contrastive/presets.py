@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import pyro.distributions as dist
 
+from pyro_contrastive._tools.arguments import shown
+from pyro_contrastive.data.levels import suggestion
 from pyro_contrastive.likelihoods import AdditivePoisson, ZeroInflatedNegativeBinomial
 from pyro_contrastive.penalties import (
     HSIC,
@@ -203,8 +205,11 @@ def preset_arguments(name: str, sizes: Sizes) -> dict[str, Any]:
         If there is no such preset.
     """
     by_lower_case = {known.lower(): preset for known, preset in PRESETS.items()}
-    if name.lower() not in by_lower_case:
-        msg = f"There is no preset {name!r}; there are {list(PRESETS)}."
+    if not isinstance(name, str) or name.lower() not in by_lower_case:
+        msg = (
+            f"There is no preset {shown(name)}; there are {list(PRESETS)}."
+            f"{suggestion(name, PRESETS)}"
+        )
         raise ValueError(msg)
     latents = {
         "n_background_latent": sizes.n_background_latent,

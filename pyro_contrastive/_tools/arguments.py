@@ -7,6 +7,7 @@ once what it may be. A method checks its own with ``check_arguments(locals())`` 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -104,53 +105,77 @@ class Flag:
 class OneOf:
     """One of a few names."""
 
-    names: tuple[str | None, ...]
+    names: tuple[str, ...]
+    or_none: bool = False
 
     def problem(self, value: Any) -> str | None:
         """Return what the value must be, if it is not that."""
-        if value is None or isinstance(value, str):
-            return None if value in self.names else self._listed()
-        return self._listed()
-
-    def _listed(self) -> str:
-        *most, last = map(repr, self.names)
+        if (value is None and self.or_none) or (isinstance(value, str) and value in self.names):
+            return None
+        *most, last = [*map(repr, self.names), *(["None"] if self.or_none else [])]
         return f"{', '.join(most)} or {last}"
 
 
+@dataclass(frozen=True)
+class Instance:
+    """An object of a class, which the message calls by a name."""
+
+    cls: type
+    name: str
+    or_none: bool = False
+
+    def problem(self, value: Any) -> str | None:
+        """Return what the value must be, if it is not that."""
+        if isinstance(value, self.cls) or (value is None and self.or_none):
+            return None
+        return self.name + (" or None" if self.or_none else "")
+
+
 _SHARE = Number(0, 1, low_closed=False, high_closed=False)
-_WIDTH = Whole(1, 100_000)
-_LATENTS = Whole(1, 10_000)
-_LAYERS = Whole(1, 100)
 _SIMPLE: dict[Rule, str] = {
     Whole(): "n_samples n_mc_samples n_draws n_chains n_steps n_simulations n_permutations "
-    "n_shuffles n_cells n_khat_cells n_input n_components n_conditions n_flows rank "
-    "early_stopping_patience m_permutation num_nodes",
+    "n_shuffles n_folds n_cells n_khat_cells early_stopping_patience m_permutation num_nodes",
     Whole(0): "nuts_cells calibration_cells n_warmup early_stopping_warmup_epochs lr_patience "
-    "n_covariates n_batch n_continuous_cov fewest_counts",
-    Whole(2): "n_folds",
-    Whole(or_none=True): "batch_size max_epochs check_val_every_n_epoch n_samples_overall",
+    "n_covariates n_batch n_continuous_cov fewest_counts max_plate_nesting",
+    Whole(1, 10_000_000): "n_input",
+    Whole(1, 100_000): "n_hidden n_components n_conditions num_particles",
+    Whole(1, 10_000): "n_background_latent n_salient_latent n_latent rank",
+    Whole(1, 100): "n_layers n_flows",
+    Whole(or_none=True): "batch_size max_epochs check_val_every_n_epoch n_samples_overall "
+    "checkpoint_every_n_epochs",
     Whole(0, or_none=True): "n_epochs_kl_warmup n_steps_kl_warmup",
     Whole(0, LARGEST_SEED, or_none=True): "seed",
-    _WIDTH: "n_hidden",
-    _LATENTS: "n_background_latent n_salient_latent n_latent",
-    _LAYERS: "n_layers",
     Whole(0, 100, or_none=True): "n_layers_decoder",
     Number(0, 1, high_closed=False): "dropout_rate",
-    Number(0): "weight wasserstein_penalty weight_decay lr_min lr_threshold min_kl_weight "
-    "early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts",
+    Number(0): "threshold weight wasserstein_penalty weight_decay lr_min lr_threshold "
+    "min_kl_weight early_stopping_min_delta max_kl_weight lfc_threshold threshold_counts "
+    "checkpoint_every_n_minutes",
     Number(0, low_closed=False): "lr eps sigma gain",
     Number(0, low_closed=False, or_none=True): "pseudocount pseudocounts",
     Number(0, or_none=True): "delta",
-    Number(0, 1): "fdr_target threshold",
+    Number(0, 1): "fdr_target",
     _SHARE: "interval cycle_rise lr_factor escape_scale min_scale",
     Number(0, 1, low_closed=False, or_none=True): "train_size",
     Number(0, 1, or_none=True): "validation_size",
     Flag(): "silent give_mean return_mean all_stats batch_correction by_stratum predictive prior "
     "sparse nuts shuffle_set_split load_sparse_tensor enable_progress_bar use_observed_lib_size "
     "annealed one_cycle reduce_lr_on_plateau precise_batch_norm start_from_data record_steps "
-    "use_permutation log1p fill_missing overwrite save_anndata hide_state_registries",
+    "use_permutation log1p fill_missing overwrite save_anndata hide_state_registries "
+    "vectorize_particles",
     Flag(or_none=True): "return_numpy early_stopping",
+    Instance(str, "a name"): "early_stopping_monitor lr_scheduler_metric schedule",
+    Instance(Mapping, "a dict", or_none=True): "plan_kwargs datasplitter_kwargs elbo_kwargs",
+    OneOf(("auto", "cpu", "gpu", "cuda", "mps")): "accelerator",
     OneOf(("min", "max")): "early_stopping_mode",
+    OneOf(("salient", "background")): "representation_kind",
+    OneOf(("salient", "background"), or_none=True): "expression_type",
+    OneOf(("scale", "mean")): "quantity",
+    OneOf(("aggregate_posterior", "prior")): "salient_source",
+    OneOf(("change", "vanilla", "means")): "mode",
+    OneOf(("two", "three")): "test_mode",
+    OneOf(("cell", "entry"), or_none=True): "log_likelihood",
+    OneOf(("guide", "refined", "nuts")): "method",
+    OneOf(("32-true", "bf16-mixed")): "precision",
 }
 ARGUMENTS: dict[str, Rule] = {
     name: rule for rule, names in _SIMPLE.items() for name in names.split()
@@ -183,6 +208,26 @@ def check_arguments(given: Mapping[str, Any], owner: str = "", **others: Rule) -
             prefix = f"{owner}: " if owner else ""
             msg = f"{prefix}{name} must be {problem}, not {shown(value)}."
             raise ValueError(msg)
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuse anything but the path of a file or folder.
+
+    Parameters
+    ----------
+    name
+        Name of the argument.
+    value
+        Its value.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a string nor a `Path`.
+    """
+    if not isinstance(value, str | os.PathLike):
+        msg = f"{name} must be a path, a string or a pathlib.Path, not {shown(value)}."
+        raise TypeError(msg)
 
 
 def shown(value: object) -> str:

@@ -10,7 +10,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating
-from pyro_contrastive.analysis.decoding import Array, decode_batch
+from pyro_contrastive.analysis.decoding import Array, decode_batch, joined
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import (
     device_of,
@@ -107,7 +107,7 @@ def counterfactual_expression(query: Query, intervention: Intervention) -> Array
             posterior = draw_posterior(vae, batch, n_samples, guide=guide)
             changed, do = counterfactual_batch(vae, batch, posterior, intervention, n_samples)
             result.append(decode_batch(query, changed, posterior, do))
-    return np.concatenate(result, axis=0 if query.decoding.average else 1)
+    return joined(result, query)
 
 
 @dataclass(frozen=True)
@@ -165,4 +165,4 @@ def treatment_effect(query: Query, *, interval: float, pseudocount: float) -> Ef
             lower, upper = quantiles.astype(np.float32)
             parts["lower"].append(lower)
             parts["upper"].append(upper)
-    return Effect(**{name: np.concatenate(values) for name, values in parts.items()})
+    return Effect(**{n: joined(values, query, average=True) for n, values in parts.items()})

@@ -16,7 +16,7 @@ from pyro_contrastive.analysis.query import Decoding, Query
 from pyro_contrastive.analysis.runs import draw_posterior, value_at, without_salient
 from pyro_contrastive.cells import CellBatch
 
-__all__ = ["decode_batch", "decode_cells", "decoded_under", "has_expression"]
+__all__ = ["decode_batch", "decode_cells", "decoded_under", "has_expression", "joined"]
 
 Array = NDArray[np.float32]
 
@@ -51,8 +51,27 @@ def decode_cells(query: Query, *, salient: Sequence[bool] = (True,)) -> list[Arr
             for result, keep in zip(results, salient, strict=True):
                 do = None if keep else without_salient(posterior)
                 result.append(decode_batch(query, batch, posterior, do))
-    axis = 0 if query.decoding.average else 1
-    return [np.concatenate(result, axis=axis) for result in results]
+    return [joined(result, query) for result in results]
+
+
+def joined(parts: Sequence[Array], query: Query, *, average: bool | None = None) -> Array:
+    """Join the mini-batches of decoded cells; if there are no cells, return an array of none.
+
+    Parameters
+    ----------
+    parts
+        Mini-batches, ``[cells, genes]`` or ``[n_samples, cells, genes]``.
+    query
+        The cells, and how they were decoded.
+    average
+        Whether the first axis is that of cells. Default: as the query says.
+    """
+    decoding = query.decoding
+    is_average = decoding.average if average is None else average
+    if parts:
+        return np.concatenate(parts, axis=0 if is_average else 1)
+    shape = (0, len(query.genes)) if is_average else (decoding.n_samples, 0, len(query.genes))
+    return np.empty(shape, dtype=np.float32)
 
 
 def decode_batch(

@@ -26,16 +26,7 @@ def latent_representation(query: Query, kind: str, *, give_mean: bool) -> NDArra
         ``"salient"`` or ``"background"``.
     give_mean
         The mean, or else a draw (from torch's global random state).
-
-    Raises
-    ------
-    ValueError
-        If `kind` is neither of the two.
     """
-    if kind not in SITES:
-        msg = f"representation_kind must be one of {list(SITES)}, not {kind!r}."
-        raise ValueError(msg)
-
     vae = query.vae
     width = vae.n_salient_latent if kind == "salient" else vae.n_background_latent
     return _per_cell(query, SITES[kind], width, give_mean=give_mean)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -160,6 +160,14 @@ def column(obs: pd.DataFrame, key: str) -> pd.Series:
 def complete_column(obs: pd.DataFrame, key: str) -> pd.Series:
     """Return a column, refusing missing values."""
     found = column(obs, key)
+    if found.dtype == object:
+        odd = [value for value in found if not isinstance(value, Hashable)]
+        if odd:
+            msg = (
+                f"adata.obs[{key!r}] holds values of type {type(odd[0]).__name__}; values of a "
+                "column must be texts, numbers, truth values or dates."
+            )
+            raise ValueError(msg)
     if found.isna().any():
         msg = (
             f"adata.obs[{key!r}] is missing (NaN) in {int(found.isna().sum())} cells. Fill it in, "
@@ -177,6 +185,9 @@ def texts(obs: pd.DataFrame, key: str) -> NDArray[np.str_]:
 def numbers(obs: pd.DataFrame, key: str) -> NDArray[np.float32]:
     """Return a column as finite numbers, refusing other values."""
     texts(obs, key)
+    if obs[key].dtype.kind in "cmM":
+        msg = f"adata.obs[{key!r}] must hold real numbers, not {obs[key].dtype}."
+        raise ValueError(msg)
     try:
         values = obs[key].to_numpy(dtype=np.float32)
     except (TypeError, ValueError) as error:

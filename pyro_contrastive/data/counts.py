@@ -38,6 +38,7 @@ def read_counts(adata: AnnData, layer: str | None, cells: Indices | None = None)
     check_in_memory(adata)
     where = place(layer)
     matrix = _matrix(adata, layer, cells)
+    _check_kind(matrix, where)
     counts: Matrix
     if sp.issparse(matrix):
         _check_sparse(matrix, where)
@@ -93,6 +94,37 @@ def _check_sparse(matrix: Any, where: str) -> None:
     used = matrix.indices[: matrix.indptr[-1]]
     if matrix.indptr[0] != 0 or (used.size and (used.min() < 0 or used.max() >= n_inner)):
         raise _damaged(matrix, where)
+
+
+def _check_kind(matrix: Any, where: str) -> None:
+    """Refuse matrices that are computed later, and arrays that would lose an axis, mask or part.
+
+    Raises
+    ------
+    ValueError
+        If it is not an array in memory of two axes, with numbers that are not masked.
+    """
+    if not isinstance(matrix, np.ndarray | pd.DataFrame) and not sp.issparse(matrix):
+        package = type(matrix).__module__.partition(".")[0]
+        how = f"{where} = {where}.compute()" if package == "dask" else "read it into memory"
+        msg = f"{where} is a {type(matrix).__name__} of {package}, not an array in memory: {how}."
+        raise ValueError(msg)
+    if np.ndim(matrix) != 2 and not sp.issparse(matrix):  # noqa: PLR2004  # cells and genes
+        msg = f"{where} has shape {np.shape(matrix)}; counts have two axes, cells and genes."
+        raise ValueError(msg)
+    kinds = {dtype.kind for dtype in getattr(matrix, "dtypes", [getattr(matrix, "dtype", None)])}
+    if not kinds <= set("biuf"):
+        msg = (
+            f"{where} must hold numbers, not values of type {getattr(matrix, 'dtype', kinds)}. If "
+            f"they are numbers kept as objects or text: {where} = {where}.astype('float32')."
+        )
+        raise ValueError(msg)
+    if isinstance(matrix, np.ma.MaskedArray) and np.ma.is_masked(matrix):
+        msg = (
+            f"{where} is a masked array, and {int(np.ma.getmaskarray(matrix).sum())} of its values "
+            "are masked. Replace them, as by .filled(0), or leave out these cells or genes."
+        )
+        raise ValueError(msg)
 
 
 def _check_ends(matrix: Any, where: str, cells: Indices) -> None:

@@ -21,11 +21,19 @@ _CLOSE = 0.1
 """Distance from an integer within which a corrected count is close to it."""
 _ROUNDING = 2e-6
 """Relative error of numbers that were float32 before a transformation was undone."""
+_NOTHING = 1e-3
+"""Values below this are zeros of a transformation that was undone."""
+_ONE = 1.5
+"""1 remains 1 in some transformations; larger integers do not, or seldom."""
+_TELLING = 1e4
+"""Below this, numbers that were float32 before are seen to be integers, or not."""
 _INVERSES: tuple[tuple[Callable[[NDArray[Any]], NDArray[Any]], float], ...] = (
     (np.expm1, 30.0),
     (lambda x: np.exp2(x) - 1, 40.0),
     (lambda x: 10.0**x - 1, 15.0),
     (np.square, 1e4),
+    (lambda x: np.square(x / 2) - 0.375, 1e4),  # Anscombe
+    (lambda x: np.square((x - 1 / x) / 2), 1e4),  # Freeman and Tukey
 )
 """Inverses of common transformations, each with the largest value it is tried on."""
 
@@ -61,7 +69,9 @@ def look_like_corrected_counts(matrix: Any) -> bool:
         if values.max() <= largest:
             undone = rows.copy()
             undone.data = inverse(values)
-            if _units(undone) is not None:
+            undone.data[np.abs(undone.data) < _NOTHING] = 0.0  # as zeros become
+            undone.eliminate_zeros()
+            if _units(undone) is not None or (_hold_integers(undone) and not _hold_integers(rows)):
                 return False
     is_close = np.abs(values - np.rint(values)) <= _CLOSE
     return bool(values.max() > _LARGEST_LOG or (is_close & (values > _HALF)).mean() > _HALF)
@@ -78,6 +88,16 @@ def _units(rows: sp.csr_matrix) -> NDArray[np.float64] | None:
         whole.append((np.abs(ratios - np.rint(ratios)) <= 0.01 + _ROUNDING * ratios).all())
         units += [values.min()] if whole[-1] else []
     return np.array(units) if units and np.mean(whole) > _HALF else None
+
+
+def _hold_integers(rows: sp.csr_matrix) -> bool:
+    """Tell whether nearly all values are integers, of those small enough to tell.
+
+    Counts of deeply sequenced cells are not multiples of the smallest count of their cell.
+    """
+    told = rows.data[(rows.data > _ONE) & (rows.data < _TELLING)]
+    tolerance = 0.01 + _ROUNDING * told
+    return len(told) > 1 and bool((np.abs(told - np.rint(told)) <= tolerance).mean() > _HALF)
 
 
 def rounded_layer(adata: AnnData) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,19 @@ def as_indices(indices: Any, cells: pd.Index | int, name: str = "indices") -> In
         msg = f"{name} holds {array.min()} to {array.max()}; there are {n_cells} cells."
         raise ValueError(msg)
     return array.astype(np.int64) % n_cells
+
+
+def check_some(cells: Sized, name: str = "indices") -> None:
+    """Refuse a selection of no cells, where the answer is about all of them together.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if not len(cells):
+        msg = f"{name} selects no cells: there is nothing to compute."
+        raise ValueError(msg)
 
 
 def order_of(index: pd.Index, names: pd.Index, what: str) -> Indices | slice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Number, Real
 from typing import Any
@@ -28,8 +28,13 @@ def several(value: object) -> bool:
 
 
 def listed(values: Any) -> list[Any]:
-    """Return several values as a list, or a single one as a list of one."""
-    return list(values) if several(values) else [values]
+    """Return several values as a list, or a single one as a list of one.
+
+    A dictionary or a data frame is one value, which is not a level: its keys or columns would be
+    taken for values.
+    """
+    is_list = several(values) and not isinstance(values, Mapping | pd.DataFrame)
+    return list(values) if is_list else [values]
 
 
 def position_of(value: object, levels: Sequence[object]) -> int | None:
@@ -112,8 +117,15 @@ def suggestion(value: object, levels: Iterable[object]) -> str:
     names = [str(level) for level in levels]
     key = spelling(str(value))
     similar = [name for name in names if spelling(name) == key]
-    similar = similar or get_close_matches(str(value), names, n=1, cutoff=0.75)
+    if not similar:
+        close = get_close_matches(str(value), names, n=3, cutoff=0.75)
+        # Donors 11 and 12, or CD4+ and CD4-, are different and not misspelt.
+        similar = [name for name in close if _letters(name) != _letters(str(value))]
     return f" Do you mean {similar[0]!r}?" if similar else ""
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text if character.isalpha())
 
 
 def _texts(value: object) -> set[str]:

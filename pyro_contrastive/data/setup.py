@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -27,6 +28,16 @@ from pyro_contrastive.data.design import warn_of_confounding, warn_of_few_cells
 from pyro_contrastive.data.donors import warn_of_donors
 from pyro_contrastive.data.features import warn_of_other_features
 from pyro_contrastive.data.levels import codes_of, suggestion
+from pyro_contrastive.data.oddities import (
+    warn_of_categories,
+    warn_of_genes_without_counts,
+    warn_of_large_counts,
+    warn_of_missing_as_text,
+    warn_of_numbers,
+    warn_of_rare_treatments,
+    warn_of_repeated_names,
+)
+from pyro_contrastive.data.record import read_record
 from pyro_contrastive.data.spelling import warn_of_spellings
 from pyro_contrastive.data.support import warn_of_empty_cells, warn_of_other_data, warn_of_scale
 from pyro_contrastive.observed.matrix import Matrix
@@ -100,13 +111,20 @@ class Setup:
             unit = float(data.totals().mean() / data.size_factor.mean())
             setup = replace(setup, size_factor_unit=unit)
         warn_of_empty_cells(data.rows())
+        warn_of_genes_without_counts(data.rows(), adata.var_names)
+        warn_of_large_counts(data.rows(), setup.layer)
+        warn_of_repeated_names(adata.obs_names)
         warn_of_few_cells(data)
+        warn_of_rare_treatments(data)
         covariates = setup.categorical_covariate_keys
         warn_of_confounding(data, condition_key, setup.batch_key, covariates)
         taken = (setup.batch_key, setup.labels_key, setup.size_factor_key, condition_key)
         warn_of_donors(data, adata.obs, setup.sample_key, (*taken, *covariates))
         columns = {key: texts(adata.obs, key) for key in setup.categories}
         warn_of_spellings(columns, condition_key, setup.background)
+        warn_of_missing_as_text(columns, (condition_key, setup.background))
+        warn_of_categories(data, setup._codes_by_key(data))
+        warn_of_numbers(data, setup.continuous_covariate_keys)
         warn_of_other_features(adata.var)
         if data.continuous is not None:
             warn_of_scale(setup.continuous_covariate_keys, data.continuous)
@@ -124,13 +142,21 @@ class Setup:
         Raises
         ------
         ValueError
-            If the AnnData was never registered.
+            If the AnnData was never registered, or the record is damaged or of a later version.
         """
         check_anndata(adata)
         if UNS_KEY not in adata.uns:
             msg = "This AnnData is not registered: call ContrastiveVI.setup_anndata(adata, ...)."
             raise ValueError(msg)
-        return cls.from_json(adata.uns[UNS_KEY])
+        return cls._of_values(read_record(adata.uns[UNS_KEY], f"adata.uns[{UNS_KEY!r}]"))
+
+    def _codes_by_key(self, data: CellData) -> dict[str, tuple[NDArray[np.int64], list[str]]]:
+        """Return codes and their names by batch and categorical covariate."""
+        codes = {} if data.batch is None else {str(self.batch_key): data.batch}
+        if data.categorical is not None:
+            keys = self.categorical_covariate_keys
+            codes |= dict(zip(keys, data.categorical.T, strict=True))
+        return {key: (found, self.categories[key]) for key, found in codes.items()}
 
     def to_json(self) -> str:
         """Write the record as JSON."""
@@ -139,9 +165,12 @@ class Setup:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what :meth:`to_json` wrote."""
-        values = json.loads(text)
+        return cls._of_values(json.loads(text))
+
+    @classmethod
+    def _of_values(cls, values: Mapping[str, Any]) -> Self:
         lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        return cls(**(values | lists))
+        return cls(**(dict(values) | lists))
 
     @property
     def n_batch(self) -> int:

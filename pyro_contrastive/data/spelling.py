@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")  # 1E2 is a well, and not 100
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _MINUS = "-\N{MINUS SIGN}"
 _OTHER_MARKS = _MINUS + "."

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from pickletools import genops
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
@@ -105,11 +105,11 @@ _CALLS: dict[str, Callable[..., Any]] = {
 class _Unpickler(pickle.Unpickler):
     """Makes containers, numbers, strings and tensors, and nothing else."""
 
-    def __init__(self, archive: ZipFile, folder: str) -> None:
+    def __init__(self, path: Path, archive: ZipFile, folder: str) -> None:
         pickled = _read_record(archive, f"{folder}data.pkl")
         _check_labels(pickled)
         super().__init__(BytesIO(pickled))
-        self._archive = archive
+        self._path, self._archive = path, archive
         self._folder = folder
 
     def find_class(self, module: str, name: str) -> Any:
@@ -127,7 +127,7 @@ class _Unpickler(pickle.Unpickler):
         if kept or qualified in _KEPT_NAMES:
             return type("StandIn", (StandIn,), {"qualified_name": qualified})
         msg = (
-            f"{self._archive.filename} names {qualified}, which is not part of what scvi-tools' "
+            f"{self._path} names {qualified}, which is not part of what scvi-tools' "
             "ContrastiveVI saves; nothing was run. If you trust the file, load it with scvi-tools "
             "(scvi.external.ContrastiveVI.load) and pass the model instead of the path."
         )
@@ -183,8 +183,13 @@ def read_archive(path: Path) -> Any:
     InvalidFileError
         If the file is damaged, or was not written by ``torch.save``.
     """
+    with path.open("rb") as file:  # the system's own errors, such as a file that may not be read
+        return _read(path, file)
+
+
+def _read(path: Path, file: BinaryIO) -> Any:
     try:
-        with ZipFile(path) as archive:
+        with ZipFile(file) as archive:
             folders = [n[: -len("data.pkl")] for n in archive.namelist() if n.endswith("/data.pkl")]
             if len(folders) != 1:
                 msg = "it has no pickle"
@@ -193,8 +198,8 @@ def read_archive(path: Path) -> Any:
             if order in archive.namelist() and archive.read(order) != sys.byteorder.encode():
                 msg = "it was written on a machine with another byte order"
                 raise pickle.UnpicklingError(msg)
-            return _Unpickler(archive, folders[0]).load()
-    except (RefusedObjectError, OSError):
+            return _Unpickler(path, archive, folders[0]).load()
+    except RefusedObjectError:
         raise
     except BadZipFile as error:
         msg = f"{path} is damaged, or was not written by torch.save ({error})."

@@ -13,14 +13,14 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix, hstack
 
-from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive._tools.arguments import check_arguments, shown
 from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.analysis.runs import device_of
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.data.cell_data import CellData, in_parts
-from pyro_contrastive.data.counts import cell_names, read_counts
-from pyro_contrastive.data.indices import as_indices
+from pyro_contrastive.data.counts import cell_names, check_anndata, check_in_memory, read_counts
+from pyro_contrastive.data.indices import as_indices, check_some
 from pyro_contrastive.data.levels import listed, position_of, suggestion
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.data.support import check_support
@@ -150,6 +150,7 @@ class ModelBase:
                 "model.prepare_query_anndata(adata). Load a saved model first: ContrastiveVI.load."
             )
             raise TypeError(msg)
+        check_in_memory(adata)
         self.setup.check_repeats(adata)
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:
@@ -186,6 +187,7 @@ class ModelBase:
         if chosen is None:
             msg = "The model was loaded without data: give adata=."
             raise ValueError(msg)
+        check_anndata(chosen)
         return chosen
 
     def _extract(
@@ -303,9 +305,7 @@ class ModelBase:
     ) -> Query:
         """Return a question as :meth:`_query` does, about at least one cell."""
         query = self._query(adata, indices, batch_size, refine=refine)
-        if not len(query):
-            msg = "indices selects no cells: there is nothing to compute."
-            raise ValueError(msg)
+        check_some(query)
         return query
 
     def _batch_codes(self, batches: Batches, name: str = "transform_batch") -> list[int]:
@@ -321,13 +321,14 @@ class ModelBase:
         unknown = [batch for batch, code in zip(wanted, codes, strict=True) if code is None]
         if unknown:
             msg = (
-                f"{name}: {unknown} are not batches of this model; those are {known}."
+                f"{name}: {shown(unknown)} are not batches of this model; those are "
+                f"{known}."
                 f"{suggestion(unknown[0], known)}"
             )
             raise ValueError(msg)
         return [code for code in codes if code is not None]
 
-    def _condition_code(self, condition: Level) -> int:
+    def _condition_code(self, condition: Level, name: str = "condition") -> int:
         """Turn the name of a condition (or its code, if none are registered) into its code."""
         names = self.setup.conditions
         code = position_of(condition, names or (BACKGROUND, BACKGROUND + 1))
@@ -335,7 +336,7 @@ class ModelBase:
             return code
         known = list(names) or "0 (background) and 1 (target)"
         msg = (
-            f"{condition!r} is not a condition of this model; those are {known}."
+            f"{name}: {shown(condition)} is not a condition of this model; those are {known}."
             f"{suggestion(condition, names)}"
         )
         raise ValueError(msg)

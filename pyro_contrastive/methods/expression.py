@@ -204,9 +204,6 @@ class ExpressionMethods(ModelBase):
         if (expression_type is None) == (indices_to_return_salient is None):
             msg = "Give exactly one of expression_type and indices_to_return_salient."
             raise ValueError(msg)
-        if expression_type not in {None, "salient", "background"}:
-            msg = f"expression_type must be 'salient' or 'background', not {expression_type!r}."
-            raise ValueError(msg)
         # The condition of a cell matters only where it decides whether the cell has an s: not if
         # none is to have one, and not if the caller says which cells are to have one.
         by_condition = expression_type == "salient"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class FitQualityMethods(ModelBase):
         query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("ELBO", len(query), silent=silent):
             value = likelihood.elbo(query)
-        return float(value.mean()) if return_mean else value
+        return _mean(value) if return_mean else value
 
     def get_reconstruction_error(
         self,
@@ -93,7 +93,7 @@ class FitQualityMethods(ModelBase):
         query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Reconstruction", len(query), silent=silent):
             value = -likelihood.log_likelihood_of_reconstruction(query)
-        return {"reconstruction_loss": float(value.mean()) if return_mean else value}
+        return {"reconstruction_loss": _mean(value) if return_mean else value}
 
     def get_marginal_ll(
         self,
@@ -125,7 +125,7 @@ class FitQualityMethods(ModelBase):
         query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Marginal likelihood", len(query), silent=silent):
             value = likelihood.marginal_log_likelihood(query, n_mc_samples)
-        return float(value.mean()) if return_mean else value
+        return _mean(value) if return_mean else value
 
     def posterior_predictive_check(
         self,
@@ -232,3 +232,14 @@ class FitQualityMethods(ModelBase):
             return check_against_replicates(
                 data, streamed(query, seed), settings, model=name, seed=rank_seed
             )
+
+
+def _mean(of_cell: NDArray[np.floating[Any]]) -> float:
+    """Return the mean over cells; an error if there are none."""
+    if not len(of_cell):
+        msg = (
+            "indices selects no cells, so there is no mean over cells. return_mean=False returns "
+            "one value per cell, here an empty array."
+        )
+        raise ValueError(msg)
+    return float(of_cell.mean())

@@ -164,7 +164,7 @@ class GroupEffectMethods(ModelBase):
         decoding = decoding_of(
             self, gene_list=gene_list, n_samples=n_samples, return_mean=True, quantity="mean"
         )
-        query = self._query(adata, indices, batch_size, refine=refine)
+        query = self._query_of_some(adata, indices, batch_size, refine=refine)
         query = replace(query, decoding=decoding)
         cells = grouped_cells(self, obs, query, groupby, sample_key, settings, seed or 0)
         codes = _treatments(self, cells, treatment)
@@ -189,8 +189,9 @@ def _treatments(
             msg = "None of these cells is a treated cell with counts: there is nothing to compare."
             raise ValueError(msg)
         return present
-    codes = list(dict.fromkeys(model._condition_code(name) for name in listed(treatment)))
-    for name, code in zip(listed(treatment), codes, strict=False):
+    names = listed(treatment)
+    codes = list(dict.fromkeys(model._condition_code(name, "treatment") for name in names))
+    for name, code in zip(names, codes, strict=False):
         if code == BACKGROUND:
             msg = f"treatment={name!r} is the background, with which treatments are compared."
             raise ValueError(msg)

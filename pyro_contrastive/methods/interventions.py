@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,14 +20,6 @@ from pyro_contrastive.methods.refined import refined_cells
 SalientSource = Literal["aggregate_posterior", "prior"]
 
 
-def check_salient_source(salient_source: str) -> None:
-    """Refuse an unknown source of salient latents, whether or not it would be used."""
-    known = get_args(SalientSource)
-    if salient_source not in known:
-        msg = f"salient_source must be {known[0]!r} or {known[1]!r}, not {salient_source!r}."
-        raise ValueError(msg)
-
-
 def query_under(
     model: ModelBase,
     condition: Level,
@@ -40,7 +32,6 @@ def query_under(
 ) -> tuple[Query, Intervention]:
     """Return a question about cells, and the intervention that gives them a condition."""
     code = model._condition_code(condition)
-    check_salient_source(salient_source)
     # Under the background condition every cell has s = 0, whatever condition it was given.
     needed = code != BACKGROUND
     query = model._query(adata, indices, batch_size, need_condition=needed, refine=refine)

@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis import latent_usage as usage
-from pyro_contrastive.analysis.posterior import SITES, latent_representation, library_size
+from pyro_contrastive.analysis.posterior import latent_representation, library_size
 from pyro_contrastive.analysis.progress import progress
 from pyro_contrastive.data.columns import check_key, texts
+from pyro_contrastive.data.indices import check_some
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.methods.held_out import cells_to_judge
 from pyro_contrastive.methods.labels import UNNAMED_CONDITIONS, known_conditions, label_keys
@@ -143,9 +144,6 @@ class LatentMethods(ModelBase):
             dimensions (mixtures and flows do not; see :meth:`latent_signal`).
         """
         check_arguments(locals())
-        if representation_kind not in SITES:
-            msg = f"representation_kind must be one of {list(SITES)}, not {representation_kind!r}."
-            raise ValueError(msg)
         query = self._query_of_some(adata, indices, batch_size)
         # Seeded, since KL divergences without a closed form are estimated from draws.
         with seeded(0), progress("Latent usage", len(query), silent=silent):
@@ -240,6 +238,7 @@ class LatentMethods(ModelBase):
         obs = self._adata(adata).obs
         codes = known_conditions(self._query(adata, None).data)
         cells = cells_to_judge(self, adata, indices, codes, MIN_PER_CLASS)
+        check_some(cells)
         names = np.asarray(self.setup.conditions or UNNAMED_CONDITIONS)
         if labels_key is not None:
             check_key("labels_key", labels_key, obs)

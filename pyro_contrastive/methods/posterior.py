@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -68,7 +67,7 @@ class PosteriorMethods(ModelBase):
         """
         check_arguments(locals())
         check_draws(n_samples)
-        query = self._query_of_some(adata, indices, batch_size, refine=refine)
+        query = self._query(adata, indices, batch_size, refine=refine)
         with seeded(seed), progress("Pareto k", len(query), silent=silent):
             weights = log_weights_of_cells(query, n_samples)
         found = estimate(weights)
@@ -277,9 +276,6 @@ class PosteriorMethods(ModelBase):
         ['z1', 'z2', 's1', 'log_likelihood', 'expression of ISG15', 'effect on ISG15']
         """
         check_arguments(locals())
-        if method not in get_args(Method):
-            msg = f"method must be one of {list(get_args(Method))}, not {method!r}."
-            raise ValueError(msg)
         if n_simulations < 10 or n_draws < 1:  # noqa: PLR2004  # two bins of five
             msg = (
                 "Calibration needs at least 10 simulations and 1 draw, not "

@@ -21,6 +21,7 @@ from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.cells import BACKGROUND
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.methods.labels import UNNAMED_CONDITIONS, label_keys
+from pyro_contrastive.methods.queries import known_genes
 
 
 def data_to_check(
@@ -78,10 +79,6 @@ def gene_positions(genes: Sequence[str] | None, names: NDArray[Any]) -> NDArray[
     """Return the positions of `correlation_genes` among the genes of the check."""
     if genes is None:
         return None
-    genes = list(genes)  # a set or a generator too
-    known = {gene: position for position, gene in enumerate(names)}
-    unknown = [gene for gene in genes if gene not in known]
-    if unknown:
-        msg = f"correlation_genes: {unknown[:3]} are not among the genes of the check."
-        raise ValueError(msg)
-    return np.array([known[gene] for gene in dict.fromkeys(genes)], dtype=np.int64)
+    asked = known_genes("correlation_genes", genes, names.tolist(), "the check")
+    positions = {gene: position for position, gene in enumerate(names)}
+    return np.array([positions[gene] for gene in asked], dtype=np.int64)

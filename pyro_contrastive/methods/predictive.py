@@ -270,9 +270,6 @@ class PredictiveMethods(ModelBase):
             unknown, or `log_likelihood` is not one of the three.
         """
         check_arguments(locals())
-        if log_likelihood not in {"cell", "entry", None}:
-            msg = f"log_likelihood must be 'cell', 'entry' or None, not {log_likelihood!r}."
-            raise ValueError(msg)
         query = self._query(adata, indices, batch_size, refine=refine)
         if not len(query):
             msg = "There are no cells to export: indices selects none."

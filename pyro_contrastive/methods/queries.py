@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pyro_contrastive._tools.arguments import shown
 from pyro_contrastive.analysis.decoding import Array
 from pyro_contrastive.analysis.query import EXPRESSION_SITES, Decoding, Query
 from pyro_contrastive.data.levels import position_of, suggestion
@@ -60,9 +62,6 @@ def decoding_of(
 
 def _site(quantity: str, *, of_counts: bool) -> str:
     """Return the site of the model that is decoded."""
-    if quantity not in EXPRESSION_SITES:
-        msg = f"quantity must be 'scale' or 'mean', not {quantity!r}."
-        raise ValueError(msg)
     return EXPRESSION_SITES[quantity][of_counts]
 
 
@@ -100,17 +99,57 @@ def warn_if_draws_are_tables(query: Query, return_numpy: bool | None) -> None:
 
 def _gene_positions(gene_list: Sequence[str] | None, setup: Setup) -> NDArray[np.int64] | slice:
     """Return the positions of genes, in the model's order."""
-    if isinstance(gene_list, str):
-        msg = f"gene_list must be a list of genes: [{gene_list!r}]."
-        raise TypeError(msg)
     if gene_list is None:
         return slice(None)
-    gene_list = list(gene_list)  # a set or a generator too
-    unknown = [gene for gene in gene_list if gene not in set(setup.genes)]
+    return np.flatnonzero(np.isin(setup.genes, known_genes("gene_list", gene_list, setup.genes)))
+
+
+def known_genes(
+    argument: str, given: object, genes: Sequence[str], of: str = "this model"
+) -> list[str]:
+    """Return the names in a list of genes, refusing anything else.
+
+    Parameters
+    ----------
+    argument
+        Name of the argument, for the error.
+    given
+        The list; a set, a generator or the keys of a dictionary will do.
+    genes
+        The names that may be in it.
+    of
+        What these are the genes of, for the error.
+
+    Raises
+    ------
+    TypeError
+        If it is not a list of strings.
+    ValueError
+        If a name is not among `genes`, or is there twice.
+    """
+    if isinstance(given, str):
+        msg = f"{argument} must be a list of genes: [{given!r}]."
+        raise TypeError(msg)
+    is_list = isinstance(given, Iterable) and not isinstance(given, pd.DataFrame)
+    names: list[Any] = list(given) if is_list else []  # type: ignore[call-overload]  # it is one
+    others = [name for name in names if not isinstance(name, str)]
+    if not is_list or others:
+        what = f"it holds {shown(others[0])}" if others else f"not {shown(given)}"
+        msg = f"{argument} must be a list of names of genes, which are strings; {what}."
+        raise TypeError(msg)
+    known = set(genes)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        msg = f"gene_list: {len(unknown)} are not genes of this model, e.g. {unknown[:3]}."
+        msg = (
+            f"{argument}: {len(unknown)} are not genes of {of}, e.g. {unknown[:3]}."
+            f"{suggestion(unknown[0], genes)}"
+        )
         raise ValueError(msg)
-    return np.flatnonzero(np.isin(setup.genes, gene_list))
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        msg = f"{argument} names {len(twice)} genes more than once, e.g. {twice[:3]}."
+        raise ValueError(msg)
+    return names
 
 
 def _check_library_size(library_size: LibrarySize, model: ModelBase) -> None:

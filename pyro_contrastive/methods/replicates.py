@@ -14,7 +14,6 @@ from pyro_contrastive.data.levels import several
 from pyro_contrastive.methods.base import Level, ModelBase
 from pyro_contrastive.methods.interventions import (
     SalientSource,
-    check_salient_source,
     query_under,
 )
 from pyro_contrastive.methods.queries import Covariates, decoding_of
@@ -50,7 +49,6 @@ def query_for_replicates(
     if several(wanted.transform_batch):
         msg = f"transform_batch must be one batch here, not {wanted.transform_batch!r}."
         raise ValueError(msg)
-    check_salient_source(wanted.salient_source)
     intervention = None
     if wanted.condition is None:
         query = model._query(adata, indices, batch_size, refine=wanted.refine)

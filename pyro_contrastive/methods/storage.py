@@ -12,11 +12,12 @@ import pandas as pd
 from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
-from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive._tools.arguments import check_arguments, check_path
 from pyro_contrastive._tools.first_process import is_first_process
 from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
+from pyro_contrastive.data.counts import check_anndata
 from pyro_contrastive.data.setup import Setup
 from pyro_contrastive.guide import ContrastiveGuide
 from pyro_contrastive.interop.scvi_files import read_scvi
@@ -191,6 +192,7 @@ class StorageMethods(ModelBase):
             one of ``AnnData.write_h5ad``.
         """
         check_arguments(locals())
+        check_path("dir_path", dir_path)
         refuse_prefix(prefix)
         if not is_first_process():
             return
@@ -269,6 +271,7 @@ penalties
             "penalties": penalties,
         }
         refuse_prefix(prefix)
+        check_path("dir_path", dir_path)
         target = torch_device(accelerator, device)
         saved, saved_adata = read_folder(Path(dir_path))
         model = cls._from_saved(saved, given, saved_adata if adata is None else adata)
@@ -307,6 +310,8 @@ penalties
     def _from_saved(
         cls, saved: SavedModel, given: Mapping[str, Any], adata: AnnData | None
     ) -> Self:
+        if adata is not None:
+            check_anndata(adata)
         saved.check_given(given)
         model = cls.__new__(cls)
         try:

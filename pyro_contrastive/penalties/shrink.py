@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_contrastive._tools.arguments import Whole, shown
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.penalties.base import Penalty
 
@@ -48,7 +49,7 @@ class ShrinkMeans(Penalty):
         if site not in {"z", "s"}:
             msg = f"ShrinkMeans: site must be 'z' or 's', not {site!r}."
             raise ValueError(msg)
-        self.cells_per_condition = [int(n) for n in cells_per_condition]
+        self.cells_per_condition = _numbers(cells_per_condition)
         self.site = site
 
     @property
@@ -61,3 +62,15 @@ class ShrinkMeans(Penalty):
         means = model_trace.nodes[self.site]["fn"].mean  # [..., cells, latents]
         sizes = means.new_tensor(self.cells_per_condition).clamp(min=1.0)
         return (means.square().sum(-1) / sizes[batch.condition.long()]).mean()
+
+
+def _numbers(cells_per_condition: object) -> list[int]:
+    """Return numbers of cells as a list, refusing anything else."""
+    given = list(cells_per_condition) if isinstance(cells_per_condition, Iterable) else []
+    if not given or any(Whole(0).problem(n) is not None for n in given):
+        msg = (
+            "ShrinkMeans: cells_per_condition must be a list of whole numbers from 0 up, one for "
+            f"each condition, background first; not {shown(cells_per_condition)}."
+        )
+        raise ValueError(msg)
+    return [int(n) for n in given]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_contrastive._tools.arguments import check_arguments
+from pyro_contrastive._tools.arguments import check_arguments, shown
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.components.component import check_component
 from pyro_contrastive.priors.base import Prior
@@ -69,6 +69,12 @@ class FixedPrior(Prior):
     def __init__(self, distribution: torch.distributions.Distribution, n_latent: int) -> None:
         super().__init__()
         check_arguments(locals(), type(self).__name__)
+        if not isinstance(distribution, torch.distributions.Distribution):
+            msg = (  # type: ignore[unreachable]  # untyped callers
+                "FixedPrior: distribution must be one of torch or pyro, such as "
+                f"dist.Laplace(0., 1.), not {shown(distribution)}."
+            )
+            raise TypeError(msg)
         while isinstance(distribution, torch.distributions.Independent):
             distribution = distribution.base_dist
         self.n_latent = n_latent

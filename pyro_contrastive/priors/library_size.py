@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyro_contrastive._tools.arguments import shown
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.priors.base import Prior
 
@@ -35,8 +36,7 @@ class LogNormalLibrary(Prior):
     def __init__(self, log_means: ArrayLike, log_variances: ArrayLike) -> None:
         super().__init__()
         means, variances = (
-            torch.as_tensor(np.asarray(v), dtype=torch.get_default_dtype()).reshape(-1)
-            for v in (log_means, log_variances)
+            _numbers(v, name) for name, v in (("means", log_means), ("variances", log_variances))
         )
         if means.shape != variances.shape:
             msg = (
@@ -68,3 +68,15 @@ class LogNormalLibrary(Prior):
             "log_means": self.log_means.tolist(),
             "log_variances": self.log_variances.tolist(),
         }
+
+
+def _numbers(given: ArrayLike, what: str) -> Tensor:
+    """Return numbers, one per batch, as a tensor."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "iuf":
+        msg = (
+            f"LogNormalLibrary: log_{what} must be numbers, one per batch, not {shown(given)}. In "
+            f"a model they are the argument library_log_{'means' if what == 'means' else 'vars'}."
+        )
+        raise ValueError(msg)
+    return torch.as_tensor(array, dtype=torch.get_default_dtype()).reshape(-1)

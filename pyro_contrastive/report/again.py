@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pyro_contrastive.data.levels import suggestion
 from pyro_contrastive.report.answer import add_gene_figures, in_words
 from pyro_contrastive.report.earlier_run import MANIFEST, NOTE
 from pyro_contrastive.report.figures import FigureSet
@@ -100,7 +101,10 @@ def _check_column(obs: pd.DataFrame, role: str, key: str | None) -> None:
     if key is None:
         return
     if key not in obs:
-        raise ValueError(f"{role} column {key!r} is not in obs; available: {', '.join(obs)}")
+        raise ValueError(
+            f"{role} column {key!r} is not in obs; available: {', '.join(obs)}."
+            f"{suggestion(key, obs)}"
+        )
     if obs[key].isna().any():
         raise ValueError(f"{role} column {key!r} has no value in some cells")
 

@@ -44,6 +44,8 @@ class ResultsFolder:
         Whether an earlier run's files in it may be replaced.
     source
         The file that is read, which must not be deleted. Default: none.
+    killed
+        What a killed run left in the folder, which this run continues. Default: a new run.
 
     Raises
     ------
@@ -57,7 +59,13 @@ class ResultsFolder:
     """
 
     def __init__(
-        self, out: str | Path, name: str, *, overwrite: bool, source: Path | None = None
+        self,
+        out: str | Path,
+        name: str,
+        *,
+        overwrite: bool,
+        source: Path | None = None,
+        killed: Path | None = None,
     ) -> None:
         self.given = Path(out)
         self.path = _resolved(self.given)
@@ -74,6 +82,7 @@ class ResultsFolder:
         self.targets |= {f"{name}.h5ad", NULL_FILE, *TABLES.values()}
         self.data_bytes = 0  # of the .h5ad file, once that has been tried
         self._keep_staging = self._is_published = False
+        self._killed = None if killed is None else _resolved(killed)
         self._check(source)
         self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
         self._token = new_token()
@@ -84,6 +93,11 @@ class ResultsFolder:
     def new(self) -> Path:
         """Where this run's files are made."""
         return self.staging / "new"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the training writes its checkpoints; deleted when the results are in place."""
+        return self.staging / "checkpoints"
 
     def renew(self) -> None:
         """Make the folder again if it was deleted during the training."""
@@ -133,7 +147,8 @@ class ResultsFolder:
     def close(self) -> None:
         """Delete temporary files, and the folder if nothing was written into it."""
         give_up_token(self._token)
-        if self._keep_staging:
+        # A continued run that fails once more, for example on changed data, can still be continued.
+        if self._keep_staging or (self._killed is not None and not self._is_published):
             return
         shutil.rmtree(self.staging, ignore_errors=True)
         if not self._is_published:
@@ -159,7 +174,8 @@ class ResultsFolder:
         if not self.path.is_dir():
             raise NotADirectoryError(f"{self.given} is a file; the results need a folder")
         self._check_other_runs()
-        there = sorted(p.name for p in self.path.iterdir() if not is_litter(p.name))
+        found = [p for p in self.path.iterdir() if p != self._killed]
+        there = sorted(p.name for p in found if not is_litter(p.name))
         if there and not self.overwrite:
             raise FileExistsError(
                 f"folder {self.given} is not empty; choose another one, or allow overwriting "
@@ -193,6 +209,8 @@ class ResultsFolder:
 
     def _check_other_runs(self) -> None:
         for run in Unfinished.all_in(self.path):
+            if run.path == self._killed:
+                continue
             if run.may_be_live():
                 raise FileExistsError(
                     f"another run (process {run.pid} on {run.host}) is writing into folder "
@@ -209,6 +227,10 @@ class ResultsFolder:
         if self.path.parent.is_dir():
             tidy(self.path)
         try:
+            if self._killed is not None:
+                os.rename(self._killed, self.staging)
+                for name in ("new", "old"):
+                    shutil.rmtree(self.staging / name, ignore_errors=True)
             self.new.mkdir(parents=True)
         except OSError as error:
             self.close()
@@ -218,10 +240,15 @@ class ResultsFolder:
 
 @contextmanager
 def reserve_folder(
-    out: str | Path, name: str, *, overwrite: bool, source: Path | None = None
+    out: str | Path,
+    name: str,
+    *,
+    overwrite: bool,
+    source: Path | None = None,
+    killed: Path | None = None,
 ) -> Iterator[ResultsFolder]:
     """Reserve a folder for one run, see :class:`ResultsFolder`; unpublished files are deleted."""
-    folder = ResultsFolder(out, name, overwrite=overwrite, source=source)
+    folder = ResultsFolder(out, name, overwrite=overwrite, source=source, killed=killed)
     try:
         yield folder
     finally:

@@ -10,6 +10,8 @@ import anndata as ad
 import pandas as pd
 
 from pyro_contrastive.data.file_checks import check_hdf5, check_zarr
+from pyro_contrastive.data.files import read_h5ad, read_zarr
+from pyro_contrastive.data.levels import suggestion
 from pyro_contrastive.data.places import layer_names
 from pyro_contrastive.report.advice import listed, where_to_look
 from pyro_contrastive.report.failures import message_of
@@ -82,14 +84,6 @@ def _check_self_contained(file: Path, kind: Kind) -> None:
         check_hdf5(file)
 
 
-def _read_h5ad(file: Path) -> ad.AnnData:
-    return ad.read_h5ad(file)
-
-
-def _read_zarr(file: Path) -> ad.AnnData:
-    return ad.read_zarr(file)
-
-
 def _read_tenx(file: Path) -> ad.AnnData:
     import scanpy  # noqa: PLC0415 -- an extra
 
@@ -97,8 +91,8 @@ def _read_tenx(file: Path) -> ad.AnnData:
 
 
 _READERS = {
-    Kind.h5ad: _read_h5ad,
-    Kind.zarr: _read_zarr,
+    Kind.h5ad: read_h5ad,
+    Kind.zarr: read_zarr,
     Kind.tenx: _read_tenx,
     Kind.cellbender: _read_tenx,
 }
@@ -135,7 +129,8 @@ def check_columns(adata: ad.AnnData, study: Study) -> None:
             _check_column(adata.obs, role, key)
     if layer is not None and layer not in layer_names(adata):
         raise ValueError(
-            f"the data have no layer {layer!r}; available: {listed(layer_names(adata))}"
+            f"the data have no layer {layer!r}; available: {listed(layer_names(adata))}."
+            f"{suggestion(layer, layer_names(adata))}"
         )
     if layer is None and adata.X is None:
         raise ValueError(f"the file has no X. {where_to_look(adata)}")
@@ -176,7 +171,9 @@ def _check_column(obs: pd.DataFrame, role: str, key: str) -> None:
             f'adata.obs[{key!r}] = ..., and save: adata.write_h5ad("counts.h5ad")'
         )
     if key not in obs:
-        raise ValueError(f"{role} column {key!r} is not in obs; available: {listed(obs)}")
+        raise ValueError(
+            f"{role} column {key!r} is not in obs; available: {listed(obs)}.{suggestion(key, obs)}"
+        )
     if obs[key].isna().any():
         n_missing = int(obs[key].isna().sum())
         raise ValueError(
@@ -192,7 +189,8 @@ def _check_values(condition: pd.Series, study: Study) -> None:
     )
     if background not in found:
         raise ValueError(
-            f"background {background!r} is not a value of {key!r}; available: {listed(found)}"
+            f"background {background!r} is not a value of {key!r}; available: {listed(found)}."
+            f"{suggestion(background, found)}"
         )
     if len(found) == 1:
         raise ValueError(f"every cell of {key!r} is {background!r}; there is nothing to compare")

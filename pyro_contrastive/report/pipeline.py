@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 
 import anndata as ad
 import pandas as pd
-import torch
 
+from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.likelihoods import Likelihood
+from pyro_contrastive.report.failures import ResultsError
 from pyro_contrastive.report.figures import Method
 from pyro_contrastive.report.folder import ResultsFolder
 from pyro_contrastive.report.results import reserved, write_results
 from pyro_contrastive.report.study import LATENTS, FitSettings, Study
 from pyro_contrastive.report.summary import print_summary, print_training
 from pyro_contrastive.report.trial import check_results_can_be_written
+from pyro_contrastive.saving.checkpoint_files import all_in
 
 if TYPE_CHECKING:
     from pyro_contrastive.contrastive_vi import ContrastiveVI
+    from pyro_contrastive.training.history import FitResult
 
 __all__ = [
     "make_model",
@@ -96,8 +99,7 @@ def make_model(adata: ad.AnnData, settings: FitSettings, *, seed: int = 0) -> Co
     """
     from pyro_contrastive.contrastive_vi import ContrastiveVI  # noqa: PLC0415 -- as in register
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         if settings.preset is None:
             return ContrastiveVI(adata, **settings.model)
         return ContrastiveVI.from_preset(adata, settings.preset, **settings.model)
@@ -171,7 +173,7 @@ def run_study(
         As :func:`pyro_contrastive.report.results.write_results`.
     """
     with reserved(out, study) as folder:
-        result = model.train(seed=seed, **settings.train)
+        result = _trained(model, folder, settings, seed)
         with suppress(
             OSError, ValueError
         ):  # standard output is closed, or cannot show these characters
@@ -190,3 +192,18 @@ def run_study(
         with suppress(OSError, ValueError):
             print_summary(scores, folder.given, seconds)
     return scores
+
+
+def _trained(
+    model: ContrastiveVI, folder: ResultsFolder, settings: FitSettings, seed: int
+) -> FitResult:
+    """Train the model, from the last checkpoint of the killed run that the folder continues."""
+    place = folder.checkpoints
+    resume = place if all_in(place) else None
+    try:
+        return model.train(seed=seed, checkpoint=place, resume=resume, **settings.train)
+    except ValueError as error:
+        if resume is None:
+            raise
+        kept = f"Nothing was changed; the checkpoints are in {place}."
+        raise ResultsError([f"The fit cannot be continued. {error}"], kept) from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyro_contrastive.analysis.null_check import NullCheck
 from pyro_contrastive.components.component import Component
+from pyro_contrastive.data.levels import suggestion
 from pyro_contrastive.guides import SHORT_NAMES as GUIDES
 from pyro_contrastive.likelihoods import SHORT_NAMES, Likelihood, ZeroInflatedNegativeBinomial
 from pyro_contrastive.presets import PRESETS, Sizes, preset_arguments
@@ -201,7 +202,10 @@ def known_preset(name: str) -> str | None:
     """
     spelled = {known.lower(): known for known in PRESETS}
     if name.lower() not in {"none", *spelled}:
-        raise ValueError(f"there is no preset {name!r}; available: none, {', '.join(PRESETS)}")
+        raise ValueError(
+            f"there is no preset {name!r}; available: none, {', '.join(PRESETS)}."
+            f"{suggestion(name, PRESETS)}"
+        )
     return spelled.get(name.lower())
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import anndata as ad
@@ -83,7 +86,7 @@ def write_folder(
         others = {WEIGHTS: new / WEIGHTS}
         if adata is not None:
             options = {"compression": "gzip"} | dict(anndata_write_kwargs or {})
-            write_h5ad(adata, new / ADATA, **options)
+            _write_adata(adata, new / ADATA, options)
             others[ADATA] = new / ADATA
         plain = json.loads(json.dumps(config, default=as_json_value))
         text = json.dumps(sealed(plain, CONFIG, others), indent=1)
@@ -93,7 +96,7 @@ def write_folder(
 def _config_of(saved: SavedModel) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "versions": versions(),
+        "versions": dict(versions()),
         "setup": json.loads(saved.setup.to_json()),
         "settings": saved.settings,
         "elbo": saved.elbo,
@@ -120,13 +123,34 @@ def _tensors_of(saved: SavedModel) -> dict[str, Tensor]:
     return tensors
 
 
-def versions() -> dict[str, str]:
+def _write_adata(adata: ad.AnnData, path: Path, options: Mapping[str, Any]) -> None:
+    """Write the data; name the element that cannot be written."""
+    try:
+        write_h5ad(adata, path, **options)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # anndata, h5py and pandas raise many kinds
+        notes = "\n".join(getattr(error, "__notes__", []))
+        found = re.search(r"writing key (.+?) of <.*> to /(.*)", notes)  # of anndata
+        if found is None:
+            raise
+        first, *others = [part for part in found[2].split("/") if part]
+        where = "".join(f"[{part!r}]" for part in others)
+        msg = (
+            f"adata.{first}{where}[{found[1]}] cannot be written to an .h5ad file ({error}). "
+            "Delete or convert it, or save the model without save_anndata=True."
+        )
+        raise ValueError(msg) from error
+
+
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):  # numba is an extra
             found[name] = version(name)
-    return found
+    return MappingProxyType(found)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:

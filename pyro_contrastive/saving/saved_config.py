@@ -7,6 +7,7 @@ name in them is imported, and nothing outside the folder is read.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
@@ -143,17 +144,25 @@ def _check_entries(
 
 
 def _check_setup(path: Path, setup: Mapping[str, Any]) -> None:
-    """Refuse values other than names, numbers, lists of them, and the table of categories."""
+    """Refuse a record that does not have the form of a :class:`Setup`."""
     categories = setup.get("categories")
     if not isinstance(categories, dict) or not all(map(_are_names, categories.values())):
         raise incomplete(path, "setup: 'categories' is not a table of lists of names")
     if not _are_names(setup.get("genes")):
         raise incomplete(path, "setup: 'genes' is not a list of names")
     for name, value in setup.items():
-        values = value if isinstance(value, list) else [value]
-        is_simple = all(type(v) in {NoneType, str, int, float} for v in values)
-        if name != "categories" and not is_simple:
+        if name in {"categorical_covariate_keys", "continuous_covariate_keys", "genes"}:
+            fits = _are_names(value)
+        elif name == "size_factor_unit":
+            fits = type(value) in {int, float} and 0 < value < math.inf
+        else:
+            fits = name == "categories" or type(value) in {NoneType, str}
+        if not fits:
             raise incomplete(path, f"setup: {name!a} cannot be a {type(value).__name__}")
+    keys = [setup.get(name) for name in ("batch_key", "labels_key", "condition_key")]
+    unknown = {*keys, *setup.get("categorical_covariate_keys", [])} - {None, *categories}
+    if unknown:
+        raise incomplete(path, f"setup: 'categories' lacks {sorted(unknown)[0]!a}")
 
 
 def _are_names(value: object) -> bool:

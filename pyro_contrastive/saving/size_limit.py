@@ -12,8 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_contrastive._tools.invalid_file import InvalidFileError
 
-FREE_NUMBERS = 2**29
-"""Numbers that are always allowed: two gigabytes in single precision."""
+FREE_NUMBERS = 2**26
+"""Numbers that are always allowed: a quarter of a gigabyte in single precision."""
 FREE_CALLS = 10_000
 PER_TENSOR = 100
 """Calls of torch that are allowed for each saved tensor; a layer takes about ten."""

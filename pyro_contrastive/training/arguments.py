@@ -15,16 +15,17 @@ LIGHTNING = {
     "benchmark": "set torch.backends.cudnn.benchmark yourself",
     "callbacks": f"{_NO_TRAINER}; to inspect the model in between, train for some epochs and call "
     "train() again, which continues",
-    "default_root_dir": "nothing is written during training: use model.save(folder)",
+    "default_root_dir": "checkpoint= is the folder for checkpoints",
     "detect_anomaly": "a loss that is not finite raises an error that names the site",
     "deterministic": "seed= reproduces a result on a CPU",
-    "enable_checkpointing": "nothing is written during training: use model.save(folder); "
+    "ckpt_path": "resume= continues a run from its checkpoints",
+    "enable_checkpointing": "checkpoint= is a folder for checkpoints, resume= continues from them; "
     "early_stopping=True restores the best weights",
     "enable_model_summary": "print(model.module) shows the networks",
     "fast_dev_run": "max_epochs=1",
-    "gradient_clip_algorithm": "gradients are not clipped; see gradient_clip_val",
-    "gradient_clip_val": "gradients are not clipped; if the loss diverges, lower the learning "
-    'rate, plan_kwargs={"lr": ...}',
+    "gradient_clip_algorithm": "gradients are clipped by the norm of all of them together",
+    "gradient_clip_val": "a gradient far larger than usual is always clipped; if the loss "
+    'diverges, lower the learning rate, plan_kwargs={"lr": ...}',
     "learning_rate": 'plan_kwargs={"lr": ...}',
     "limit_train_batches": "an epoch is a pass over the larger population; train_size= sets how "
     "many cells train",
@@ -49,19 +50,16 @@ LIGHTNING = {
 """What to use instead of an argument of Lightning's Trainer, or of an older scvi-tools."""
 
 
-def check_modes(*, load_sparse_tensor: bool, precision: str) -> None:
-    """Refuse sparse mini-batches and unknown precisions.
+def refuse_sparse(load_sparse_tensor: bool) -> None:
+    """Refuse sparse mini-batches.
 
     Raises
     ------
     ValueError
-        If either is requested.
+        If they are requested.
     """
     if load_sparse_tensor:
         msg = "load_sparse_tensor=True is not supported: mini-batches are dense tensors."
-        raise ValueError(msg)
-    if precision not in {"32-true", "bf16-mixed"}:
-        msg = f"precision must be '32-true' or 'bf16-mixed', not {precision!r}."
         raise ValueError(msg)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pyro_contrastive._tools.arguments import Whole, check_arguments
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -85,8 +87,10 @@ def torch_device(accelerator: str, device: int | str) -> torch.device:
     Raises
     ------
     ValueError
-        If the accelerator is not available.
+        If the accelerator is not available, or `device` is neither ``"auto"`` nor an index.
     """
+    if device != "auto":
+        check_arguments({"device": device}, device=Whole(0))
     has_cuda = torch.cuda.is_available()
     if accelerator == "cpu" or (accelerator == "auto" and not has_cuda):
         return torch.device("cpu")

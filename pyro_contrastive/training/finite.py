@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,23 @@ from torch import Tensor
 
 from pyro_contrastive._tools.torch_tools import evaluating, seeded
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.sites import is_local
 from pyro_contrastive.training.part_checks import (
     check_sites,
     explained,
+    has_own_parts,
     outputs_checked,
     refuse_loose_tensors,
     warn_of_idle_penalties,
 )
 from pyro_contrastive.vae import ContrastiveVAE
 
+Names = Callable[[], list[str]]
 N_TRIES = 10
 """Number of draws in which :func:`explain_non_finite` searches for the site."""
+
+N_SHOWN = 5
+"""Number of cells that a message names."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -38,8 +44,10 @@ def no_nan_warnings() -> Iterator[None]:
         yield
 
 
-def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
+def check_programs(vae: ContrastiveVAE, batch: CellBatch, cells: Names | None = None) -> None:
     """Run model and guide once with Pyro's checks on, before any training.
+
+    `cells` returns the names of those in `batch`, for messages.
 
     This checks what a user's own prior, likelihood or penalty returns, what the guide draws,
     shapes, supports and the ranges of parameters, so that training steps can skip these checks.
@@ -61,11 +69,29 @@ def check_programs(vae: ContrastiveVAE, batch: CellBatch) -> None:
     with evaluating(vae), seeded(0), no_nan_warnings():
         with explained(vae), outputs_checked(vae, len(batch)), pyro.validation_enabled(True):
             check_sites(vae, batch)
-            loss = vae.objective.loss(vae.model, vae.guide, batch)
+            try:
+                loss = vae.objective.loss(vae.model, vae.guide, batch)
+            except ValueError as error:  # of torch, about a parameter or a value
+                if has_own_parts(vae) or not str(error).startswith("Expected "):
+                    raise
+                raise _overflow(vae, batch) from error
         if not torch.isfinite(torch.as_tensor(loss)):
-            raise explain_non_finite(vae, batch, "before the first step", vae.objective.terms)
+            when = "before the first step"
+            raise explain_non_finite(vae, batch, when, vae.objective.terms, cells)
         _refuse_loose_parameters(vae, batch)
         warn_of_idle_penalties(vae, batch)
+
+
+def _overflow(vae: ContrastiveVAE, batch: CellBatch) -> NonFiniteLossError:
+    """Return an error about data that are too large for networks that have not been trained."""
+    largest = 0.0 if batch.x is None else float(batch.x.abs().max())
+    name = type(vae.model.likelihood).__name__
+    return NonFiniteLossError(
+        "The model is not finite before the first step: the data have values up to "
+        f"{largest:,.4g}, which are too large for the networks of a model with {name}. "
+        "Normalise them (scanpy.pp.normalize_total, scanpy.pp.log1p); or, if they are counts, "
+        "choose a likelihood of counts."
+    )
 
 
 def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
@@ -83,7 +109,11 @@ def _refuse_loose_parameters(vae: ContrastiveVAE, batch: CellBatch) -> None:
 
 
 def explain_non_finite(
-    vae: ContrastiveVAE, batch: CellBatch, when: str, terms: Mapping[str, Tensor]
+    vae: ContrastiveVAE,
+    batch: CellBatch,
+    when: str,
+    terms: Mapping[str, Tensor],
+    cells: Names | None = None,
 ) -> NonFiniteLossError:
     """Return an error, to be raised, that names the first site that is not finite.
 
@@ -97,13 +127,18 @@ def explain_non_finite(
         In which epoch or step, for the message.
     terms
         The parts of that loss: :attr:`ContrastiveELBO.terms`.
+    cells
+        Returns the names of the cells. Default: their positions in `batch`.
     """
     bad_terms = [name for name, value in terms.items() if not torch.isfinite(value).all()]
     with pyro.validation_enabled(False), torch.no_grad():
         found = None
         for _ in range(N_TRIES):  # new noise each time: it may not happen in every draw
             traces = next(vae.objective.traces(vae.model, vae.guide, batch))
-            found = _first_bad_site("guide", traces[1]) or _first_bad_site("model", traces[0])
+            names = [f"number {i} of the mini-batch" for i in range(len(batch))]
+            names = names if cells is None else cells()
+            found = _first_bad_site("guide", traces[1], names)
+            found = found or _first_bad_site("model", traces[0], names)
             if found:
                 break
     if not found and bad_terms:
@@ -111,8 +146,9 @@ def explain_non_finite(
     where = found or "the sum of the terms, though each of them is finite, is"
     return NonFiniteLossError(
         f"The loss is not finite {when}: {where} not finite. The weights are those before that "
-        "step (with early stopping, the best ones). Lower the learning rate (plan_kwargs={'lr': "
-        "...}), or check the prior, likelihood, guide or penalty you changed."
+        "step (with early stopping, the best ones; if the loss had exploded, those before it did). "
+        "Lower the learning rate (plan_kwargs={'lr': ...}), or check the prior, likelihood, guide "
+        "or penalty you changed."
     )
 
 
@@ -131,14 +167,26 @@ def explain_gradient(vae: ContrastiveVAE, when: str) -> NonFiniteLossError:
     )
 
 
-def _first_bad_site(program: str, trace: Any) -> str | None:
+def _first_bad_site(program: str, trace: Any, cells: Sequence[str]) -> str | None:
     for name, site in trace.nodes.items():
         if site["type"] == "param" and not torch.isfinite(site["value"]).all():
             return f"parameter {name!r} of the {program} is"
         if site["type"] != "sample":
             continue
-        if not torch.isfinite(site["value"]).all():
-            return f"site {name!r} of the {program} (its value) is"
-        if not torch.isfinite(site["log_prob"]).all():
-            return f"site {name!r} of the {program} (its log-density) is"
+        for what, value in (("value", site["value"]), ("log-density", site["log_prob"])):
+            if not torch.isfinite(value).all():
+                where = _bad_cells(value, cells, is_local=is_local(site))
+                return f"site {name!r} of the {program} (its {what}{where}) is"
     return None
+
+
+def _bad_cells(value: Tensor, cells: Sequence[str], *, is_local: bool) -> str:
+    """Name the cells for which a value is not finite, if it has one for each."""
+    if not is_local or not value.dim() or len(value) != len(cells):
+        return ""
+    bad = (~torch.isfinite(value)).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
+    if len(bad) == len(cells):
+        return " in all cells of the mini-batch"
+    shown = ", ".join(cells[i] for i in bad[:N_SHOWN])
+    more = f" and {len(bad) - N_SHOWN} more" if len(bad) > N_SHOWN else ""
+    return f" in {len(bad)} of {len(cells)} cells, {shown}{more}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -14,6 +14,9 @@ from pyro_contrastive._tools.arguments import check_arguments
 
 RESTORED = "restored"
 """Name under which the history holds the epoch whose weights were put back."""
+
+_SEEN = ("best", "_to_beat", "_waited", "best_epoch", "_weights")
+"""Attributes of early stopping that change during a run."""
 
 
 class History:
@@ -60,9 +63,13 @@ class History:
     def from_json(cls, values: Mapping[str, Mapping[str, float]]) -> History:
         """Read what :meth:`to_json` returned."""
         history = cls()
-        history._values = {n: {int(e): x for e, x in v.items()} for n, v in values.items()}
-        history._epoch = max((e for v in history._values.values() for e in v), default=-1)
+        history.replace(values)
         return history
+
+    def replace(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Replace everything by what :meth:`to_json` of another history returned."""
+        self._values = {n: {int(e): x for e, x in v.items()} for n, v in values.items()}
+        self._epoch = max((e for v in self._values.values() for e in v), default=-1)
 
 
 class EarlyStopping:
@@ -163,6 +170,15 @@ class EarlyStopping:
         """The reason why training stops, as a sentence."""
         return f"{self.monitor} has not improved for {self.patience} checks"
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it has seen: numbers, and the best weights."""
+        return {name: getattr(self, name) for name in _SEEN}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        for name in _SEEN:
+            setattr(self, name, state[name])
+
     @torch.no_grad()
     def restore_best(self, module: nn.Module) -> None:
         """Restore the weights with the best value seen, if there was a check."""
@@ -185,9 +201,9 @@ class FitResult:
     max_epochs
         Number of epochs planned.
     best_epoch
-        Epoch whose weights early stopping put back at the end, counted from 0 as in the history;
-        ``None`` if it checked none, or there was no early stopping: the weights are those of the
-        last epoch.
+        Epoch whose weights were put back at the end, counted from 0 as in the history: by early
+        stopping, or because the loss had exploded. ``None``: the weights are those of the last
+        epoch.
     reason
         Why it ended before `max_epochs`; empty if it did not.
     """

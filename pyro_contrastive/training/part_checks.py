@@ -39,6 +39,11 @@ def explained(vae: ContrastiveVAE) -> Iterator[None]:
         raise
 
 
+def has_own_parts(vae: ContrastiveVAE) -> bool:
+    """Tell whether a prior, likelihood, guide or penalty is not the library's."""
+    return any(_is_own(part) for _, part in parts_of(vae.model, vae.guide, vae.penalties))
+
+
 @contextmanager
 def outputs_checked(vae: ContrastiveVAE, n_cells: int) -> Iterator[None]:
     """Check, while the context is open, what own priors, likelihoods and penalties return.

@@ -11,6 +11,7 @@ import logging
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -182,7 +183,7 @@ class Processes:
 
     @contextmanager
     def ending_together(self) -> Iterator[None]:
-        """End all processes with an error if one of them fails inside; only the first one logs."""
+        """End all processes with an error if one fails inside; only the first logs and warns."""
         if self.size == 1:
             yield
             return
@@ -191,10 +192,12 @@ class Processes:
         store = _store()
         logger = logging.getLogger("pyro_contrastive")
         level = logger.level
-        if not self.is_first:
-            logger.setLevel(logging.ERROR)
         try:
-            yield
+            with warnings.catch_warnings():
+                if not self.is_first:
+                    logger.setLevel(logging.ERROR)
+                    warnings.simplefilter("ignore", UserWarning)
+                yield
         except BaseException as error:
             with suppress(RuntimeError):  # the store ended with the process that keeps it
                 if not isinstance(error, ProcessesError):

@@ -18,11 +18,13 @@ class EpochBar:
     ----------
     max_epochs
         Number of epochs.
+    n_done
+        Number of those that are done, if a run is continued.
     show
         Whether to show the bar; ``settings.progress_bars = False`` hides it too.
     """
 
-    def __init__(self, max_epochs: int, *, show: bool) -> None:
+    def __init__(self, max_epochs: int, n_done: int = 0, *, show: bool) -> None:
         columns = (
             TextColumn("Epoch {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
@@ -30,7 +32,9 @@ class EpochBar:
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, disable=not (show and settings.progress_bars))
-        self._task = self._progress.add_task("training", total=max_epochs, losses="")
+        self._task = self._progress.add_task(
+            "training", total=max_epochs, completed=n_done, losses=""
+        )
 
     def __enter__(self) -> Self:
         """Start drawing."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,7 +19,7 @@ from pyro_contrastive.training.arguments import refuse_never_checking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
 from pyro_contrastive.training.exchange import Exchange
-from pyro_contrastive.training.finite import check_programs
+from pyro_contrastive.training.finite import Names, check_programs
 from pyro_contrastive.training.hidden_counts import can_hide, rate_for
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan
@@ -54,6 +55,8 @@ class RunSettings:
         How often to evaluate the held-out cells, in epochs; ``None``: never.
     progress_bar
         Show a progress bar.
+    cell_names
+        Names of the cells, for messages.
 
     Raises
     ------
@@ -66,6 +69,7 @@ class RunSettings:
     early_stopping: EarlyStopping | None = None
     check_val_every_n_epoch: int | None = 1
     progress_bar: bool = True
+    cell_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -135,8 +139,11 @@ class Run:
         optimizer = self.optimizer.optimizer
         # An optimizer_creator may have added parameters that are not the model's.
         groups = [group["params"] for group in optimizer.param_groups]
-        parameters = dict.fromkeys([*vae.parameters(), *(p for group in groups for p in group)])
-        plain = PlainStep(vae, loss, fabric, list(parameters))
+        parameters = list(
+            dict.fromkeys([*vae.parameters(), *(p for group in groups for p in group)])
+        )
+        self.other_parameters = parameters[len(list(vae.parameters())) :]
+        plain = PlainStep(vae, loss, fabric, parameters)
         evaluate = RecordedStep(plain) if plan.record_steps else plain
         waits = fabric.device.type != "cuda" or plan.optimizer == "Custom"
         self.updates = Updates(vae, evaluate, optimizer, 1 if waits else STEPS_UNSEEN)
@@ -146,7 +153,7 @@ class Run:
         n_steps = self.max_epochs * self.batches.steps_per_epoch
         self.cycle = plan.make_cycle(optimizer, n_steps)
         self.step = 0
-        self._refreshed_at = 0
+        self.refreshed_at = 0
         self.global_parts: frozenset[str] = frozenset()
         vae.objective.data_size = len(split.train)
 
@@ -160,7 +167,7 @@ class Run:
             check one because the KL warm-up or the rise of the learning rate lasts until the end.
         """
         first = next(evaluation_batches(self.split.train, self.batch_size))
-        check_programs(self.vae, self.cells(first))
+        check_programs(self.vae, self.cells(first), partial(self._names, first))
         self.global_parts = global_parts(self.vae, self.cells(first))
         stopping = self.settings.early_stopping
         if stopping is None and self.scheduler is None:
@@ -245,11 +252,13 @@ class Run:
         sums: dict[str, Tensor | float] = {}
         for indices in self.batches.epoch():
             batch = self.cells(indices)
-            values = self.train_step(batch, f"in epoch {epoch}, step {self.step}")
+            when = f"in epoch {epoch}, step {self.step}"
+            values = self.train_step(batch, when, partial(self._names, indices))
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
             self.step += 1
         self.updates.check()
+        self.updates.clipping.report(epoch)
         self.processes.refuse_drift(self.vae.parameters())
         # Running averages of batch normalisation are those of each process's own cells.
         self.processes.give_those_of_first(self.vae.buffers())
@@ -264,24 +273,31 @@ class Run:
         """Name the parts of the negative ELBO as in the history."""
         return named(means, part, self.global_parts, len(self.split.train) / 2)
 
-    def train_step(self, batch: CellBatch, when: str) -> dict[str, Tensor]:
+    def _names(self, indices: Indices) -> list[str]:
+        """Return the names of cells, or their positions in the data, for messages."""
+        names = self.settings.cell_names
+        return [f"number {i}" if names is None else repr(str(names[i])) for i in indices]
+
+    def train_step(
+        self, batch: CellBatch, when: str, cells: Names | None = None
+    ) -> dict[str, Tensor]:
         """Take one gradient step, unless the loss or its gradient is not finite; see `Updates`."""
         steps_per_epoch = self.batches.steps_per_epoch
         kl_weight = self.plan.kl_weight(self.step, steps_per_epoch, self.max_epochs)
-        found = self.updates.take(batch, kl_weight, when)
+        found = self.updates.take(batch, kl_weight, when, cells)
         if self.cycle is not None:
             self.cycle.step()
         return {"loss": found.loss} | found.terms
 
     def refresh_batch_norm(self) -> None:
         """Recompute the statistics of batch normalisation for the present weights, if asked for."""
-        if not self.plan.precise_batch_norm or self._refreshed_at == self.step:
+        if not self.plan.precise_batch_norm or self.refreshed_at == self.step:
             return
         # The same cells each time, drawn without using the run's random numbers.
         batches = PairedBatches(self.split.train, self.batch_size, np.random.default_rng(0))
         refresh_statistics(self.vae, map(self.cells, islice(batches.epoch(), N_BATCHES)))
         self.processes.give_those_of_first(self.vae.buffers())
-        self._refreshed_at = self.step
+        self.refreshed_at = self.step
 
     def validate(self) -> dict[str, float]:
         """Evaluate the held-out cells, if there are any of both populations."""

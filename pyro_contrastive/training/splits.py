@@ -284,6 +284,15 @@ class PairedBatches:
             ]
             yield parts[self._part]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return where it is between two epochs."""
+        return {"rng": self._rng.bit_generator.state, "left": self._left}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        self._rng.bit_generator.state = state["rng"]
+        self._left = state["left"]
+
     def _take(self, n: int) -> Indices:
         if len(self._left) < n:
             self._left = np.concatenate([self._left, self._rng.permutation(self._smaller)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,18 +131,26 @@ class RecordedStep:
         self.is_capturing = self.device.type in CAPTURED_ON
         self._recordings: dict[Shape, _Recording] = {}
         self._n_seen: Counter[Shape] = Counter()
+        self._n_before: Mapping[str, int] = {}  # seen before the run was continued
         self._modules = list(plain.vae.modules())
         self._buffers = list(plain.vae.buffers())
 
     def __call__(self, batch: CellBatch, kl_weight: Tensor) -> Evaluated:
         """Evaluate a mini-batch; the gradients are left in the parameters."""
         shape = _shape(batch)
+        if shape not in self._n_seen:
+            self._n_seen[shape] = self._n_before.get(repr(shape), 0)
         self._n_seen[shape] += 1
         if not self.is_recording or self._n_seen[shape] <= RECORDED_AFTER:
             return self.plain(batch, kl_weight)
         recording = self._recordings.get(shape)
         if recording is None:
-            return self._record(shape, batch, kl_weight)
+            before = self._saved(self._buffers)
+            recorded = self._record(shape, batch, kl_weight)
+            recording = self._recordings.get(shape)
+            if recording is None or self._n_seen[shape] == RECORDED_AFTER + 1:
+                return recorded
+            before.restore()  # the run was continued: this step was not the one that is recorded
         n_steps = self._n_seen[shape] - RECORDED_AFTER - 1  # since it was made
         if n_steps & (n_steps - 1) == 0 or n_steps % CHECKED_EVERY == 0:
             return self._checked(recording, batch, kl_weight)
@@ -154,6 +162,20 @@ class RecordedStep:
         for parameter, gradient in zip(self.plain.parameters, evaluated.gradients, strict=True):
             parameter.grad = gradient
         return evaluated
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how often each shape was seen, and whether steps are still recorded."""
+        n_seen = {repr(shape): n for shape, n in self._n_seen.items()}
+        return {"is_recording": self.is_recording, "n_seen": {**self._n_before, **n_seen}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned.
+
+        A step that was recorded then is recorded again when its shape is next seen, and replayed
+        as it would have been: a replay may differ from a plain step in the last digits.
+        """
+        self.is_recording &= state["is_recording"]
+        self._n_before = state["n_seen"]
 
     def _saved(self, tensors: Sequence[Tensor]) -> Saved:
         return Saved(tensors, self.device)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
+from pyro_contrastive.training.clipping import Clipping
 from pyro_contrastive.training.exchange import Exchange
 from pyro_contrastive.training.finite import (
+    Names,
     NonFiniteLossError,
     explain_gradient,
     explain_non_finite,
@@ -27,6 +30,7 @@ class _Step(NamedTuple):
     batch: CellBatch
     kl_weight: Tensor
     when: str
+    cells: Names | None
     loss: Tensor
     terms: dict[str, Tensor]
     own_total: Tensor
@@ -76,9 +80,13 @@ class Updates:
         self._before: list[Tensor] = []
         self.exchange: Exchange | None = None
         self._unseen: list[_Step] = []
+        self.clipping = Clipping(next(vae.parameters()))
+        self._n_taken = 0
         self._failed = torch.zeros((), device=next(vae.parameters()).device)
 
-    def take(self, batch: CellBatch, kl_weight: float, when: str) -> Evaluated:
+    def take(
+        self, batch: CellBatch, kl_weight: float, when: str, cells: Names | None = None
+    ) -> Evaluated:
         """Take the step of a mini-batch.
 
         Parameters
@@ -87,6 +95,8 @@ class Updates:
             The cells, and the weight of the annealed KL terms.
         when
             Epoch and step, for the message of an error.
+        cells
+            Returns the names of the cells, for that message. Default: positions in `batch`.
 
         Raises
         ------
@@ -105,14 +115,32 @@ class Updates:
         # The objective would set these, but a replayed step does not run it.
         objective.kl_weight, objective.terms = kl_weight, found.terms
         totals = own.total, found.total
-        self._unseen.append(_Step(batch, weight, when, own.loss, own.terms, *totals))
+        self._unseen.append(_Step(batch, weight, when, cells, own.loss, own.terms, *totals))
         if len(self._unseen) >= self.check_every:
             self.check()
         elif self.check_every > 1:
             failed = ~found.total.isfinite()
             self.optimizer.found_inf = self._failed = torch.maximum(self._failed, failed.float())
+        self.clipping.clip(found.gradients, found.loss, self._n_taken)
+        self._n_taken += 1
         self.optimizer.step()
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which steps have been recorded, if any, and how large gradients usually are."""
+        evaluate = self.evaluate
+        return {
+            "n_taken": self._n_taken,
+            "clipping": self.clipping.state_dict(),
+            "recorded": evaluate.state_dict() if isinstance(evaluate, RecordedStep) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned."""
+        self._n_taken = state["n_taken"]
+        self.clipping.load_state_dict(state["clipping"])
+        if isinstance(self.evaluate, RecordedStep) and state["recorded"] is not None:
+            self.evaluate.load_state_dict(state["recorded"])
 
     def check(self) -> None:
         """Check that the steps since the last check were finite.
@@ -143,7 +171,7 @@ class Updates:
 
     def _explain(self, step: _Step, *, was_last: bool) -> NonFiniteLossError:
         if not step.loss.isfinite():
-            return explain_non_finite(self.vae, step.batch, step.when, step.terms)
+            return explain_non_finite(self.vae, step.batch, step.when, step.terms, step.cells)
         if not was_last:  # the present gradients are those of a later step
             self.plain(step.batch, step.kl_weight)
         return explain_gradient(self.vae, step.when)

@@ -366,7 +366,7 @@ def test_what_needs_conditions_says_so() -> None:
         model.posterior_accuracy()
     with pytest.raises(ValueError, match="n_draws of at least 4"):
         model.posterior_accuracy(indices=[0], n_draws=1)
-    with pytest.raises(ValueError, match="'guide', 'refined', 'nuts'"):
+    with pytest.raises(ValueError, match="'guide', 'refined' or 'nuts'"):
         model.simulation_based_calibration(method="hmc")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="10 simulations"):
         model.simulation_based_calibration(n_simulations=3)

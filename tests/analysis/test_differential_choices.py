@@ -19,7 +19,7 @@ from pyro_contrastive.analysis.query import Query
 from pyro_contrastive.data.cell_data import CellData
 
 WRONG_SETTINGS = {
-    "mode must be 'change' or 'vanilla', not 'chance'": {"mode": "chance"},
+    "mode must be 'change', 'vanilla' or 'means', not 'chance'": {"mode": "chance"},
     "test_mode must be": {"test_mode": "four"},
     "delta must be at least 0": {"delta": -0.1},
     "fdr_target must be from 0 to 1": {"fdr_target": 5},

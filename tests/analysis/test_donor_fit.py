@@ -15,6 +15,7 @@ from pyro_contrastive.analysis.means.donor_fit import design_of, fit_donors
 from pyro_contrastive.analysis.means.donor_rates import DonorRates, donor_rates
 from pyro_contrastive.analysis.means.donors import Donors
 from pyro_contrastive.analysis.means.group_sums import donor_sums
+from pyro_contrastive.analysis.means.pseudobulk import standardised_counts
 from pyro_contrastive.analysis.means.settings import MeansSettings
 
 ONE_GENE = np.array([True])
@@ -194,10 +195,28 @@ def test_pydeseq2_agrees(paired) -> None:
     assert np.abs(ours["lfc"] - theirs["lfc"]).max() < 0.3
     assert stats.spearmanr(ours["p_value"], theirs["p_value"])[0] > 0.9
     assert theirs["is_de_fdr_0.05"][:40].mean() > 0.5
+    # Wald's test: change, error and p-value belong together, on one scale.
+    wald = 2 * stats.norm.sf(np.abs(theirs["lfc"] / theirs["lfc_se"]))
+    np.testing.assert_allclose(theirs["p_value"], wald, rtol=1e-6)
+    half = stats.norm.ppf(0.975) * theirs["lfc_se"]
+    np.testing.assert_allclose(theirs["upper"] - theirs["lfc"], half, rtol=1e-6)
     within, beyond = (
         table_of(made, donor_test="pydeseq2", lfc_threshold=edge)["p_value"] for edge in (0.2, 0.0)
     )
     assert (within >= beyond - 1e-9).all()
+
+
+def test_counts_are_standardised_to_the_average_composition_of_cells() -> None:
+    # Two samples of 100 and 300 cells' size; the average composition expects a quarter and three
+    # quarters of each gene's counts in them. Of the last gene nothing is expected.
+    expected = np.array([[0.3, 20.0, 0.0], [0.3, 20.0, 0.0]])
+    none = np.zeros((2, 3))
+    codes = np.zeros(2, dtype=np.int64)
+    observed = np.array([[4.0, 40.0, 0.0], [6.0, 60.0, 0.0]])
+    sizes = np.array([100.0, 300.0])
+    rates = DonorRates(codes, codes, codes, none, none, observed, expected, sizes)
+    # Factors of 2 (.3 instead of .15, 20 instead of 10) and of 2 / 3.
+    assert standardised_counts(rates).tolist() == [[2, 20, 0], [9, 90, 0]]
 
 
 def test_donors_of_few_cells_and_strata_of_one_side_are_left_out() -> None:

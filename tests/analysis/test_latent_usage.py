@@ -103,5 +103,5 @@ def test_a_prior_without_a_word_on_single_dimensions_is_named(adata) -> None:
     model = make(adata, salient_prior=MixtureOfGaussians(3, 2))
     with pytest.raises(ValueError, match=r"MixtureOfGaussians does not factor over dimensions"):
         model.get_latent_usage()
-    with pytest.raises(ValueError, match="representation_kind must be one of"):
+    with pytest.raises(ValueError, match="representation_kind must be 'salient' or"):
         model.get_latent_usage("both")

@@ -391,6 +391,7 @@ def test_library_moments_by_batch(adata):
         np.testing.assert_allclose([means[code], variances[code]], [logs.mean(), logs.var()])
 
 
+@pytest.mark.filterwarnings("ignore:.*occur in one condition")
 def test_library_moments_of_a_batch_with_one_cell_and_of_empty_cells(adata):
     counts = adata.X.toarray()
     counts[5] = 0
@@ -410,6 +411,7 @@ def test_library_moments_of_equal_totals_are_refused(adata):
         register(adata).extract(adata).library_moments(1)
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 def test_size_factors_and_a_latent_library_exclude_each_other(adata):
     register(adata, size_factor_key="library")
     with pytest.raises(ValueError, match="use_observed_lib_size=True"):

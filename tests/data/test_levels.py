@@ -14,7 +14,7 @@ import pytest
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.analysis.separation import score_latents
 from pyro_contrastive.data import Setup
-from pyro_contrastive.data.levels import position_of
+from pyro_contrastive.data.levels import position_of, suggestion
 from pyro_contrastive.data.spelling import spelled_alike
 from pyro_contrastive.testing import SimulationSettings, simulate
 
@@ -217,6 +217,7 @@ def test_levels_of_one_spelling(levels: list[str]) -> None:
         ["0.5 uM", "5 uM", "05 uM", ".5 uM"],
         ["v1.0", "v10"],
         ["G1/S", "G1+S"],
+        ["1E2", "100"],
         ["cafe", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"],
     ],
 )
@@ -226,13 +227,13 @@ def test_levels_that_are_different(levels: list[str]) -> None:
 
 def test_controls_of_another_spelling_are_said_to_be_target() -> None:
     adata = cells()
-    adata.obs["drug"] = ["control"] * 12 + ["Control"] * 5 + ["control "] * 3 + ["drug"] * 20
+    adata.obs["drug"] = ["control"] * 12 + ["Control"] * 5 + ["control "] * 5 + ["drug"] * 18
     with pytest.warns(UserWarning, match="differ only in case") as caught:
         ContrastiveVI.setup_anndata(adata, condition_key="drug", background="control")
     (said,) = [str(warning.message) for warning in caught]
-    for part in ("'Control' (5 cells)", "'control ' (3 cells)", "'control' (12 cells)"):
+    for part in ("'Control' (5 cells)", "'control ' (5 cells)", "'control' (12 cells)"):
         assert part in said
-    assert "the 8 cells of 'Control' and 'control ' are target cells" in said
+    assert "the 10 cells of 'Control' and 'control ' are target cells" in said
     line = said.rpartition("set the data up again: ")[2]
     exec(line, {"adata": adata})
     with warnings.catch_warnings():
@@ -240,7 +241,7 @@ def test_controls_of_another_spelling_are_said_to_be_target() -> None:
         ContrastiveVI.setup_anndata(adata, condition_key="drug", background="control")
     setup = Setup.of(adata)
     assert setup.conditions == ("control", "drug")
-    assert int((setup.extract(adata).condition == 0).sum()) == 20
+    assert int((setup.extract(adata).condition == 0).sum()) == 22
 
 
 @pytest.mark.parametrize("as_category", [False, True])
@@ -276,3 +277,18 @@ def test_a_batch_of_new_data_that_is_nearly_known() -> None:
     adata.obs["lane"] = adata.obs["lane"].str.title()
     with pytest.raises(ValueError, match=r"\['One', 'Two'\].*Do you mean 'one'\?"):
         model.get_latent_representation(adata)
+
+
+@pytest.mark.parametrize(
+    ("value", "levels", "meant"),
+    [
+        ("contrl", ["control", "drug"], "control"),
+        ("Control", ["control", "drug"], "control"),
+        ("donor_1", ["donor1", "donor2"], "donor1"),
+        ("donor12", ["donor11", "donor1"], None),  # another donor, not a misspelt one
+        ("CD4+", ["CD4-", "CD8-"], None),
+        ("zebra", ["control", "drug"], None),
+    ],
+)
+def test_a_name_is_suggested_where_it_is_misspelt(value, levels, meant) -> None:
+    assert suggestion(value, levels) == (f" Do you mean {meant!r}?" if meant else "")

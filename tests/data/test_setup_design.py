@@ -72,14 +72,15 @@ def test_one_cell_in_both_is_enough_not_to_be_warned(shared: int) -> None:
     plate = np.where(is_target(adata), "p1", "p2")
     plate[np.flatnonzero(is_target(adata))[:shared]] = "p2"
     adata.obs["plate"] = plate
-    assert warned_of(adata, batch_key="plate") == []
+    assert not any("No value of" in said for said in warned_of(adata, batch_key="plate"))
 
 
 def test_one_batch_or_no_condition_is_no_confounding() -> None:
     adata = cells_of()
     adata.obs["one"] = "x"
     adata.obs["plate"] = np.where(is_target(adata), "p1", "p2")
-    assert warned_of(adata, batch_key="one") == []
+    (said,) = warned_of(adata, batch_key="one")
+    assert said.startswith("adata.obs['one'] is 'x' in all cells")
     assert warned_of(adata, batch_key="plate", condition_key=None, background=None) == []
     assert warned_of(adata, labels_key="plate") == []  # no network is told of labels
 
@@ -106,6 +107,7 @@ def test_few_cells_are_warned_of(n_background: int, n_target: int, said: str) ->
     assert found.startswith(said)
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 def test_ten_cells_are_enough_and_one_of_them_is_held_out() -> None:
     adata = cells_of(10, 10)
     assert warned_of(adata) == []

@@ -96,6 +96,7 @@ def test_a_wrong_column_is_an_error() -> None:
         ContrastiveVI.setup_anndata(adata, **KEYS, sample_key=adata.obs["donor"])
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 def test_the_column_is_kept_with_data_and_model(tmp_path) -> None:
     adata = cells_of(donor=["a", "b", "c"])
     ContrastiveVI.setup_anndata(adata, **KEYS, sample_key="donor")

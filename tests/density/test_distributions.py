@@ -271,6 +271,27 @@ def test_numerical_derivatives(zero_inflated: bool) -> None:
     assert torch.autograd.gradgradcheck(log_prob, parameters)
 
 
+@pytest.mark.parametrize(
+    "point", [(0, 2.0, 3.0), (4, 2.0, 3.0), (0, 2.0, 3.0, -1.0), (4, 2.0, 3.0, -1.0)]
+)
+def test_a_gradient_to_be_differentiated_is_the_gradient(point: tuple[float, ...]) -> None:
+    # It is that of another formula. gradgradcheck takes this one too, and sees no difference.
+    x, *parameters = (torch.tensor(a, dtype=torch.float64) for a in point)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    log_prob = make(parameters).log_prob(x)
+    first = torch.autograd.grad(log_prob, parameters, create_graph=True)
+    np.testing.assert_allclose(
+        [float(a.detach()) for a in first],
+        np.array(exact_gradient(*point), dtype=float),
+        rtol=1e-12,
+    )
+    order = [2, 0, 0][: len(parameters)]
+    second = torch.autograd.grad(first[0], parameters[0])[0].item()
+    exact = mpmath.diff(lambda *at: exact_log_prob(point[0], *at), point[1:], tuple(order))
+    assert second == pytest.approx(float(exact), rel=1e-10)
+
+
 @pytest.mark.usefixtures("each_way")
 def test_some_parameters_without_gradient() -> None:
     x = torch.tensor([0.0, 2.0])

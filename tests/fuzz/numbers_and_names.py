@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from cells import cells
 from outcomes import Case
 
 from pyro_contrastive import ContrastiveVI
@@ -95,7 +96,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "leakage": {"labels_keys": "cell_type", "n_permutations": 2},
     "pareto_k": {"n_samples": 25},
     "posterior_accuracy": {"n_samples": 30, "nuts": False, "indices": [0, 1]},
-    "posterior_predictive_check": {"n_samples": 3},
+    "posterior_predictive_check": {"n_samples": 20},
     "refine_posterior": {"n_steps": 2},
     "score_latents": {"labels_key": "cell_type"},
     "simulation_based_calibration": {"n_simulations": 30, "n_draws": 5},
@@ -144,7 +145,7 @@ FINE = {
 }
 OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "adata": ("AnnData",),
-    "early_stopping_monitor": ("monitor", "early stopping"),
+    "early_stopping_monitor": ("monitor", "Early stopping"),
     "accelerator": ("accelerator",),
     "labels_keys": ("labels_key",),
     "groupby": ("groupby", "adata.obs"),
@@ -155,6 +156,8 @@ OTHER_WORDS: dict[str, tuple[str, ...]] = {
     "condition": ("condition",),
     "functions": ("function", "statistic"),
     "statistics": ("statistic",),
+    "treatment": ("treatment",),
+    "strata": ("strata", "adata.obs"),
     "group1": ("group",),
     "group2": ("group",),
     "target_indices": ("background_indices",),
@@ -183,6 +186,8 @@ def _given(method: str, name: str, value: Any) -> dict[str, Any]:
         given["mode"] = "means"
     if name == "salient_source" and method != "get_counterfactual_expression":
         given["condition"] = "control"
+    if method == "prepare_query_anndata" and name != "adata":
+        given["adata"] = cells()
     return given | {name: value}
 
 

@@ -55,7 +55,7 @@ def every_case() -> Iterator[Case]:
 def main() -> int:
     """Try the cases, print faults and a table; return the number of faults."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--area", help="only cases of this area")
+    parser.add_argument("--area", nargs="*", help="only cases of these areas")
     parser.add_argument("--share", type=float, default=1.0, help="of the cases, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all", action="store_true", help="print every case, not faults alone")
@@ -63,9 +63,10 @@ def main() -> int:
     settings.progress_bars = False
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    chosen = [each for each in every_case() if given.area in (None, each.area)]
+    chosen = [each for each in every_case() if not given.area or each.area in given.area]
     random.Random(given.seed).shuffle(chosen)
     chosen = chosen[: round(given.share * len(chosen))]
+    cells.model()  # compiled code is loaded before the first case is timed
     counted: dict[str, Counter[str]] = {}
     for case in sorted(chosen, key=lambda case: case.area):
         begun = time.perf_counter()

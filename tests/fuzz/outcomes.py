@@ -53,12 +53,10 @@ def judge(case: Case) -> tuple[str, str]:
         except Exception as error:  # any of them is what we look for
             return _of_error(error, case), _one_line(error)
     said = [str(each.message) for each in caught if each.category is UserWarning]
-    if case.expect == "warning":
+    if case.expect in {"warning", "error"}:
         heard = any(word in text for text in said for word in case.words)
-        return (RIGHT if heard else SILENT), " | ".join(said)[:LONGEST]
-    if case.expect == "error":
-        heard = any(word in text for text in said for word in case.words)
-        return (RIGHT if heard else SILENT), f"{_short(result)} {' | '.join(said)}"
+        outcome = RIGHT if heard and case.expect == "warning" else SILENT
+        return outcome, f"{_short(result)} {' | '.join(said)}"
     if case.expect == "either":
         return RIGHT, _short(result)
     assert callable(case.expect)

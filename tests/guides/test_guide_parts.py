@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from every_guide import OwnProgram
 from helpers import make_batch, make_vae
 from pyro import poutine
+from saved_files import edit_config
 from small_model import make, small_adata
 
 from pyro_contrastive import (
@@ -49,10 +50,11 @@ def test_a_guide_of_ones_own_must_be_given_again(tmp_path) -> None:
 def test_models_saved_before_there_was_a_choice_have_the_default(tmp_path) -> None:
     model = make(small_adata())
     model.save(tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    config = json.loads(path.read_text())
-    assert config["components"].pop("guide")["class"] == "pyro_contrastive:ContrastiveGuide"
-    path.write_text(json.dumps(config))
+
+    def change(config: dict[str, Any]) -> None:
+        assert config["components"].pop("guide")["class"] == "pyro_contrastive:ContrastiveGuide"
+
+    edit_config(tmp_path / "model", change)
     loaded = ContrastiveVI.load(tmp_path / "model", adata=model.adata)
     assert type(loaded.module.guide) is ContrastiveGuide
     np.testing.assert_array_equal(

@@ -79,12 +79,12 @@ def test_draws_differ_follow_the_seed_and_have_the_posteriors_moments(model):
     pyro.set_rng_seed(3)
     np.testing.assert_array_equal(draw(None), first)
 
-    draws = np.stack([draw(seed) for seed in range(400)])  # [draws, cells, latents]
+    draws = np.stack([draw(seed) for seed in range(100)])  # [draws, cells, latents]
     with torch.no_grad():
         mean, variance = model.module.guide.encode(model._data(None).cells(np.arange(40)))["s"]
     standardised = (draws - mean.numpy()) / variance.sqrt().numpy()
     assert abs(standardised.mean()) < 4 / np.sqrt(standardised.size)
-    assert abs(standardised.std() - 1) < 0.02
+    assert abs(standardised.std() - 1) < 4 / np.sqrt(2 * standardised.size)
 
 
 def test_draws_within_a_call_are_independent_between_batches(model):
@@ -142,7 +142,7 @@ def test_empty_cells_have_finite_latents(adata, latent_library):
 
 
 def test_wrong_arguments_are_refused(model):
-    with pytest.raises(ValueError, match=r"one of \['salient', 'background'\], not 'target'"):
+    with pytest.raises(ValueError, match="must be 'salient' or 'background', not 'target'"):
         model.get_latent_representation(representation_kind="target")
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         model.get_latent_representation(batch_size=0)

@@ -74,6 +74,8 @@ def test_numbers_are_those_of_the_same_regression_by_statsmodels(other_types) ->
         fit = sm.GLM(column, design, family, offset=np.log(x.sum(1))).fit(cov_type="HC0")
         assert table.loc[gene, "lfc"] == pytest.approx(fit.params[-1] / np.log(2), abs=0.01)
         assert table.loc[gene, "lfc_se"] == pytest.approx(fit.bse[-1] / np.log(2), rel=0.03)
+    at = table.columns.get_loc("p_value")
+    assert list(table.columns[at + 1 : at + 3]) == ["p_adj", "is_de_fdr_0.05"]
     adjusted = false_discovery_control(table["p_value"])
     np.testing.assert_allclose(table["p_adj"], adjusted)
 

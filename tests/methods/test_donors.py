@@ -12,6 +12,7 @@ import torch
 from small_model import make, small_adata
 
 from pyro_contrastive import ContrastiveVI
+from pyro_contrastive.analysis.means.sex_genes import is_sex_linked
 from pyro_contrastive.testing import TreatmentSettings, simulate_treatment
 
 KEYS: dict[str, Any] = {"condition_key": "condition", "background": "control"}
@@ -184,6 +185,17 @@ def test_batches_of_several_donors_are_compared_within(nested) -> None:
         confounded = model_of(adata, batch_key="lane")
     with pytest.raises(ValueError, match="No stratum has at least 5 cells of both groups"):
         confounded.differential_expression(**BY_TYPE)
+
+
+@pytest.mark.parametrize(
+    ("gene", "is_linked"),
+    [
+        *(("XIST", True), ("Xist", True), ("XIST-1", True), ("xist.2", True), ("Ddx3y-1", True)),
+        *(("ISG15", False), ("XISTX", False), ("XIST-2B", False), ("ZFYVE1", False), (7, False)),
+    ],
+)
+def test_genes_of_the_sexes_are_known_by_their_symbols(gene, is_linked) -> None:
+    assert is_sex_linked([gene, "ACTB"]).tolist() == [is_linked, False]
 
 
 def test_genes_that_cannot_be_tested_say_why_and_sex_is_pointed_to() -> None:

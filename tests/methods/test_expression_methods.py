@@ -125,7 +125,7 @@ def test_one_kind_must_be_chosen(adata) -> None:
     for arguments in ({}, {"expression_type": "salient", "indices_to_return_salient": [1]}):
         with pytest.raises(ValueError, match="exactly one"):
             model.get_specific_normalized_expression(**arguments)
-    with pytest.raises(ValueError, match="must be 'salient' or 'background'"):
+    with pytest.raises(ValueError, match="must be 'salient', 'background' or None"):
         model.get_specific_normalized_expression(expression_type="both")
 
 

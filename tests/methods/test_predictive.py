@@ -63,18 +63,18 @@ def poisson(cells) -> ContrastiveVI:
 
 
 def test_replicates_are_what_pyros_predictive_draws(poisson):
-    drawn = poisson.posterior_predictive_sample(n_samples=400, seed=0)
-    assert drawn.shape == (400, N_CELLS, N_GENES)
+    drawn = poisson.posterior_predictive_sample(n_samples=150, seed=0)
+    assert drawn.shape == (150, N_CELLS, N_GENES)
     data = poisson.setup.extract(poisson.adata)
     batch = data.cells(np.arange(N_CELLS))
     vae = poisson.module
     vae.eval()
     torch.manual_seed(0)
-    predictive = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=400)
+    predictive = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=150)
     expected = predictive(batch)["x"].numpy()
     vae.train()
     # Two Monte-Carlo means of the same thing.
-    error = np.sqrt((drawn.var(0) + expected.var(0)) / 400)
+    error = np.sqrt((drawn.var(0) + expected.var(0)) / 150)
     z = (drawn.mean(0) - expected.mean(0)) / error
     assert abs(z).max() < 5
     assert z.std() == pytest.approx(1, abs=0.1)
@@ -260,7 +260,7 @@ def test_a_check_of_a_model_groups_by_what_is_registered(cells):
     assert treated.effects.empty  # nothing to hold the treatments against
     with pytest.raises(KeyError, match=r"no column \['type'\]; it has \['condition', 'lane'"):
         model.posterior_predictive_check(groupby="type")
-    with pytest.raises(ValueError, match=r"'99'.* are not among the genes of the check"):
+    with pytest.raises(ValueError, match=r"not genes of the check.*'99'"):
         model.posterior_predictive_check(correlation_genes=["99"])
     with pytest.raises(ValueError, match="takes at least n_samples=19"):
         model.posterior_predictive_check(n_samples=5)

@@ -146,6 +146,7 @@ def test_indices_that_contradict_the_condition_are_refused(adata) -> None:
     model.train(np.arange(10), np.arange(14, 26), max_epochs=1, enable_progress_bar=False)
 
 
+@pytest.mark.filterwarnings("ignore:Cell names repeat, e.g.")
 def test_repeated_names_are_warned_of(adata) -> None:
     adata.obs_names = ["cell"] * 26
     model = make(adata, condition_key=None)

@@ -17,7 +17,7 @@ def draws(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("leading", [(), (2,)])
-@pytest.mark.parametrize("scales", [(8.0, 4.0, 2.0), (1.0, 5.0)])
+@pytest.mark.parametrize("scales", [(8.0, 4.0, 2.0), (1.0, 5.0), (4.0, 0.5)])
 def test_pair_sum_and_its_gradient(leading: tuple[int, ...], scales: tuple[float, ...]) -> None:
     x, weights = draws(*leading, 5, 3), torch.tensor([0.5, -0.3, 0.0, 1.0, 0.2]).double()
     expected = sum(

@@ -26,6 +26,7 @@ from pyro_contrastive import (
     NarrowSalient,
     Penalty,
     SalientClassifier,
+    ShrinkMeans,
     TotalCorrelation,
     Wasserstein,
 )
@@ -242,6 +243,11 @@ def test_salient_classifier_is_logistic_regressions_loss() -> None:
     expected = -0.5 * (np.log(1 - probability[:3]).mean() + np.log(probability[3:]).mean())
     value = penalty(*latents_of(batch, s=s), batch)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
+    # The mean over particles, if there are several.
+    draws = torch.stack([s, s + 1])
+    alone = [float(penalty(*latents_of(batch, s=draw), batch).detach()) for draw in draws]
+    both = penalty(*latents_of(batch, s=draws), batch)
+    assert float(both.detach()) == pytest.approx(np.mean(alone), rel=1e-5)
     with torch.no_grad():
         penalty.classifier.weight.zero_()
         penalty.classifier.bias.zero_()
@@ -252,6 +258,10 @@ def test_salient_classifier_is_logistic_regressions_loss() -> None:
     assert float(penalty(*latents_of(one_population, s=s), one_population).detach()) == 0.0
     with pytest.raises(ValueError, match="was made for 2 salient latents; the model has 3"):
         penalty(*latents_of(batch, s=torch.randn(5, 3)), batch)
+
+
+def test_the_prior_of_means_has_the_precision_of_the_prior_of_latents_by_default() -> None:
+    assert ShrinkMeans([3, 4]).weight == 1.0
 
 
 @pytest.mark.parametrize("n_chosen", [0, 1, 2, 5, 9])

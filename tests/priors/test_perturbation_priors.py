@@ -91,6 +91,8 @@ def test_blocks_must_be_of_one_size() -> None:
 
 @pytest.mark.filterwarnings("ignore:There (is|are) only")
 @pytest.mark.filterwarnings("ignore:No value of .*drug")
+@pytest.mark.filterwarnings("ignore:.*treatments have fewer than 5 cells")
+@pytest.mark.filterwarnings("ignore:.*than there are genes")
 def test_priors_of_other_sizes_are_refused_when_the_model_is_made() -> None:
     adata = simulate(SimulationSettings(n_background=8, n_target=8, n_genes=5), seed=0)
     adata.obs["drug"] = ["none"] * 8 + ["a", "b"] * 4

@@ -21,6 +21,7 @@ from pyro_contrastive import (
     ZeroInflatedNegativeBinomial,
 )
 from pyro_contrastive.components.component import component_from_spec
+from pyro_contrastive.density.heads import simplex
 from pyro_contrastive.networks import CellwiseBatchNorm, Covariates
 
 BATCH = CellBatch(condition=torch.tensor([0, 1, 2]), batch=torch.tensor([0, 1, 0]))
@@ -179,6 +180,11 @@ def test_expression_never_underflows_to_zero() -> None:
         made.layers["scale"].bias.copy_(torch.tensor([0.0, -500.0, 0.0]))
     counts = made(made.decode(torch.zeros(1, 2), BATCH, {}), torch.tensor([[100.0]]))
     assert counts.log_prob(torch.ones(1, 3)).isfinite().all()
+    # Nor does the gradient overflow, which has the counts divided by the expression.
+    for dtype in (torch.float32, torch.float64):
+        scale = simplex(torch.tensor([0.0, -2000.0, 0.0], dtype=dtype))
+        assert (1e12 / scale).isfinite().all()
+        assert scale.tolist() == pytest.approx([0.5, 0.0, 0.5], abs=1e-20)
 
 
 def test_a_likelihood_written_in_a_notebook_trains_and_samples() -> None:

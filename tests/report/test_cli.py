@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import pyro_contrastive
 from pyro_contrastive import ContrastiveVI
 from pyro_contrastive.cli import app
+from pyro_contrastive.data import load_kang
 from pyro_contrastive.likelihoods import SHORT_NAMES
 from pyro_contrastive.report import demo as demo_module
 from pyro_contrastive.report import pipeline
@@ -199,6 +200,7 @@ def assert_mistake(result: Any, *hints: str) -> None:
         assert hint in result.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 @pytest.mark.parametrize(
     ("options", "hints"),
     [
@@ -238,6 +240,8 @@ REACHED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*in all cells, so there is nothing")
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 def test_the_options_reach_the_fit(
     counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +269,7 @@ def test_the_options_reach_the_fit(
     assert "MM-cVAE" in page
 
 
+@pytest.mark.filterwarnings("ignore:.*more than there are genes")
 def test_refined_posteriors_are_kept_and_their_latents_written(
     counts: Path, tmp_path: Path
 ) -> None:
@@ -471,8 +476,27 @@ def test_umap_without_umap_learn_is_refused_before_any_work(
     assert not calls
 
 
-def test_demo_passes_its_options_on(tmp_path: Path, calls: dict[str, Any]) -> None:
+@pytest.mark.parametrize("command", ["fit", "demo"])
+def test_several_processes_are_refused_before_any_work(
+    counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun sets them
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = fit_arguments(counts, out) if command == "fit" else ["demo", "--out", str(out)]
+    result = run(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: torchrun has started 2 processes")
+    assert result.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_demo_passes_its_options_on(
+    tmp_path: Path, calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "demo"
+    some = load_kang()[::20].copy()
+    monkeypatch.setattr(demo_module, "load_kang", lambda: some)
     arguments = [
         "demo",
         "--out",

@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_is_not_taken_for_bad_data(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("Can't write data (errno = 28, error message = 'No space left on device')")
 
-    monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
+    monkeypatch.setattr(trial, "write_h5ad", fail)
     with pytest.raises(OSError, match="no space is left on the disk of folder"):
         check(small_cells(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

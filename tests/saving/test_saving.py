@@ -331,7 +331,7 @@ def test_a_failure_while_writing_loses_nothing(tmp_path, monkeypatch, step, ther
     if step == "weights":
         monkeypatch.setattr(saved_folder, "save", fail)
     elif step == "adata":
-        monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
+        monkeypatch.setattr(saved_folder, "write_h5ad", fail)
     else:
         monkeypatch.setattr(atomic, "exchange", fail)
         monkeypatch.setattr(atomic.os, "rename", fail)
@@ -566,3 +566,14 @@ def test_strings_of_pandas_3_are_written_and_read(tmp_path):
     ContrastiveVI(adata, n_hidden=8).save(tmp_path / "model", save_anndata=True)
     loaded = ContrastiveVI.load(tmp_path / "model").adata
     assert loaded.obs["note"].isna().tolist() == [False, True] * 20
+
+
+def test_the_element_that_cannot_be_written_is_named(tmp_path):
+    model = make_model(trained=False)
+    model.adata.uns["deep"] = {"er": {"mine": object()}}
+    with pytest.raises(ValueError, match=r"adata\.uns\['deep'\]\['er'\]\['mine'\] cannot be wri"):
+        model.save(tmp_path / "model", save_anndata=True)
+    assert not list(tmp_path.iterdir())
+    model.adata.obs["mixed"] = np.resize(np.array([1, "a"], dtype=object), 40)
+    with pytest.raises(ValueError, match=r"adata\.obs\['mixed'\] .*save_anndata=True"):
+        model.save(tmp_path / "model", save_anndata=True)

@@ -29,7 +29,7 @@ from pyro_contrastive import (
 )
 from pyro_contrastive.networks import Block
 from pyro_contrastive.testing import SimulationSettings, simulate
-from pyro_contrastive.training import launch, processes, run, steps, updates
+from pyro_contrastive.training import clipping, launch, processes, run, steps, updates
 from pyro_contrastive.training.splits import PairedBatches, Population
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -100,6 +100,10 @@ def gradients_of_steps(
     patch.setattr(steps.RecordedStep, "_replayed", noting_replayed)
     patch.setattr(steps, "RECORDED_AFTER", 1)
     patch.setattr(torch.distributions.normal, "_standard_normal", noise)
+    # Gradients are clipped in many of the last steps, by the norm of those of all processes.
+    patch.setattr(clipping, "CLIPPED_AT", 0.9)
+    patch.setattr(clipping, "N_FIRST", 8)
+    patch.setattr(clipping.Clipping, "report", lambda *_: None)
     train(
         *(model, 4),
         train_size=1.0,
@@ -174,6 +178,15 @@ def test_a_population_smaller_than_a_step_is_in_every_part():
 def test_steps_with_fewer_cells_than_processes_are_refused(n_cells, batch_size, n_parts):
     with pytest.raises(ValueError, match=f"too few cells to train with {n_parts} processes"):
         PairedBatches(some_cells(n_cells, 2), batch_size, np.random.default_rng(0), 0, n_parts)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "resume"])
+def test_checkpoints_of_several_processes_are_refused(tmp_path, name):
+    place = tmp_path / "checkpoints"
+    both = ended(tmp_path, change=lambda _: {name: place})
+    for error in both:
+        assert "ValueError: checkpoint= and resume= need a training by one process" in str(error)
+    assert not place.exists()
 
 
 # How they end

@@ -374,6 +374,7 @@ def test_three_models_one_after_another_train_alike_with_plain_pyro():
 # What else a model may be told
 
 
+@pytest.mark.filterwarnings("ignore:.*occur in one condition only")
 def test_latent_library_with_a_batch_of_one_cell():
     adata = make_adata()
     adata.obs["chip"] = ["alone"] + ["rest"] * 49
@@ -458,7 +459,7 @@ def test_whole_numbers_may_be_numpys():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gradient_clip_val", "gradients are not clipped"),
+        ("gradient_clip_val", "far larger than usual is always clipped"),
         ("callbacks", "without a Lightning Trainer"),
         ("logger", "model.history"),
         ("max_steps", "max_epochs="),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,6 +18,8 @@ from training_helpers import column, make_model, same, split_of_seed, train, wei
 
 from pyro_contrastive import (
     CellBatch,
+    ContrastiveVI,
+    Gaussian,
     NegativeBinomial,
     Penalty,
     Prior,
@@ -188,3 +193,17 @@ def test_ctrl_c_with_early_stopping_puts_back_the_best_weights(monkeypatch):
     found = evaluate(model.module, model._data(None), split.validation, 128, "cpu")
     elbo_now = found["reconstruction_loss"] + found["kl_z"] + found["kl_s"]
     assert elbo_now == column(model, "elbo_validation").min()
+
+
+def test_data_that_are_too_large_for_the_networks_are_named() -> None:
+    counts = np.zeros((40, 6), dtype=np.float32)
+    counts[:, 0] = 1e6 * np.arange(40)
+    names = [f"cell{i}" for i in range(40)]
+    obs = pd.DataFrame({"condition": ["control", "treated"] * 20}, index=names)
+    adata = ad.AnnData(counts, obs=obs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ContrastiveVI.setup_anndata(adata, condition_key="condition", background="control")
+        model = ContrastiveVI(adata, n_hidden=8, likelihood=Gaussian(log1p=False))
+    with pytest.raises(NonFiniteLossError, match=r"values up to .*e\+07.*Gaussian. Normalise them"):
+        model.train(max_epochs=1, enable_progress_bar=False)

@@ -139,6 +139,9 @@ def _strata(data: CheckedData, n_cells: int) -> Strata:
 
 
 def _listed(statistics: Iterable[str]) -> object:
+    if not isinstance(statistics, Iterable):
+        msg = f"statistics must be a list of names of statistics, not {statistics!r}."  # type: ignore[unreachable]  # untyped callers
+        raise TypeError(msg)
     return statistics if isinstance(statistics, str | list | tuple | set) else list(statistics)
 
 
