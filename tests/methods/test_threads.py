@@ -179,6 +179,7 @@ done.set()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(threading, "get_native_id"), reason="threads of the system")
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_forked_process_does_not_wait_for_a_thread_it_lacks() -> None:

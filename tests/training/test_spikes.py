@@ -110,6 +110,7 @@ def trained(at: int, **train: Any) -> ContrastiveVI:
     return model
 
 
+@pytest.mark.slow
 def test_a_spike_is_reported_and_does_no_harm(monkeypatch):
     calm = trained(10**9)
     with pytest.warns(
