@@ -12,7 +12,12 @@ from typing import Annotated
 
 import typer
 
-from pyro_contrastive._tools.shell import errors_on_one_line, plain_warnings, print_error
+from pyro_contrastive._tools.shell import (
+    errors_on_one_line,
+    plain_warnings,
+    print_error,
+    refuse_torchrun,
+)
 from pyro_contrastive.guides import SHORT_NAMES as GUIDES
 from pyro_contrastive.likelihoods import SHORT_NAMES as LIKELIHOODS
 
@@ -222,6 +227,7 @@ def _demo(
     """Fit the bundled interferon data and explain the result on a web page."""
     with ExitStack() as stack:
         with errors_on_one_line(OSError, ValueError):
+            refuse_torchrun()
             _check_embedding(embedding)
             from pyro_contrastive.report.folder import reserve_folder  # noqa: PLC0415
 
@@ -289,6 +295,7 @@ def fit(
     with ExitStack() as stack:
         # Refuse here everything that can be refused, before any work is lost.
         with errors_on_one_line(OSError, ValueError):
+            refuse_torchrun()
             _check_embedding(embedding)
             from pyro_contrastive.report import file_kinds, inputs  # noqa: PLC0415
             from pyro_contrastive.report import folder as folders  # noqa: PLC0415

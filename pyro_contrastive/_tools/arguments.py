@@ -134,7 +134,7 @@ class Instance:
 _SHARE = Number(0, 1, low_closed=False, high_closed=False)
 _SIMPLE: dict[Rule, str] = {
     Whole(): "n_samples n_mc_samples n_draws n_chains n_steps n_simulations n_permutations "
-    "n_shuffles n_folds n_cells n_khat_cells early_stopping_patience m_permutation",
+    "n_shuffles n_folds n_cells n_khat_cells early_stopping_patience m_permutation num_nodes",
     Whole(0): "nuts_cells calibration_cells n_warmup early_stopping_warmup_epochs lr_patience "
     "n_covariates n_batch n_continuous_cov fewest_counts max_plate_nesting",
     Whole(1, 10_000_000): "n_input",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import TextIO
 
 import typer
 
-__all__ = ["errors_on_one_line", "plain_warnings", "print_error"]
+__all__ = ["errors_on_one_line", "plain_warnings", "print_error", "refuse_torchrun"]
 
 
 @contextmanager
@@ -44,6 +45,24 @@ def plain_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show_plainly
         yield
+
+
+def refuse_torchrun() -> None:
+    """Refuse to run in several processes, each of which would write the same folder.
+
+    Raises
+    ------
+    ValueError
+        If ``torchrun`` has started several.
+    """
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" in os.environ and n_processes > 1:
+        msg = (
+            f"torchrun has started {n_processes} processes, and this command fits and writes in "
+            "one: run it without torchrun. To train on several devices, write a script that calls "
+            "ContrastiveVI.train()."
+        )
+        raise ValueError(msg)
 
 
 def print_error(text: str) -> None:

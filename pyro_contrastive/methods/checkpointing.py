@@ -85,6 +85,23 @@ class CheckpointRequest:
         return cls(folder, Interval(n_minutes, n_epochs), start)
 
 
+def refuse_several(n_processes: int) -> None:
+    """Refuse checkpoints of a training by several processes.
+
+    Raises
+    ------
+    ValueError
+        If there are more than one.
+    """
+    if n_processes > 1:
+        msg = (
+            f"checkpoint= and resume= need a training by one process, and this one has "
+            f"{n_processes}: each draws noise of its own, and a checkpoint has the random numbers "
+            "of one. Leave both out, or use devices=1 and num_nodes=1."
+        )
+        raise ValueError(msg)
+
+
 class TrainingCheckpoints:
     """The checkpoints of one call of ``train``.
 

@@ -13,6 +13,7 @@ from anndata import AnnData
 from pyro.infer import Trace_ELBO
 
 from pyro_contrastive._tools.arguments import check_arguments, check_path
+from pyro_contrastive._tools.first_process import is_first_process
 from pyro_contrastive._tools.invalid_file import InvalidFileError
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.stored_posteriors import StoredPosteriors
@@ -165,6 +166,8 @@ class StorageMethods(ModelBase):
     ) -> None:
         """Save the model as a folder: weights (safetensors), settings and history (JSON).
 
+        Where several processes trained together, only the first one writes.
+
         Parameters
         ----------
         dir_path
@@ -191,6 +194,8 @@ class StorageMethods(ModelBase):
         check_arguments(locals())
         check_path("dir_path", dir_path)
         refuse_prefix(prefix)
+        if not is_first_process():
+            return
         _check_write_kwargs(anndata_write_kwargs, save_anndata=save_anndata)
         stored, first = self._stored_posteriors, self._untrained_module
         saved = SavedModel(

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal
@@ -24,7 +25,11 @@ from pyro_contrastive.data.indices import populations
 from pyro_contrastive.density.heads import bfloat16_products
 from pyro_contrastive.methods.base import ModelBase
 from pyro_contrastive.methods.checkpointing import ARGUMENTS as CHECKPOINT_ARGUMENTS
-from pyro_contrastive.methods.checkpointing import CheckpointRequest, TrainingCheckpoints
+from pyro_contrastive.methods.checkpointing import (
+    CheckpointRequest,
+    TrainingCheckpoints,
+    refuse_several,
+)
 from pyro_contrastive.training.arguments import (
     check_interval,
     refuse_sparse,
@@ -63,6 +68,28 @@ def _max_epochs(
     return default_max_epochs(sum(map(len, cells)), schedule, max(steps_per_epoch, 1))
 
 
+def _stopping(given: Mapping[str, Any], max_epochs: int) -> tuple[EarlyStopping | None, int | None]:
+    """Return when to stop early, and how often to check, for these arguments of ``train``."""
+    wanted, every = given["early_stopping"], given["check_val_every_n_epoch"]
+    is_optional = wanted is None
+    if is_optional:
+        wanted = given["schedule"] == "fast" and every is not None
+    if not wanted:
+        return None, every
+    stopping = EarlyStopping(
+        given["early_stopping_monitor"],
+        given["early_stopping_patience"],
+        given["early_stopping_min_delta"],
+        mode=given["early_stopping_mode"],
+        warmup_epochs=given["early_stopping_warmup_epochs"],
+        is_optional=is_optional,
+    )
+    every = 1 if every is None else every  # as in scvi-tools
+    if not is_optional:
+        check_interval(every, max_epochs)
+    return stopping, every
+
+
 class TrainingMethods(ModelBase):
     """Mixin of :class:`ContrastiveVI`: training and its history."""
 
@@ -92,6 +119,7 @@ class TrainingMethods(ModelBase):
         enable_progress_bar: bool = True,
         schedule: str = "reference",
         precision: Literal["32-true", "bf16-mixed"] = "32-true",
+        num_nodes: int = 1,
         seed: int | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every_n_epochs: int | None = None,
@@ -114,7 +142,9 @@ class TrainingMethods(ModelBase):
             Number of passes over the larger population; default 400 up to 20,000 cells, then fewer
             (see `schedule`).
         accelerator, devices
-            As in Lightning; "auto" uses CUDA if available. Exactly one device is used.
+            As in Lightning; ``accelerator="auto"`` uses CUDA if available. ``devices`` is how many
+            devices, on each node, or a list of their indices; -1: all; ``"auto"``: one, or as many
+            as ``torchrun`` has started processes for. On a CPU, a device is a process. See Notes.
         train_size, validation_size
             Fractions of each population to train on and to hold out; default 0.9 and 0.1.
             Held-out quantities are recorded when both populations have held-out cells.
@@ -168,6 +198,8 @@ class TrainingMethods(ModelBase):
             round their factors to bfloat16; everything else is in single precision. Faster where
             the processor or GPU multiplies in bfloat16, slower elsewhere; ``benchmarks/README.md``
             has the effect on the ELBO.
+        num_nodes
+            Number of machines, on each of which the script runs.
         seed
             Seed of the split, the order of the cells and all noise; default: torch's global state
             (``pyro.set_rng_seed``). On a CPU the same seed gives the same result for models with
@@ -180,7 +212,7 @@ class TrainingMethods(ModelBase):
             Folder for checkpoints, from which `resume` continues this run after the process was
             killed. They are written at the ends of epochs, each in one step, and the last two are
             kept, also after the run. A checkpoint that cannot be written (a full disk) costs a
-            warning. Default: none are written.
+            warning. Not with several processes. Default: none are written.
         checkpoint_every_n_epochs, checkpoint_every_n_minutes
             Write one after every so many epochs; by default, at the end of the first epoch after
             every 10 minutes. There is also one before the first epoch and one after the last.
@@ -204,9 +236,9 @@ class TrainingMethods(ModelBase):
         ------
         ValueError
             If it is not known which cells are background and target, or they overlap; if a number
-            is out of range; if early stopping watches a quantity that is not recorded; if the
-            checkpoint to continue from is of another model, of other data, of other settings or of
-            another version of the library.
+            is out of range; if early stopping watches a quantity that is not recorded; if
+            checkpoints are asked for with several processes; if the checkpoint to continue from is
+            of another model, of other data, of other settings or of another version of the library.
         FileNotFoundError, InvalidFileError
             If there is no checkpoint to continue from, or all are damaged.
         FileExistsError
@@ -215,6 +247,30 @@ class TrainingMethods(ModelBase):
             If there is an unknown argument.
         NonFiniteLossError
             If the loss becomes NaN or infinite; names the site.
+        ProcessesError
+            With several processes: if they differ in data, split, model or arguments, or one fails.
+
+        Notes
+        -----
+        Several devices or nodes: a process for each trains on its share of every step, and all of
+        them take the same step, by the average of their gradients. Run the script by ``python
+        script.py``, which then starts itself once more for every further device, or by
+        ``torchrun``; not from a notebook. The whole script runs in every process: all of them need
+        the data, and make the same model. The first one's initial weights count, it shows the
+        progress, and only there does :meth:`save` write. Guard what else writes files.
+
+        * `batch_size` is that of each process: two with 128 take the steps of one with 256, in half
+          as many steps per epoch. Each draws noise of its own. Differences to one process with
+          twice the cells: batch normalisation uses the cells of each process in training, and
+          penalties on pairs of cells (:class:`MMD`, :class:`HSIC`) compare cells of one process.
+          With 64 cells or more per process neither changes the result much, with 32 they do:
+          do not make `batch_size` small because there are many processes.
+        * Held-out quantities are averaged over processes, and decisions, such as early stopping,
+          are those of the first process.
+        * An error in one process ends all with an error that quotes it, at once where processes
+          exchange tensors on CPUs (gloo). A process that does not answer does so after 5 minutes;
+          on GPUs (NCCL) any failure may take that long.
+        * Ctrl-C ends all after the same step, and keeps what was learned.
         """
         check_arguments(locals())
         given = locals()
@@ -222,8 +278,9 @@ class TrainingMethods(ModelBase):
         refuse_unknown(trainer_kwargs, names)
         refuse_sparse(load_sparse_tensor)
         # Lightning takes seconds to import, and only training needs it.
-        from pyro_contrastive.training.devices import one_device  # noqa: PLC0415
+        from pyro_contrastive.training.devices import fabric_for  # noqa: PLC0415
         from pyro_contrastive.training.fit import fit  # noqa: PLC0415
+        from pyro_contrastive.training.processes import shared_seed  # noqa: PLC0415
         from pyro_contrastive.training.run import RunSettings  # noqa: PLC0415
 
         plan = TrainingPlan.from_kwargs(plan_kwargs, schedule)
@@ -232,38 +289,25 @@ class TrainingMethods(ModelBase):
         else:
             self._untrained_module = copy.deepcopy(self.module)
         batch_size = 128 if batch_size is None else batch_size
-        fabric = one_device(accelerator, devices)
         request = CheckpointRequest.of(*(given[name] for name in CHECKPOINT_ARGUMENTS))
+        fabric = fabric_for(accelerator, devices, num_nodes)
+        if request is not None:
+            refuse_several(fabric.world_size)
         repeated = [name for name in names if name not in CHECKPOINT_ARGUMENTS]
         call = TrainCall.now({name: given[name] for name in repeated}, fabric.device.type)
         adata = self._adata(None)
         data, cells = self._data_of_populations(adata, background_indices, target_indices)
         if max_epochs is None:
-            max_epochs = _max_epochs(cells, schedule, train_size, batch_size)
-        stopping = None
-        is_optional = early_stopping is None
-        if is_optional:
-            early_stopping = schedule == "fast" and check_val_every_n_epoch is not None
-        if early_stopping:
-            stopping = EarlyStopping(
-                early_stopping_monitor,
-                early_stopping_patience,
-                early_stopping_min_delta,
-                mode=early_stopping_mode,
-                warmup_epochs=early_stopping_warmup_epochs,
-                is_optional=is_optional,
-            )
-            if check_val_every_n_epoch is None:
-                check_val_every_n_epoch = 1  # as in scvi-tools
-            if not is_optional:
-                check_interval(check_val_every_n_epoch, max_epochs)
+            cells_per_step = batch_size * fabric.world_size
+            max_epochs = _max_epochs(cells, schedule, train_size, cells_per_step)
+        stopping, check_every = _stopping(given, max_epochs)
         split_settings = SplitSettings(
             train_size, validation_size, shuffle_set_split, datasplitter_kwargs or {}
         )
         checkpoints = None
         if request is not None:
             checkpoints = TrainingCheckpoints(self, request, call, data, adata.obs_names)
-        with seeded(seed), bfloat16_products(precision == "bf16-mixed"):
+        with seeded(shared_seed(fabric, seed)), bfloat16_products(precision == "bf16-mixed"):
             if checkpoints is not None:
                 call = checkpoints.start_random()
             rng = numpy_rng()
@@ -272,7 +316,7 @@ class TrainingMethods(ModelBase):
                 max_epochs,
                 batch_size,
                 stopping,
-                check_val_every_n_epoch,
+                check_every,
                 enable_progress_bar,
                 adata.obs_names,
             )

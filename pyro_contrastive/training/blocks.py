@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
 from pyro_contrastive.observed.on_disk import OnDisk
-from pyro_contrastive.training.splits import Indices, PairedBatches, Population, Split
+from pyro_contrastive.training.splits import Indices, PairedBatches, Population, Split, Step
 
 __all__ = ["BlockBatches", "in_blocks"]
 
@@ -25,27 +26,27 @@ class BlockBatches(PairedBatches):
     ----------
     source
         Where the cells are.
-    cells, batch_size, rng
+    cells, batch_size, rng, part, n_parts
         As for :class:`PairedBatches`.
     """
 
     def __init__(
-        self, source: OnDisk, cells: Population, batch_size: int, rng: np.random.Generator
+        self,
+        source: OnDisk,
+        cells: Population,
+        batch_size: int,
+        rng: np.random.Generator,
+        part: int = 0,
+        n_parts: int = 1,
     ) -> None:
-        super().__init__(cells, batch_size, rng)
+        super().__init__(cells, batch_size, rng, part, n_parts)
         self._source = source
-        steps = source.cells_at_a_time // (2 * batch_size)
-        self._steps_per_window = max(steps, 1)
+        self._steps_per_window = max(source.cells_at_a_time // (2 * batch_size), 1)
 
-    def epoch(self) -> Iterator[Indices]:
-        """Yield the indices of the cells of each step."""
-        window: list[Indices] = []
-        for cells in super().epoch():
-            window.append(cells)
-            if len(window) == self._steps_per_window:
-                yield from self._mixed(window)
-                window = []
-        yield from self._mixed(window)
+    def _steps(self) -> Iterator[Step]:
+        steps = super()._steps()
+        while window := list(islice(steps, self._steps_per_window)):
+            yield from self._mixed(window)
 
     def _shuffled(self, cells: Indices) -> Indices:
         if self._is_small(cells):
@@ -55,21 +56,27 @@ class BlockBatches(PairedBatches):
     def _is_small(self, cells: Indices) -> bool:
         return len(cells) <= self._source.cells_at_a_time // 2
 
-    def _mixed(self, window: list[Indices]) -> Iterator[Indices]:
-        """Shuffle the cells of several steps among these, those of each population apart."""
-        if not window:
-            return
-        # As many of both in each step, if there are as many.
-        sizes = [max(len(cells) // 2, len(cells) - len(self._smaller)) for cells in window]
-        parts = []
+    def _mixed(self, window: list[Step]) -> Iterator[Step]:
+        """Shuffle the cells of several steps among these, those of each population apart.
+
+        Each process gets neighbours, so that no block is read by several of them.
+        """
+        sides = []
         for side, population in enumerate((self._larger, self._smaller)):
-            own = [np.split(cells, [n])[side] for cells, n in zip(window, sizes, strict=True)]
-            joined = np.concatenate(own)
+            cells = np.concatenate([pair[side] for step in window for pair in step])
+            sizes = [[len(step[i][side]) for step in window] for i in range(self._n_parts)]
+            shares = np.split(cells, np.cumsum([sum(each) for each in sizes])[:-1])
             if not self._is_small(population):  # or they are shuffled already
-                joined = self._rng.permutation(joined)
-            parts.append(np.split(joined, np.cumsum([len(cells) for cells in own])[:-1]))
-        for larger, smaller in zip(*parts, strict=True):
-            yield np.concatenate([larger, smaller])
+                shares = [self._rng.permutation(share) for share in shares]
+            sides.append(
+                [
+                    np.split(share, np.cumsum(each)[:-1])
+                    for share, each in zip(shares, sizes, strict=True)
+                ]
+            )
+        larger, smaller = sides
+        for i in range(len(window)):
+            yield [(larger[part][i], smaller[part][i]) for part in range(self._n_parts)]
 
 
 def shuffled_blocks(cells: Indices, source: OnDisk, rng: np.random.Generator) -> Indices:

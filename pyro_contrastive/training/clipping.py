@@ -96,7 +96,7 @@ class Clipping:
             "for cells or genes with counts far above all others, and at what you changed: "
             "likelihood, prior, guide or penalty.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=8,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +38,40 @@ def one_device(accelerator: str, devices: int | list[int] | str) -> Fabric:
     from lightning_fabric import Fabric  # noqa: PLC0415  # slow, and only training needs it
 
     return Fabric(accelerator=accelerator, devices=devices)
+
+
+def fabric_for(accelerator: str, devices: int | list[int] | str, num_nodes: int) -> Fabric:
+    """Return a Lightning Fabric for one device or several, with all processes connected.
+
+    Parameters
+    ----------
+    accelerator, devices, num_nodes
+        See :meth:`ContrastiveVI.train`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such number of devices.
+    ProcessesError
+        If the other processes cannot be started or do not come.
+    """
+    if devices == "auto" and torch.distributed.is_torchelastic_launched():  # by torchrun
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if devices == "auto":
+        devices = 1
+    n_devices = len(devices) if isinstance(devices, list) else devices
+    if str(n_devices) == "1" and num_nodes == 1:
+        return one_device(accelerator, devices)
+    if not re.fullmatch(r"-1|[1-9]\d*", str(n_devices)):
+        msg = (
+            "devices must be 'auto', a number of devices, -1 for all, or a list of indices, not "
+            f"{devices!r}."
+        )
+        raise ValueError(msg)
+    from pyro_contrastive.training.launch import connected  # noqa: PLC0415  # as above
+
+    return connected(accelerator, devices, num_nodes)
 
 
 def torch_device(accelerator: str, device: int | str) -> torch.device:

@@ -62,9 +62,10 @@ class Epochs:
 
     def train(self, checkpoints: Checkpoints | None) -> None:
         """Train until the last epoch, or until early stopping ends the run."""
-        settings, history = self.run.settings, self.history
+        settings, history, processes = self.run.settings, self.history, self.run.processes
+        shows_progress = settings.progress_bar and processes.is_first
         with (
-            EpochBar(settings.max_epochs, self.n_done, show=settings.progress_bar) as bar,
+            EpochBar(settings.max_epochs, self.n_done, show=shows_progress) as bar,
             pyro.validation_enabled(False),  # checked before training: see `check_programs`
             no_nan_warnings(),
             reused_memory(),
@@ -74,6 +75,7 @@ class Epochs:
                 is_check = settings.is_check(self.n_done)
                 values = self.run.train_epoch(self.n_done)
                 values |= self.run.validate() if is_check else {}
+                values = processes.of_first(values)  # what follows from them is decided alike
                 self.run.lower_learning_rate(values)
                 history.add_epoch(values)
                 self.watch.check(values, history.n_epochs - 1)

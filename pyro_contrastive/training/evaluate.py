@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyro
 import torch
@@ -13,11 +14,15 @@ from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.data.cell_data import CellData
 from pyro_contrastive.data.resident import ResidentCells
 from pyro_contrastive.sites import KL, RECONSTRUCTION, is_local, part_names, site_losses
-from pyro_contrastive.training.splits import Population, evaluation_batches
+from pyro_contrastive.training.splits import Indices, Population, evaluation_batches
 from pyro_contrastive.vae import ContrastiveVAE
+
+if TYPE_CHECKING:  # it imports Lightning, which takes seconds
+    from pyro_contrastive.training.processes import Processes
 
 Traces = tuple[pyro.poutine.Trace, pyro.poutine.Trace]
 """Traces of the model and of the guide."""
+_Found: TypeAlias = "tuple[dict[str, float], dict[str, list[float]], _ByCondition]"
 
 
 def evaluate(
@@ -27,6 +32,7 @@ def evaluate(
     batch_size: int,
     device: torch.device | str,
     seed: int = 0,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """Return the parts of the negative ELBO and the penalties, averaged over cells.
 
@@ -46,6 +52,9 @@ def evaluate(
         Device to evaluate on.
     seed
         Seed of the posterior draws: two calls see the same noise.
+    processes
+        Those that evaluate together, each some of the mini-batches, with its own noise. All of them
+        return the same values.
 
     Returns
     -------
@@ -58,9 +67,11 @@ def evaluate(
     penalties: dict[str, list[float]] = {}
     by_condition = _ByCondition(data.conditions)
     sizes = len(cells.background), len(cells.target)
+    batches: Iterator[Indices] = evaluation_batches(cells, batch_size)
+    if processes is not None:
+        batches, seed = processes.share(batches), seed + processes.rank
     with evaluating(vae), seeded(seed), pyro.validation_enabled(False):
-        steps = evaluation_batches(cells, batch_size)
-        for batch in data.batches(steps, device, next(vae.parameters()).dtype):
+        for batch in data.batches(batches, device, next(vae.parameters()).dtype):
             particles = list(vae.objective.traces(vae.model, vae.guide, batch))
             for traces in particles:
                 parts = vae.objective.parts(*traces, sizes=sizes, analytic=True)
@@ -71,7 +82,24 @@ def evaluate(
                     for penalty in vae.penalties:
                         value = float(penalty(*traces, batch))
                         penalties.setdefault(penalty.name, []).append(value)
-    means = {name: sum(values) / len(values) for name, values in penalties.items()}
+    found = (sums, penalties, by_condition)
+    return _means([found] if processes is None else processes.gather(found))
+
+
+def _means(found: list[_Found]) -> dict[str, float]:
+    """Join what one process or several found: sums over cells, and penalties by mini-batch."""
+    by_condition = found[0][2]
+    sums: dict[str, float] = {}
+    penalties: dict[str, list[float]] = {}
+    for i, (some, values, others) in enumerate(found):
+        for name, value in some.items():
+            sums[name] = sums.get(name, 0.0) + value
+        for name, each in values.items():
+            penalties[name] = penalties.get(name, []) + each
+        if i:
+            by_condition.sums += others.sums
+            by_condition.counts += others.counts
+    means = {name: sum(each) / len(each) for name, each in penalties.items()}
     return sums | means | by_condition.means()
 
 

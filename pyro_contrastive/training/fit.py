@@ -14,13 +14,16 @@ from pyro_contrastive.training.epochs import Checkpoints, Epochs
 from pyro_contrastive.training.hidden_counts import hiding_counts
 from pyro_contrastive.training.history import FitResult, History
 from pyro_contrastive.training.plan import TrainingPlan
+from pyro_contrastive.training.processes import ending_together
 from pyro_contrastive.training.run import Run, RunSettings
+from pyro_contrastive.training.same_everywhere import digests
 from pyro_contrastive.training.splits import Split
 from pyro_contrastive.vae import ContrastiveVAE
 
 logger = logging.getLogger(__name__)
 
 
+@ending_together
 def fit(
     vae: ContrastiveVAE,
     data: CellData,
@@ -56,6 +59,8 @@ def fit(
         would never check it.
     NonFiniteLossError
         If the loss becomes NaN or infinite; names the site where that happened.
+    ProcessesError
+        If one of several processes fails, or they have different data, models or settings.
     """
     begun = time.perf_counter()
     run = Run(vae, data, split, plan, settings, fabric=fabric, rng=rng)
@@ -71,7 +76,7 @@ def fit(
     interrupted = False
     best = None
     try:
-        with hiding_counts(vae, rate):
+        with hiding_counts(vae, rate), run.processes.noting_interrupts():
             epochs.train(checkpoints)
     except KeyboardInterrupt:
         interrupted = True
@@ -102,6 +107,10 @@ def fit(
 
 def _prepare(run: Run, data: CellData) -> None:
     """Initialise the likelihood, check model and settings, and remember some training cells."""
+    if run.processes.size > 1:
+        run.processes.refuse_differences(digests(run, data))
+        run.processes.give_those_of_first([*run.vae.parameters(), *run.vae.buffers()])
+        run.processes.draw_own_noise()
     train = np.concatenate([run.split.train.background, run.split.train.target])
     if run.plan.start_from_data:
         run.vae.model.likelihood.start_from(data.gene_summary(train))

@@ -106,5 +106,5 @@ class LossWatch:
             f'rate, plan_kwargs={{"lr": {self.lr / 3:.2g}}}; and look for cells or genes with '
             "counts far above all others.",
             UserWarning,
-            stacklevel=7,
+            stacklevel=8,
         )

@@ -21,10 +21,12 @@ from pyro_contrastive.training.arguments import refuse_never_checking
 from pyro_contrastive.training.batch_norm import N_BATCHES, refresh_statistics
 from pyro_contrastive.training.blocks import BlockBatches, in_blocks
 from pyro_contrastive.training.evaluate import evaluate, global_parts, loss_of, named
+from pyro_contrastive.training.exchange import Exchange
 from pyro_contrastive.training.finite import Names, check_programs
 from pyro_contrastive.training.hidden_counts import can_hide, rate_for
 from pyro_contrastive.training.history import EarlyStopping
 from pyro_contrastive.training.plan import TrainingPlan
+from pyro_contrastive.training.processes import Processes
 from pyro_contrastive.training.splits import (
     Indices,
     PairedBatches,
@@ -109,7 +111,7 @@ class Run:
     settings
         See :class:`RunSettings`.
     fabric
-        Device and precision.
+        Devices and processes.
     rng
         Source of the order of the cells; latent noise and dropout come from torch.
     """
@@ -135,8 +137,10 @@ class Run:
         self.settings = settings
         self.max_epochs, self.batch_size = settings.max_epochs, settings.batch_size
         self.fabric = fabric
+        self.processes = Processes(fabric)
+        share = self.processes.rank, self.processes.size
         self._sampler = PairedBatches if on_disk is None else partial(BlockBatches, on_disk)
-        self.batches = self._sampler(split.train, self.batch_size, rng)
+        self.batches = self._sampler(split.train, self.batch_size, rng, *share)
         loss, self.optimizer = fabric.setup(_Loss(vae), plan.make_optimizer(vae))
         optimizer = self.optimizer.optimizer
         # An optimizer_creator may have added parameters that are not the model's.
@@ -149,6 +153,8 @@ class Run:
         evaluate = RecordedStep(plain) if plan.record_steps else plain
         waits = fabric.device.type != "cuda" or plan.optimizer == "Custom"
         self.updates = Updates(vae, evaluate, optimizer, 1 if waits else STEPS_UNSEEN)
+        if self.processes.size > 1:
+            self.updates.exchange = Exchange(self.processes, plain.parameters)
         self.scheduler = plan.make_scheduler(optimizer)
         n_steps = self.max_epochs * self.batches.steps_per_epoch
         self.cycle = plan.make_cycle(optimizer, n_steps)
@@ -264,6 +270,9 @@ class Run:
                 self.step += 1
         self.updates.check()
         self.updates.clipping.report(epoch)
+        self.processes.refuse_drift(self.vae.parameters())
+        # Running averages of batch normalisation are those of each process's own cells.
+        self.processes.give_those_of_first(self.vae.buffers())
         n_steps = self.batches.steps_per_epoch
         means = {name: float(value) / n_steps for name, value in sums.items()}
         loss = means.pop("loss")
@@ -298,6 +307,7 @@ class Run:
         # The same cells each time, drawn without using the run's random numbers.
         batches = self._sampler(self.split.train, self.batch_size, np.random.default_rng(0))
         refresh_statistics(self.vae, self.cells_of(islice(batches.epoch(), N_BATCHES)))
+        self.processes.give_those_of_first(self.vae.buffers())
         self.refreshed_at = self.step
 
     def validate(self) -> dict[str, float]:
@@ -306,5 +316,6 @@ class Run:
             return {}
         self.refresh_batch_norm()
         held_out = self.split.validation
-        means = evaluate(self.vae, self.data, held_out, self.batch_size, self.fabric.device)
+        where = self.fabric.device, 0, self.processes
+        means = evaluate(self.vae, self.data, held_out, self.batch_size, *where)
         return {"validation_loss": loss_of(self.vae, means)} | self.named(means, "validation")

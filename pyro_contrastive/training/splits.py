@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive.data.indices import as_indices
 
 Indices = NDArray[np.int64]
+Step: TypeAlias = "list[tuple[Indices, Indices]]"
+"""Cells of the larger and of the smaller population for each of the processes."""
 ROUNDING = 1e-6
 """Tolerance for rounding: 0.55 of 100 cells are 55, although ``0.55 * 100 > 55``."""
 
@@ -240,22 +242,52 @@ class PairedBatches:
         Maximum number of cells of each population in a step.
     rng
         Source of the shuffles.
+    part, n_parts
+        Each step has `n_parts` mini-batches, one for each of the processes that train together;
+        they are yielded for this one, counted from 0.
+
+    Raises
+    ------
+    ValueError
+        If a step would have fewer cells than `n_parts`.
     """
 
-    def __init__(self, cells: Population, batch_size: int, rng: np.random.Generator) -> None:
-        check_arguments(locals())
+    def __init__(
+        self,
+        cells: Population,
+        batch_size: int,
+        rng: np.random.Generator,
+        part: int = 0,
+        n_parts: int = 1,
+    ) -> None:
+        check_arguments({"batch_size": batch_size})
         self._larger, self._smaller = cells.background, cells.target
         if len(self._larger) < len(self._smaller):
             self._larger, self._smaller = self._smaller, self._larger
-        self.steps_per_epoch = -(-len(self._larger) // batch_size)
+        self.steps_per_epoch = -(-len(self._larger) // (batch_size * n_parts))
+        self._part, self._n_parts = part, n_parts
+        if len(self._larger) // self.steps_per_epoch < n_parts:
+            msg = (
+                f"There are too few cells to train with {n_parts} processes: one step has "
+                f"{len(self._larger) // self.steps_per_epoch} cells of the larger population. Use "
+                "fewer devices, or a larger batch_size."
+            )
+            raise ValueError(msg)
         self._rng = rng
         self._left = np.empty(0, dtype=np.int64)
 
     def epoch(self) -> Iterator[Indices]:
         """Yield the indices of the cells of each step."""
+        for step in self._steps():
+            yield np.concatenate(step[self._part])
+
+    def _steps(self) -> Iterator[Step]:
         order = self._shuffled(self._larger)
-        for chunk in np.array_split(order, self.steps_per_epoch):
-            yield np.concatenate([chunk, self._take(min(len(chunk), len(self._smaller)))])
+        for cells in np.array_split(order, self.steps_per_epoch):
+            yield [
+                (chunk, self._take(min(len(chunk), len(self._smaller))))
+                for chunk in np.array_split(cells, self._n_parts)
+            ]
 
     def _shuffled(self, cells: Indices) -> Indices:
         return self._rng.permutation(cells)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_contrastive.cells import CellBatch
 from pyro_contrastive.training.clipping import Clipping
+from pyro_contrastive.training.exchange import Exchange
 from pyro_contrastive.training.finite import (
     Names,
     NonFiniteLossError,
@@ -32,7 +33,10 @@ class _Step(NamedTuple):
     cells: Names | None
     loss: Tensor
     terms: dict[str, Tensor]
+    own_total: Tensor
+    """A sum that is finite if the loss and gradients of this process are ..."""
     total: Tensor
+    """... and if those of all processes are."""
 
 
 class Updates:
@@ -53,6 +57,11 @@ class Updates:
     check_every
         Number of steps between checks; if above 1, the optimiser must be a fused one of torch,
         which supports ``found_inf``.
+
+    Attributes
+    ----------
+    exchange
+        Set where several processes train together: averages over them what a step has found.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Updates:
         self.check_every = check_every
         self._buffers = list(vae.buffers())  # listed once: walking through all modules is slow
         self._before: list[Tensor] = []
+        self.exchange: Exchange | None = None
         self._unseen: list[_Step] = []
         self.clipping = Clipping(next(vae.parameters()))
         self._n_taken = 0
@@ -92,15 +102,20 @@ class Updates:
         ------
         NonFiniteLossError
             If loss or gradients are not finite, or were not in a step since the last check.
+        KeyboardInterrupt
+            In all processes, if Ctrl-C was pressed in one of several.
         """
         if not self._unseen:  # batch norm would average NaN too
             self._before = [buffer.clone() for buffer in self._buffers]
         self.optimizer.zero_grad()
         weight, objective = self.plain.tensor(kl_weight), self.vae.objective
-        found = self.evaluate(batch, weight)
+        own = found = self.evaluate(batch, weight)
+        if self.exchange is not None:
+            found = self.exchange(own, len(batch))
         # The objective would set these, but a replayed step does not run it.
         objective.kl_weight, objective.terms = kl_weight, found.terms
-        self._unseen.append(_Step(batch, weight, when, cells, found.loss, found.terms, found.total))
+        totals = own.total, found.total
+        self._unseen.append(_Step(batch, weight, when, cells, own.loss, own.terms, *totals))
         if len(self._unseen) >= self.check_every:
             self.check()
         elif self.check_every > 1:
@@ -140,10 +155,16 @@ class Updates:
             return
         finite = torch.stack([step.total for step in unseen]).isfinite()
         if finite.all():
+            if self.exchange is not None:
+                self.exchange.stop_if_interrupted()
             return
         first = finite.tolist().index(False)
         try:
-            raise self._explain(unseen[first], was_last=first == len(unseen) - 1)
+            error = self._explain(unseen[first], was_last=first == len(unseen) - 1)
+            if self.exchange is not None:
+                is_own = not unseen[first].own_total.isfinite()
+                error = self.exchange.same_error(error, is_own=is_own)
+            raise error
         finally:
             for buffer, value in zip(self._buffers, self._before, strict=True):
                 buffer.copy_(value)

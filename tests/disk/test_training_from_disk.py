@@ -52,12 +52,15 @@ def test_an_epoch_has_every_cell_of_the_larger_population_once(tmp_path, monkeyp
     assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
 
 
-def test_a_window_comes_from_many_blocks_and_blocks_are_read_in_one_piece(tmp_path, monkeypatch):
+@pytest.mark.parametrize("share", [(0, 1), (0, 2), (1, 2)], ids=["alone", "first", "second"])
+def test_a_window_comes_from_many_blocks_and_blocks_are_read_in_one_piece(
+    tmp_path, monkeypatch, share
+):
     read_in_pieces(monkeypatch)
     adata = open_on_disk(write(cells(2000, 2000), tmp_path / "cells.h5ad"))
     source = counts_on_disk(adata, None)
     population = Population(np.arange(2000), np.arange(2000, 4000))
-    steps = list(BlockBatches(source, population, 4, np.random.default_rng(0)).epoch())
+    steps = list(BlockBatches(source, population, 4, np.random.default_rng(0), *share).epoch())
     window = np.sort(np.concatenate(steps[:2]))
     pieces = np.split(window, np.flatnonzero(np.diff(window) > 1) + 1)
     assert len(window) == AT_A_TIME
@@ -65,6 +68,25 @@ def test_a_window_comes_from_many_blocks_and_blocks_are_read_in_one_piece(tmp_pa
     assert len(pieces) >= 4
     # Neighbours do not stay together from one epoch to the next.
     assert len({int(step[0]) // 100 for step in steps}) > 15
+
+
+@pytest.mark.parametrize("sizes", [(50, 70), (3, 117)])
+def test_processes_share_out_the_cells_of_an_epoch(tmp_path, monkeypatch, sizes):
+    read_in_pieces(monkeypatch)
+    adata = open_on_disk(write(cells(*sizes), tmp_path / "cells.h5ad"))
+    is_target = (adata.obs["condition"] != "control").to_numpy()
+    source = counts_on_disk(adata, None)
+    population = Population(np.flatnonzero(~is_target), np.flatnonzero(is_target))
+    n_processes = 2
+    samplers = [
+        BlockBatches(source, population, 4, np.random.default_rng(0), i, n_processes)
+        for i in range(n_processes)
+    ]
+    for _ in range(3):
+        shares = [[step[is_target[step]] for step in each.epoch()] for each in samplers]
+        assert len(shares[0]) == len(shares[1]) == samplers[0].steps_per_epoch
+        together = np.concatenate([step for share in shares for step in share])
+        assert sorted(together) == population.target.tolist()
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])

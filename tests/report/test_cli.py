@@ -476,6 +476,21 @@ def test_umap_without_umap_learn_is_refused_before_any_work(
     assert not calls
 
 
+@pytest.mark.parametrize("command", ["fit", "demo"])
+def test_several_processes_are_refused_before_any_work(
+    counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun sets them
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = fit_arguments(counts, out) if command == "fit" else ["demo", "--out", str(out)]
+    result = run(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: torchrun has started 2 processes")
+    assert result.stderr.count("\n") == 1
+    assert not out.exists()
+
+
 def test_demo_passes_its_options_on(
     tmp_path: Path, calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

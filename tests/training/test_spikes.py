@@ -115,8 +115,9 @@ def test_a_spike_is_reported_and_does_no_harm(monkeypatch):
     calm = trained(10**9)
     with pytest.warns(
         UserWarning, match=r"In epoch 9, step 39, the gradient was .* times as large"
-    ):
+    ) as caught:
         model = trained(40)
+    assert caught[0].filename == __file__  # it points to the call of train
     monkeypatch.setattr(clipping, "CLIPPED_AT", float("inf"))
     unclipped = trained(40)
     expected, found, without = (

@@ -129,12 +129,6 @@ def test_number_of_epochs_must_be_positive(max_epochs):
     assert not model.is_trained
 
 
-@pytest.mark.parametrize("devices", [2, [0, 1], -1, "2", []])
-def test_more_than_one_device_is_refused(devices):
-    with pytest.raises(ValueError, match="Training uses exactly one device"):
-        train(make_model(), devices=devices)
-
-
 # What is recorded
 
 
