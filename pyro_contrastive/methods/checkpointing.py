@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 ARGUMENTS = ("checkpoint", "checkpoint_every_n_epochs", "checkpoint_every_n_minutes", "resume")
 """Arguments of ``train`` that are about checkpoints, and not part of what is repeated."""
-_FREE = {"enable_progress_bar", "accelerator", "devices"}
-"""Arguments that may differ when a run is continued."""
+_FREE = {"enable_progress_bar", "accelerator", "devices", "num_nodes"}
+"""Arguments that may differ when a run is continued; the number of processes may not."""
 _LONGEST = 200
 
 Identity = dict[str, dict[str, Any]]
@@ -85,23 +85,6 @@ class CheckpointRequest:
         return cls(folder, Interval(n_minutes, n_epochs), start)
 
 
-def refuse_several(n_processes: int) -> None:
-    """Refuse checkpoints of a training by several processes.
-
-    Raises
-    ------
-    ValueError
-        If there are more than one.
-    """
-    if n_processes > 1:
-        msg = (
-            f"checkpoint= and resume= need a training by one process, and this one has "
-            f"{n_processes}: each draws noise of its own, and a checkpoint has the random numbers "
-            "of one. Leave both out, or use devices=1 and num_nodes=1."
-        )
-        raise ValueError(msg)
-
-
 class TrainingCheckpoints:
     """The checkpoints of one call of ``train``.
 
@@ -115,6 +98,9 @@ class TrainingCheckpoints:
         The other arguments of the call.
     data, names
         The data, and the names of their cells.
+    n_processes
+        Number of processes that train together. All of them read checkpoints; only the first one
+        writes.
 
     Raises
     ------
@@ -133,13 +119,14 @@ class TrainingCheckpoints:
         call: TrainCall,
         data: CellData,
         names: pd.Index,
+        n_processes: int,
     ) -> None:
         self.model, self.request, self.call = model, request, call
         self.identity = _as_json(
             {
                 "model": _model(model),
                 "data set": _data(data, names),
-                "training": _arguments(call.arguments),
+                "training": {**_arguments(call.arguments), "number of processes": n_processes},
             }
         )
         self._resumed = None

@@ -176,8 +176,8 @@ class CrossFitMethods(TrainingMethods):
         Raises
         ------
         ValueError
-            If the model was not trained in this session, or a condition has fewer cells than
-            there are folds.
+            If the model was not trained, or was saved by a version that did not note how; or if
+            a condition has fewer cells than there are folds.
 
         Examples
         --------

@@ -82,8 +82,9 @@ class NullMethods(TrainingMethods, EffectMethods, DiagnosisMethods):
         KeyError
             If a column does not exist.
         ValueError
-            If the model was not trained in this session, or set up without `condition_key`; if
-            fewer than ten cells of either population were held out; or if nothing can be shuffled.
+            If the model was not trained, was saved by a version that did not note how it was
+            trained, or was set up without `condition_key`; if fewer than ten cells of either
+            population were held out; or if nothing can be shuffled.
         """
         check_arguments(locals())
         if self.setup.condition_key is None:

@@ -28,7 +28,6 @@ from pyro_contrastive.methods.checkpointing import ARGUMENTS as CHECKPOINT_ARGUM
 from pyro_contrastive.methods.checkpointing import (
     CheckpointRequest,
     TrainingCheckpoints,
-    refuse_several,
 )
 from pyro_contrastive.training.arguments import (
     check_interval,
@@ -212,7 +211,7 @@ class TrainingMethods(ModelBase):
             Folder for checkpoints, from which `resume` continues this run after the process was
             killed. They are written at the ends of epochs, each in one step, and the last two are
             kept, also after the run. A checkpoint that cannot be written (a full disk) costs a
-            warning. Not with several processes. Default: none are written.
+            warning. Of several processes the first one writes. Default: none are written.
         checkpoint_every_n_epochs, checkpoint_every_n_minutes
             Write one after every so many epochs; by default, at the end of the first epoch after
             every 10 minutes. There is also one before the first epoch and one after the last.
@@ -221,7 +220,8 @@ class TrainingMethods(ModelBase):
             `checkpoint` is given. Make the model as before (its weights do not matter; load it if
             it had been trained before that run), and give the same data and arguments: a
             checkpoint of anything else is refused. On a CPU the result is that of the uninterrupted
-            run, bit for bit, with the same versions of the packages and number of threads. What
+            run, bit for bit, with the same versions of the packages and number of threads. Several
+            processes must be as many as before, and all must see the folder. What
             parts of your own keep outside parameters, buffers and the global random numbers is not
             in a checkpoint. A run that had ended is put back without training. Counts on disk have
             to be there again, in files with the same order of cells and chunks of the same size.
@@ -236,9 +236,9 @@ class TrainingMethods(ModelBase):
         ------
         ValueError
             If it is not known which cells are background and target, or they overlap; if a number
-            is out of range; if early stopping watches a quantity that is not recorded; if
-            checkpoints are asked for with several processes; if the checkpoint to continue from is
-            of another model, of other data, of other settings or of another version of the library.
+            is out of range; if early stopping watches a quantity that is not recorded; if the
+            checkpoint to continue from is of another model, of other data, of other settings or of
+            another version of the library.
         FileNotFoundError, InvalidFileError
             If there is no checkpoint to continue from, or all are damaged.
         FileExistsError
@@ -291,8 +291,6 @@ class TrainingMethods(ModelBase):
         batch_size = 128 if batch_size is None else batch_size
         request = CheckpointRequest.of(*(given[name] for name in CHECKPOINT_ARGUMENTS))
         fabric = fabric_for(accelerator, devices, num_nodes)
-        if request is not None:
-            refuse_several(fabric.world_size)
         repeated = [name for name in names if name not in CHECKPOINT_ARGUMENTS]
         call = TrainCall.now({name: given[name] for name in repeated}, fabric.device.type)
         adata = self._adata(None)
@@ -306,10 +304,12 @@ class TrainingMethods(ModelBase):
         )
         checkpoints = None
         if request is not None:
-            checkpoints = TrainingCheckpoints(self, request, call, data, adata.obs_names)
+            n_processes = fabric.world_size
+            checkpoints = TrainingCheckpoints(
+                self, request, call, data, adata.obs_names, n_processes
+            )
+            call = checkpoints.start_random()
         with seeded(shared_seed(fabric, seed)), bfloat16_products(precision == "bf16-mixed"):
-            if checkpoints is not None:
-                call = checkpoints.start_random()
             rng = numpy_rng()
             split = split_cells(*cells, split_settings, adata.obs_names, rng)
             settings = RunSettings(

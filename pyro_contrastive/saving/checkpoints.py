@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,14 +85,17 @@ class CheckpointFolder:
         """The state of the run to continue from."""
         return None if self._resumed is None else self._resumed.content["run"]
 
-    def offer(self, state: Callable[[], State], n_epochs: int, *, is_last: bool) -> None:
-        """Write a checkpoint at the beginning, at the end, and in between if it is time to.
+    def is_due(self, n_epochs: int, *, is_last: bool) -> bool:
+        """Return whether to write one: at the beginning, at the end, and at intervals."""
+        if is_last or n_epochs == 0:
+            return True
+        if self.interval.epochs is not None:
+            return n_epochs % self.interval.epochs == 0
+        return time.monotonic() - self._written_at >= 60 * self.interval.minutes
 
-        If it cannot be written, there is a warning, and training goes on.
-        """
-        if not (is_last or n_epochs == 0 or self._is_due(n_epochs)):
-            return
-        content = {"run": state(), **self.fixed}
+    def write(self, state: State, n_epochs: int, *, is_last: bool) -> None:
+        """Write a checkpoint; if that is impossible, there is a warning, and training goes on."""
+        content = {"run": state, **self.fixed}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
@@ -107,11 +110,6 @@ class CheckpointFolder:
                 stacklevel=7,
             )
         self._written_at = time.monotonic()
-
-    def _is_due(self, n_epochs: int) -> bool:
-        if self.interval.epochs is not None:
-            return n_epochs % self.interval.epochs == 0
-        return time.monotonic() - self._written_at >= 60 * self.interval.minutes
 
     def _keep(self, path: Path) -> None:
         """Delete all checkpoints but the last ones of this run."""

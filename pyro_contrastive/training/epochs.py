@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import pyro
@@ -30,8 +30,11 @@ class Checkpoints(Protocol):
     def resumed(self) -> State | None:
         """The state to continue from; ``None``: start anew."""
 
-    def offer(self, state: Callable[[], State], n_epochs: int, *, is_last: bool) -> None:
-        """Write the state after so many epochs of the run, if it is time to."""
+    def is_due(self, n_epochs: int, *, is_last: bool) -> bool:
+        """Return whether to write the state after so many epochs of the run."""
+
+    def write(self, state: State, n_epochs: int, *, is_last: bool) -> None:
+        """Write the state after so many epochs."""
 
 
 class Epochs:
@@ -84,7 +87,7 @@ class Epochs:
                 self.n_done += 1
                 if checkpoints is not None:
                     is_last = self.stopped or self.n_done == settings.max_epochs
-                    checkpoints.offer(self.state, self.n_done, is_last=is_last)
+                    self.keep(checkpoints, is_last=is_last)
             if self.stopped and settings.early_stopping is not None:
                 bar.stop_early(settings.early_stopping.best_epoch)
 
@@ -98,9 +101,18 @@ class Epochs:
             and stopping.update(values, self.run.vae, self.history.n_epochs - 1)
         )
 
+    def keep(self, checkpoints: Checkpoints, *, is_last: bool) -> None:
+        """Have the first process write the state, if it is time to."""
+        processes = self.run.processes
+        if processes.of_first(checkpoints.is_due(self.n_done, is_last=is_last)):
+            state = self.state()
+            if processes.is_first:
+                checkpoints.write(state, self.n_done, is_last=is_last)
+
     def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on."""
+        """Return all that the rest of the run depends on; of several processes, in each."""
         run = self.run
+        own = {"updates": run.updates.state_dict(), "random": random_states(run.fabric.device)}
         stopping = run.settings.early_stopping
         return {
             "n_done": self.n_done,
@@ -117,8 +129,7 @@ class Epochs:
             "early_stopping": None if stopping is None else stopping.state_dict(),
             "loss_watch": self.watch.state_dict(),
             "order": run.batches.state_dict(),
-            "updates": run.updates.state_dict(),
-            "random": random_states(run.fabric.device),
+            "of_processes": run.processes.gather(own),
         }
 
     @torch.no_grad()
@@ -151,12 +162,13 @@ class Epochs:
             run.settings.early_stopping.load_state_dict(state["early_stopping"])
         self.watch.load_state_dict(state["loss_watch"])
         run.batches.load_state_dict(state["order"])
-        run.updates.load_state_dict(state["updates"])
+        own = state["of_processes"][run.processes.rank]
+        run.updates.load_state_dict(own["updates"])
         run.step, run.refreshed_at = state["step"], state["refreshed_at"]
         self.history.replace(state["history"])
         self.n_done, self.stopped = state["n_done"], state["stopped"]
         self._earlier_seconds = state["seconds"]
-        set_random_states(state["random"], run.fabric.device)
+        set_random_states(own["random"], run.fabric.device)
 
 
 def _name(optimizer: torch.optim.Optimizer) -> str:

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 
 from pyro_contrastive.components.seen_cells import evenly
 from pyro_contrastive.data.cell_data import CellData
-from pyro_contrastive.training.epochs import Checkpoints, Epochs
+from pyro_contrastive.training.epochs import Checkpoints, Epochs, State
 from pyro_contrastive.training.hidden_counts import hiding_counts
 from pyro_contrastive.training.history import FitResult, History
 from pyro_contrastive.training.plan import TrainingPlan
@@ -66,12 +66,12 @@ def fit(
     run = Run(vae, data, split, plan, settings, fabric=fabric, rng=rng)
     rate = run.molecule_dropout
     history.note_restored(None)
-    _prepare(run, data)
+    _prepare(run, data, None if checkpoints is None else checkpoints.resumed)
     epochs = Epochs(run, history, begun)
     if checkpoints is not None and checkpoints.resumed is not None:
         epochs.restore(checkpoints.resumed)
     elif checkpoints is not None:
-        checkpoints.offer(epochs.state, 0, is_last=False)
+        epochs.keep(checkpoints, is_last=False)
     stopping = settings.early_stopping
     interrupted = False
     best = None
@@ -105,10 +105,12 @@ def fit(
     )
 
 
-def _prepare(run: Run, data: CellData) -> None:
+def _prepare(run: Run, data: CellData, resumed: State | None) -> None:
     """Initialise the likelihood, check model and settings, and remember some training cells."""
     if run.processes.size > 1:
-        run.processes.refuse_differences(digests(run, data))
+        n_done = None if resumed is None else resumed["n_done"]
+        continued = {"the checkpoint that they continue from": f"after {n_done} epochs"}
+        run.processes.refuse_differences(digests(run, data) | continued)
         run.processes.give_those_of_first([*run.vae.parameters(), *run.vae.buffers()])
         run.processes.draw_own_noise()
     train = np.concatenate([run.split.train.background, run.split.train.target])

@@ -36,14 +36,14 @@ def unfinished(tmp_path_factory) -> Path:
     """The checkpoints of a run of 4 epochs that was killed after the third."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        offer = checkpoints.CheckpointFolder.offer
+        write = checkpoints.CheckpointFolder.write
 
         def killed(self: Any, state: Any, n_epochs: int, *, is_last: bool) -> None:
-            offer(self, state, n_epochs, is_last=is_last)
+            write(self, state, n_epochs, is_last=is_last)
             if n_epochs == 3:
                 raise InterruptedError
 
-        patch.setattr(checkpoints.CheckpointFolder, "offer", killed)
+        patch.setattr(checkpoints.CheckpointFolder, "write", killed)
         with pytest.raises(InterruptedError):
             train(make_model(), 4, **KEPT, checkpoint=folder)
     assert names(folder) == ["epoch_2", "epoch_3"]

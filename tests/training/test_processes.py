@@ -180,15 +180,6 @@ def test_steps_with_fewer_cells_than_processes_are_refused(n_cells, batch_size, 
         PairedBatches(some_cells(n_cells, 2), batch_size, np.random.default_rng(0), 0, n_parts)
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "resume"])
-def test_checkpoints_of_several_processes_are_refused(tmp_path, name):
-    place = tmp_path / "checkpoints"
-    both = ended(tmp_path, change=lambda _: {name: place})
-    for error in both:
-        assert "ValueError: checkpoint= and resume= need a training by one process" in str(error)
-    assert not place.exists()
-
-
 # How they end
 
 
@@ -369,6 +360,58 @@ def test_ctrl_c_in_one_process_keeps_what_all_learned(tmp_path):
         assert result.n_epochs == 1
     names = [n for n in both[0][1] if "running" not in n]
     assert all(torch.equal(both[0][1][n], both[1][1][n]) for n in names)
+
+
+# Checkpoints
+
+
+def fit_in_parts(seed: int | None, devices: int = 2, **kwargs: Any) -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    model = make_model(dropout_rate=0.2)
+    train(model, 5, seed=seed, early_stopping=False, devices=devices, **kwargs)
+    return weights(model)
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_run_of_several_processes_that_was_killed_is_continued_bit_for_bit(tmp_path, seed):
+    place = tmp_path / "checkpoints"
+
+    def killed(_: int) -> None:
+        epoch = run.Run.train_epoch
+
+        def train_epoch(self: run.Run, number: int) -> Any:
+            return os.kill(os.getpid(), signal.SIGKILL) if number == 3 else epoch(self, number)
+
+        run.Run.train_epoch = train_epoch  # in this process, which ends
+        fit_in_parts(seed, checkpoint=place, checkpoint_every_n_epochs=1)
+
+    whole = in_processes(tmp_path, lambda _: fit_in_parts(seed))
+    (tmp_path / "0.pickle").unlink()
+    (tmp_path / "1.pickle").unlink()
+    assert in_processes(tmp_path, killed) == [None, None]
+    assert sorted(path.name for path in place.iterdir()) == ["epoch_2", "epoch_3"]
+    again = in_processes(tmp_path, lambda _: fit_in_parts(seed, resume=place))
+    assert all(same(one, other) for one, other in zip(whole, again, strict=True))
+    assert not same(whole[0], fit_in_parts(seed, devices=1))
+
+
+def test_checkpoints_of_two_processes_are_not_continued_by_one(tmp_path):
+    place = tmp_path / "checkpoints"
+    in_processes(tmp_path, lambda _: fit_in_parts(0, checkpoint=place))
+    with pytest.raises(ValueError, match="number of processes was 2 and is 1"):
+        fit_in_parts(0, resume=place, devices=1)
+
+
+def test_processes_that_see_different_checkpoints_are_refused(tmp_path):
+    place = tmp_path / "checkpoints"
+    in_processes(tmp_path, lambda _: fit_in_parts(0, checkpoint=place))
+    places = [place, tmp_path / "older"]
+    (place / "epoch_0").rename(tmp_path / "epoch_0")
+    places[1].mkdir()
+    (tmp_path / "epoch_0").rename(places[1] / "epoch_0")
+    both = in_processes(tmp_path, lambda rank: fit_in_parts(0, resume=places[rank]))
+    for error in both:
+        assert "differ in the checkpoint that they continue from" in str(error)
 
 
 # Whole runs
