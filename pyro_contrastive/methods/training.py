@@ -188,7 +188,8 @@ class TrainingMethods(ModelBase):
             the encoders so that they overfit less (``molecule_dropout`` of the plan), the learning
             rate rises to 0.015 and falls again, Adam has its usual ``eps``, the KL warm-up is one
             epoch, and there are about 500 steps in all (at least 10 and at most 80 epochs, because
-            a model of few cells overfits soon). At the end the weights of the epoch with the best
+            a model of few cells overfits soon; above 800,000 cells as many epochs as with
+            "reference", but at least 2). At the end the weights of the epoch with the best
             held-out ELBO are put back (`early_stopping`). It reaches a better held-out ELBO many
             times sooner. Without penalties it leaves more shared variation in the salient latent,
             so use it with ``ContrastiveVI.from_preset(adata, "separated")``.

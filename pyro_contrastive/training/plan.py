@@ -17,6 +17,8 @@ CELLS_AT_MAX_EPOCHS = 20_000
 WARMUP_FRACTION = 0.25
 FAST_STEPS = 500
 MIN_FAST_EPOCHS, MAX_FAST_EPOCHS = 10, 80
+FEWEST_FAST_EPOCHS = 2
+"""For data so large that the reference schedule is shorter: one epoch of warm-up, one after it."""
 
 
 def kl_weight_at(step: int, warmup_steps: int, start: float = 0.0, end: float = 1.0) -> float:
@@ -239,8 +241,11 @@ def default_max_epochs(n_cells: int, schedule: str = "reference", steps_per_epoc
 
     The reference schedule follows scvi-tools: 400 epochs up to 20,000 cells, then fewer. The fast
     one takes about 500 steps, in at least 10 and at most 80 epochs, because a model of few cells
-    overfits soon.
+    overfits soon. Above 800,000 cells it is no longer than the reference schedule, but at least 2
+    epochs.
     """
+    reference = max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))
     if schedule == "fast":
-        return min(max(MIN_FAST_EPOCHS, round(FAST_STEPS / steps_per_epoch)), MAX_FAST_EPOCHS)
-    return max(1, min(round(CELLS_AT_MAX_EPOCHS / n_cells * MAX_EPOCHS), MAX_EPOCHS))
+        fewest = min(MIN_FAST_EPOCHS, max(reference, FEWEST_FAST_EPOCHS))
+        return min(max(fewest, round(FAST_STEPS / steps_per_epoch)), MAX_FAST_EPOCHS)
+    return reference

@@ -117,7 +117,9 @@ def test_the_reference_schedule_keeps_its_learning_rate(rates) -> None:
         (3_000, 12, 42),
         (4_000, 16, 31),
         (8_000, 32, 16),
-        (10**6, 4_000, MIN_FAST_EPOCHS),
+        (8 * 10**5, 3_000, MIN_FAST_EPOCHS),
+        (10**6, 4_000, 8),  # as long as the reference schedule
+        (10**8, 400_000, 2),
     ],
 )
 def test_the_fast_schedule_takes_some_500_steps_and_10_epochs(
