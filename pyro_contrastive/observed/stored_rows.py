@@ -91,10 +91,9 @@ class StoredRows:
         at = 0
         for start, stop in zip(self.offsets[starts], self.offsets[stops], strict=True):
             piece = slice(at, at + int(stop - start))
-            indices[piece] = self._read(self.indices, int(start), int(stop))
+            indices[piece] = self._columns(int(start), int(stop))
             values[piece] = self._read(self.values, int(start), int(stop))
             at = piece.stop
-        self._check_columns(indices)
         return self._chosen(cells, starts, stops, indices, values)
 
     def check_unchanged(self) -> None:
@@ -138,10 +137,12 @@ class StoredRows:
             raise self._damaged("values are missing at its end")
         return found
 
-    def _check_columns(self, indices: NDArray[np.int32]) -> None:
-        """Refuse columns outside the matrix, since compiled code follows them."""
-        if indices.size and not 0 <= indices.min() <= indices.max() < self.shape[1]:
+    def _columns(self, start: int, stop: int) -> NDArray[Any]:
+        """Read columns, and refuse those outside the matrix, since compiled code follows them."""
+        found = self._read(self.indices, start, stop)
+        if found.size and not 0 <= found.min() <= found.max() < self.shape[1]:
             raise self._damaged("some of its values are in columns that it does not have")
+        return found
 
     def _chosen(
         self,

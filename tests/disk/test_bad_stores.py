@@ -122,6 +122,14 @@ def _columns(group):
     group["indices"][40] = 4_000
 
 
+def _long_columns(group):
+    """Columns of 64 bits, one of which would be a column of the matrix in 32."""
+    indices = group["indices"][:].astype(np.int64)
+    indices[40] = 2**32 + 1
+    del group["indices"]
+    group["indices"] = indices
+
+
 def _short(group):
     values = group["data"][:-5]
     del group["data"]
@@ -133,6 +141,7 @@ def _short(group):
     [
         (_ends, "the ends of its rows do not fit"),
         (_columns, "in columns that it does not have"),
+        (_long_columns, "in columns that it does not have"),
         (_short, "the ends of its rows do not fit"),
     ],
 )
