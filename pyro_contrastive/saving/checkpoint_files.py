@@ -21,7 +21,7 @@ from pyro_contrastive.saving.folder import versions
 from pyro_contrastive.saving.packed import pack, unpack
 
 STATE, TENSORS = "checkpoint.json", "checkpoint.safetensors"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"epoch_(\d+)")
 _LEFT = re.compile(r"\.(epoch_\d+)\.unfinished-.*")
 _OWN = "pyro-contrastive"

@@ -50,7 +50,11 @@ from saved_files import as_format_1, edit_config
 from small_model import make, small_adata
 
 from pyro_contrastive import ContrastiveVI, InvalidFileError
+from pyro_contrastive.data import open_on_disk
 from pyro_contrastive.data.files import read_h5ad, read_zarr
+from pyro_contrastive.saving.checkpoint_files import STATE, TENSORS
+from pyro_contrastive.saving.checkpoints import find_checkpoint
+from pyro_contrastive.saving.packed import pack
 from pyro_contrastive.saving.saved_config import ADATA, CONFIG, WEIGHTS
 
 SECONDS = 10.0
@@ -121,6 +125,35 @@ def read_store(folder: Path) -> Any:
     return of_data(read_zarr(folder))
 
 
+def stream_cells(folder: Path) -> Any:
+    return of_stored(folder / "cells.h5ad")
+
+
+def stream_store(folder: Path) -> Any:
+    return of_stored(folder)
+
+
+def of_stored(path: Path) -> Any:
+    adata = open_on_disk(path)
+    x = adata.X.to_memory().toarray()
+    return digest([x.shape, x.tobytes(), adata.obs.to_csv(), adata.var.to_csv()])
+
+
+def continue_run(folder: Path) -> Any:
+    _, found = find_checkpoint(folder)
+    config, tensors = pack(found.content)
+    weights = {k: (str(v.dtype), v.numpy().tobytes()) for k, v in tensors.items()}
+    return digest([found.identity, found.is_last, found.versions, config, weights])
+
+
+def change_checkpoint(folder: Path, rng: np.random.Generator) -> None:
+    file = folder / "epoch_2" / (STATE if rng.random() < 0.7 else TENSORS)
+    if file.name == STATE and rng.random() < 0.5:
+        change_json_file(file, rng)
+    else:
+        file.write_bytes(damage_bytes(file.read_bytes(), rng))
+
+
 def convert(folder: Path) -> Any:
     return of_model(ContrastiveVI.from_scvi(folder))
 
@@ -160,10 +193,13 @@ KINDS = {
     "adata.h5ad, new checksums": Kind("model", damage_and_sign(ADATA), load, False, 3),
     ".h5ad": Kind("h5ad", to_bytes("cells.h5ad"), read_cells, False, 4),
     "zarr": Kind("zarr", change_store, read_store, False, 4),
+    ".h5ad, on disk": Kind("h5ad", to_bytes("cells.h5ad"), stream_cells, False, 4),
+    "zarr, on disk": Kind("zarr", change_store, stream_store, False, 4),
+    "checkpoint": Kind("checkpoint", change_checkpoint, continue_run, True, 4),
     "scvi-tools, bytes": Kind("scvi", to_bytes("model.pt"), convert, True, 3),
     "scvi-tools, new sums": Kind("scvi", change_scvi, convert, False, 2),
 }
-"""Kinds of cases by name, with their shares of 100."""
+"""Kinds of cases by name, with their shares."""
 
 
 def write_sources(folder: Path) -> dict[str, Path]:
@@ -174,6 +210,9 @@ def write_sources(folder: Path) -> dict[str, Path]:
     model.save(folder / "model", save_anndata=True)
     model.save(folder / "format 1")
     as_format_1(folder / "format 1")
+    again = {"seed": 0, "enable_progress_bar": False, "accelerator": "cpu"}
+    make(adata, n_hidden=4).train(max_epochs=2, checkpoint=folder / "checkpoint", **again)
+    shutil.rmtree(folder / "checkpoint" / "epoch_0")  # or it would be continued instead
     (folder / "h5ad").mkdir()
     adata.write_h5ad(folder / "h5ad" / "cells.h5ad")
     try:
