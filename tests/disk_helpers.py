@@ -34,6 +34,7 @@ def read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let few cells be read at a time; return a list to which their numbers will be added."""
     monkeypatch.setattr(on_disk, "MOST_CELLS_AT_A_TIME", AT_A_TIME)
     monkeypatch.setattr(on_disk, "FEWEST_CELLS_AT_A_TIME", AT_A_TIME)
+    monkeypatch.setattr(on_disk, "READS_PER_WINDOW", 1)
     monkeypatch.setattr(on_disk, "FEWEST_PER_BLOCK", 2)
     monkeypatch.setattr(on_disk, "FEWEST_BLOCKS", 4)
     monkeypatch.setattr("pyro_contrastive.observed.stored_rows.GAP", 0)

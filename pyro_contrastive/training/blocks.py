@@ -41,7 +41,7 @@ class BlockBatches(PairedBatches):
     ) -> None:
         super().__init__(cells, batch_size, rng, part, n_parts)
         self._source = source
-        self._steps_per_window = max(source.cells_at_a_time // (2 * batch_size), 1)
+        self._steps_per_window = max(source.cells_per_window // (2 * batch_size), 1)
 
     def _steps(self) -> Iterator[Step]:
         steps = super()._steps()
@@ -54,7 +54,7 @@ class BlockBatches(PairedBatches):
         return shuffled_blocks(cells, self._source, self._rng)
 
     def _is_small(self, cells: Indices) -> bool:
-        return len(cells) <= self._source.cells_at_a_time // 2
+        return len(cells) <= self._source.cells_per_window // 2
 
     def _mixed(self, window: list[Step]) -> Iterator[Step]:
         """Shuffle the cells of several steps among these, those of each population apart.

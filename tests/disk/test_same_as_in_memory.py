@@ -59,6 +59,20 @@ def on_disk(request, in_memory, tmp_path) -> Iterator[ad.AnnData]:
         yield adata
 
 
+def test_zarr_stores_are_read_with_and_without_zarrs(in_memory, tmp_path, monkeypatch):
+    pytest.importorskip("zarrs")
+    store = write(in_memory, tmp_path / "cells.zarr")
+    decoders = set()
+    for is_there in (True, False):
+        if not is_there:
+            monkeypatch.setattr("pyro_contrastive.data.disk.find_spec", lambda name: None)
+        adata = open_on_disk(store)
+        values = adata.X.source.parts[0].values
+        decoders.add(type(values.async_array.codec_pipeline).__name__)
+        np.testing.assert_array_equal(adata.X.to_memory().toarray(), in_memory.X.toarray())
+    assert len(decoders) == 2
+
+
 SOME = np.r_[100:60:-1, 3, 3]
 QUESTIONS = {
     "salient": lambda m, a: m.get_latent_representation(a),

@@ -126,11 +126,14 @@ def test_the_fast_schedule_starts_from_the_same_gene_summary(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_held_out_elbo_is_that_of_cells_in_memory(tmp_path, monkeypatch):
+def test_held_out_elbo_is_that_of_cells_in_memory_also_if_they_are_sorted(tmp_path, monkeypatch):
     read_in_pieces(monkeypatch)
-    monkeypatch.setattr("pyro_contrastive.observed.on_disk.MOST_CELLS_AT_A_TIME", 512)
-    monkeypatch.setattr("pyro_contrastive.observed.on_disk.FEWEST_CELLS_AT_A_TIME", 512)
-    file = write(load_kang(), tmp_path / "cells.h5ad")
+    monkeypatch.setattr("pyro_contrastive.observed.on_disk.MOST_CELLS_AT_A_TIME", 1_024)
+    monkeypatch.setattr("pyro_contrastive.observed.on_disk.FEWEST_CELLS_AT_A_TIME", 1_024)
+    monkeypatch.setattr("pyro_contrastive.observed.on_disk.FEWEST_BLOCKS", 256)
+    adata = load_kang()
+    by_type = adata.obs.sort_values(["cell_type_coarse", "condition"]).index
+    file = write(adata[by_type].copy(), tmp_path / "cells.h5ad")
     values = [
         [
             fit(adata, seed, max_epochs=6, batch_size=64).history["elbo_validation"].iloc[-1, 0]
