@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.differential_groups import GroupPair, Selection, group_pairs
-from pyro_contrastive.analysis.means.compare import clusters, compare_means
+from pyro_contrastive.analysis.means.clusters import clusters
+from pyro_contrastive.analysis.means.compare import compare_means
 from pyro_contrastive.analysis.means.donors import Donors
 from pyro_contrastive.analysis.means.results import with_notes
 from pyro_contrastive.analysis.means.settings import DEFAULT_DONOR_TEST, MeansSettings

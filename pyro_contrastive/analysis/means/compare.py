@@ -31,34 +31,11 @@ from pyro_contrastive.analysis.means.settings import MeansSettings
 from pyro_contrastive.observed.matrix import Matrix
 from pyro_contrastive.observed.source import Observed
 
-__all__ = ["clusters", "compare_means"]
+__all__ = ["compare_means"]
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 Test = Callable[[Codes], pd.DataFrame]
-CELLS_PER_CLUSTER = 40
-"""Cells there must be for each cluster of the background latent that is made."""
-
-
-def clusters(z: NDArray[np.float32], n_clusters: int, seed: int = 0) -> Codes:
-    """Cluster cells by their background latent, ``[cells]``: k-means.
-
-    Fewer clusters are made of few cells, so that each has enough of both groups.
-
-    Parameters
-    ----------
-    z
-        ``[cells, latents]``.
-    n_clusters
-        Number of clusters.
-    seed
-        Seed of k-means.
-    """
-    from sklearn.cluster import KMeans  # noqa: PLC0415  # slow to import
-
-    n = max(1, min(n_clusters, len(z) // CELLS_PER_CLUSTER))
-    found = KMeans(n, n_init=5, random_state=seed).fit_predict(z)
-    return np.asarray(found, dtype=np.int64)
 
 
 def compare_means(
