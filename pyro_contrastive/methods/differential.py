@@ -151,8 +151,10 @@ class DifferentialMethods(ModelBase):
         mean is :math:`l_n \exp(a_{gk} + b_g c_n)`, and nothing is assumed of the variance: the
         log ratio b is a quasi-Poisson estimate, its error that of the cells' scatter (a sandwich),
         and the p-value that of the score statistic, which also holds for rare genes. Strata are
-        clusters of the background latent, or of a column you give, within batches; cells of a
-        stratum that holds fewer than 5 cells of a side are left out. **Without donors, cells are
+        clusters of the background latent, found as a mixture of Gaussians that share their
+        covariance (:func:`~pyro_contrastive.analysis.means.clusters.clusters` says why), or the
+        values of a column you give, within batches; cells of a stratum that holds fewer than 5
+        cells of a side are left out. **Without donors, cells are
         the replicates**: the test is about these cells, and differences between donors count as
         effects if the donors differ between the groups, or respond differently.
 
