@@ -212,7 +212,7 @@ def planned(found: Measured, machine: Machine, n_cells: int, n_devices: int, siz
         "1,000 cells/s": f"{2e-3 * size * n_devices / seconds:,.0f}",
         "steps/epoch": f"{steps:,}",
         "min/epoch": f"{steps * seconds / 60:.2f}",
-        "fast, h": f"{n_epochs * steps * seconds / 3600:.2f}",
+        "fast, min": f"{n_epochs * steps * seconds / 60:.2f}",
     }
 
 
