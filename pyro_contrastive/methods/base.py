@@ -162,6 +162,7 @@ class ModelBase:
             )
             raise TypeError(msg)
         check_not_empty(adata)
+        counts_of(adata, self.setup.layer)  # refuses what cannot be read
         self.setup.check_repeats(adata)
         missing = self.setup.missing_genes(adata)
         if not fill_missing or not missing:

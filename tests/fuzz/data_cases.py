@@ -161,13 +161,13 @@ def odd_data() -> Iterator[Case]:
         "no genes": lambda made: made[:, :0].copy(),
         "one cell": lambda made: made[:1].copy(),
         "only background": lambda made: made[:20].copy(),
-        "on disk": lazy,
     }.items():
         yield Case("data", name, used(make_cells), (*X_WORDS, "cells", "genes", "condition"))
     for name, make_cells in {
         "one of each": lambda made: made[[0, 39]].copy(),
         "view": lambda made: made[::-1],
         "one gene": lambda made: made[:, :1].copy(),
+        "on disk": lazy,
     }.items():
         yield Case("data", name, used(make_cells), (*X_WORDS, "cells"), "either")
     for given in (None, np.ones((3, 4)), pd.DataFrame({"a": [1]}), "cells.h5ad", 3, {"X": 1}):

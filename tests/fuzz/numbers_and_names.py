@@ -63,8 +63,8 @@ KINDS: dict[str, str] = {
         "flag": "silent give_mean return_mean return_numpy all_stats batch_correction by_stratum "
         "predictive prior sparse nuts shuffle_set_split load_sparse_tensor enable_progress_bar "
         "early_stopping overwrite save_anndata fill_missing",
-        "share": "interval fdr_target train_size validation_size threshold",
-        "positive": "delta pseudocount early_stopping_min_delta lfc_threshold",
+        "share": "interval fdr_target train_size validation_size",
+        "positive": "delta pseudocount early_stopping_min_delta lfc_threshold threshold",
         "seed": "seed",
         "refine": "refine",
         "library": "library_size",
