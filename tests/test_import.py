@@ -22,6 +22,7 @@ HEAVY = (
 )
 
 
+@pytest.mark.slow
 def test_importing_leaves_what_is_heavy_for_when_it_is_used() -> None:
     lines = ["import sys, torch, pyro, anndata", "before = set(sys.modules)"]
     lines += ["import pyro_contrastive", "print(*(set(sys.modules) - before))"]

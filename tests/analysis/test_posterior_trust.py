@@ -188,6 +188,7 @@ def test_ranks_show_a_narrow_and_a_shifted_posterior() -> None:
     assert shifted.loc[latents, "reading"].str.contains("too high").all()
 
 
+@pytest.mark.slow
 def test_refinement_makes_ranks_uniform_where_those_of_the_guide_are_not() -> None:
     guide = calibration(width=0.3, shift=2.0).table
     refined = calibration("refined", width=0.3, shift=2.0).table

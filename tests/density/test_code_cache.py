@@ -175,6 +175,7 @@ def anew():
     rows.kernel.cache_clear()
 
 
+@pytest.mark.slow
 def test_everything_is_compiled_before_the_first_step(anew):
     compiled = rows.kernel()
     before = {n: len(getattr(compiled, n).signatures) for n in ("tables", "count_rows")}

@@ -145,6 +145,7 @@ def test_measures_that_do_not_apply_are_left_out() -> None:
     assert list(model.null_check(1).table.index) == ["nats", "separation"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:By adata.obs:UserWarning")
 def test_cells_are_counted_where_there_are_too_few_donors() -> None:
     """One donor with both conditions: the genes are those of a test with cells as replicates."""
@@ -209,6 +210,7 @@ def test_answers_of_a_cross_fit_come_from_the_right_model_in_the_order_asked(bri
     assert (elbo.shape, np.isfinite(one).all()) == ((5,), True)
 
 
+@pytest.mark.slow
 def test_the_diagnosis_of_a_cross_fit_is_of_cells_that_did_not_train(fits) -> None:
     table = fits.diagnose(n_khat_cells=3, n_permutations=2, silent=True)
     assert table.loc["cells", "verdict"] == "good"

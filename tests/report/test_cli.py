@@ -328,6 +328,7 @@ def test_the_preset_and_the_schedule_that_goes_with_it(
     assert settings.train["batch_size"] == 128
 
 
+@pytest.mark.slow
 def test_a_preset_keeps_its_own_likelihood_unless_another_is_given(
     counts: Path, tmp_path: Path, calls: dict[str, Any]
 ) -> None:
@@ -339,6 +340,7 @@ def test_a_preset_keeps_its_own_likelihood_unless_another_is_given(
     assert isinstance(calls["likelihood"], pyro_contrastive.NegativeBinomial)
 
 
+@pytest.mark.slow
 def test_few_cells_are_fitted_without_early_stopping(
     counts: Path, tmp_path: Path, calls: dict[str, Any]
 ) -> None:
@@ -491,6 +493,7 @@ def test_several_processes_are_refused_before_any_work(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_demo_passes_its_options_on(
     tmp_path: Path, calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 def test_donors_of_the_fit_are_the_unit_unless_cells_are_asked_for(
     results: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_what_is_not_there_is_named_on_one_line(
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_no_table_is_replaced_unless_allowed(results: Path, tmp_path: Path) -> None:
     (tmp_path / "genes.csv").write_text("mine")
     code, said = run(results, "--out", tmp_path, "--strata", 1)

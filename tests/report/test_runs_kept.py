@@ -547,6 +547,7 @@ def test_a_read_only_folder_of_the_former_run_is_refused(
     assert_mistake(shell(out, "--overwrite"), f"{out / 'model'}", "read-only")
 
 
+@pytest.mark.slow
 def test_links_and_the_current_folder(
     shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

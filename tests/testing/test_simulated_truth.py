@@ -111,6 +111,7 @@ def test_intervals_of_refined_posteriors_cover_what_made_new_cells(model, cells)
         assert guide[name].covered < found.covered - 0.05, guide
 
 
+@pytest.mark.slow
 def test_ranks_of_a_trained_model_are_uniform_once_refined(model) -> None:
     guide, refined = (
         model.simulation_based_calibration(n_simulations=300, method=method, seed=0).table

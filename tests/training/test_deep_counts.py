@@ -44,6 +44,7 @@ def test_the_held_out_loss_of_deep_counts_follows_the_training_loss(fast):
     assert result.best_epoch > 20
 
 
+@pytest.mark.slow
 def test_with_lagging_statistics_it_explodes_and_a_warning_says_so(fast):
     model = deep_model()
     with pytest.warns(UserWarning, match="The held-out loss exploded: in epoch") as caught:

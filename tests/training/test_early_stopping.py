@@ -84,6 +84,7 @@ def test_the_fast_schedule_puts_back_the_best_weights_by_itself(tmp_path):
     assert "restored" not in model.history  # the weights are those of the last epoch
 
 
+@pytest.mark.slow
 def test_the_fast_schedule_can_keep_the_last_weights():
     model = make_model(make_adata(40, 40))
     result = train(model, 30, schedule="fast", early_stopping=False, **STEEP)

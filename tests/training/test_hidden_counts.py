@@ -147,6 +147,7 @@ def test_the_reference_schedule_draws_no_random_numbers_for_it() -> None:
     assert same(*found)
 
 
+@pytest.mark.slow
 def test_steps_with_hidden_counts_are_recorded(caplog) -> None:
     adata, found = make_adata(), []
     for record in (True, False):
