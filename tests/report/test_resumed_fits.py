@@ -34,7 +34,7 @@ def write_and_die(*args, **kwargs):
     return path
 
 checkpoints.write_checkpoint = write_and_die
-checkpoints.CheckpointFolder._is_due = lambda self, n_epochs: True
+checkpoints.CheckpointFolder.is_due = lambda self, n_epochs, *, is_last: True
 app()
 """
 
