@@ -69,6 +69,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return bool((error <= 5e-6 * expected.abs().clamp(min=1.0)).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluate", [by_tensors, rows.by_rows])
 @pytest.mark.parametrize("inflated", [True, False])
 @pytest.mark.parametrize("regime", REGIMES)

@@ -70,6 +70,7 @@ def batch_of(model):
     return next(iter(model._query(None, None).minibatches()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_every_method_answers_from_refined_posteriors(model, name) -> None:
     call = CALLS[name]

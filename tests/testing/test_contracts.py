@@ -104,11 +104,13 @@ def test_our_priors_keep_the_contract(cls, args, kwargs) -> None:
     check_prior(moved(cls(*args)), n_latent, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "args", "kwargs"), LIKELIHOODS, ids=ids(LIKELIHOODS))
 def test_our_likelihoods_keep_the_contract(cls, args, kwargs) -> None:
     check_likelihood(lambda: cls(*args), **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "args", "kwargs"), PENALTIES, ids=ids(PENALTIES))
 def test_our_penalties_keep_the_contract(cls, args, kwargs) -> None:
     if "salient_prior" in kwargs:

@@ -16,6 +16,7 @@ from pyro_contrastive.guides import LIBRARY
 from pyro_contrastive.testing import ContractError, check_guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_every_guide_keeps_the_contract(name) -> None:
     check_guide(MADE[name])

@@ -372,7 +372,7 @@ def fit_in_parts(seed: int | None, devices: int = 2, **kwargs: Any) -> dict[str,
     return weights(model)
 
 
-@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("seed", [0, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_run_of_several_processes_that_was_killed_is_continued_bit_for_bit(tmp_path, seed):
     place = tmp_path / "checkpoints"
 

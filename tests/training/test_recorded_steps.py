@@ -296,6 +296,7 @@ IN_PYTHON: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("work", "why"), IN_PYTHON.values(), ids=IN_PYTHON)
 def test_what_python_does_is_noticed_when_a_step_is_recorded(work, why, replayed, caplog) -> None:
     models = []
