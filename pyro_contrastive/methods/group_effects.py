@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyro_contrastive._tools.arguments import check_arguments
 from pyro_contrastive._tools.torch_tools import seeded
 from pyro_contrastive.analysis.means.blocks import blocks_of
-from pyro_contrastive.analysis.means.decoded_sums import decoded_sums
+from pyro_contrastive.analysis.means.decoded_sums import decoded_sums_of_some
 from pyro_contrastive.analysis.means.group_effect import GroupEffect
 from pyro_contrastive.analysis.means.group_effects import group_effects
 from pyro_contrastive.analysis.means.settings import MeansSettings
@@ -104,7 +104,7 @@ class GroupEffectMethods(ModelBase):
         * ``lfc``: log2 fold change of the mean, with its interval, ``lower`` and ``upper``;
         * ``model_lfc``: log2 of the mean over the treated cells of the expression that the model
           decodes (the mean of the counts, dropout included), over the same without the salient
-          latent;
+          latent; of at most 1,000 cells, drawn at random, for each stratum of a group and sample;
         * ``treated_mean``, ``background_mean``: counts of a cell of average depth;
         * ``n_cells``, ``n_background_cells``, ``n_strata``: the treated and background cells that
           were compared, and their strata;
@@ -222,7 +222,7 @@ def _of_treatment(
     block = np.full(len(query), -1)
     for here, blocks, offset in zip(places, block_sets, offsets, strict=False):
         block[here] = offset + blocks.cell_block
-    decoded = decoded_sums(
+    decoded = decoded_sums_of_some(
         query.of(query.cells[treated]), block[treated], int(offsets[-1])
     )  # [blocks of all groups, 2, genes]
     tables = []

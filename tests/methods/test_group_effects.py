@@ -14,6 +14,7 @@ from scipy.stats import ttest_1samp, ttest_ind
 from small_model import make, small_adata
 
 from pyro_contrastive import ContrastiveVI, Gaussian
+from pyro_contrastive.analysis.means import decoded_sums
 from pyro_contrastive.testing import TreatmentSettings, simulate_treatment
 
 NUMBERS = ["lfc", "lower", "upper", "model_lfc", "treated_mean", "background_mean"]
@@ -291,3 +292,26 @@ def test_data_that_are_not_counts_are_refused() -> None:
     model = ContrastiveVI(adata, likelihood=Gaussian())
     with pytest.raises(ValueError, match="compares counts with a library size, which Gaussian"):
         model.get_group_effects()
+
+
+def test_what_the_model_says_of_many_cells_is_known_from_some_of_each_stratum(
+    other_types, monkeypatch
+) -> None:
+    adata, model = other_types
+    module = "pyro_contrastive.analysis.means.decoded_sums"
+    given = {"groupby": "cell_type", "sample_key": None, "n_samples": 20, "seed": 0}
+    whole = model.get_group_effects(**given)["model_lfc"]
+    decoded: list[int] = []
+    plain = decoded_sums.decoded_sums
+
+    def counted(query: Any, codes: Any, n_codes: int) -> Any:
+        decoded.append(len(codes))
+        assert np.bincount(codes).max() <= 20
+        return plain(query, codes, n_codes)
+
+    monkeypatch.setattr(f"{module}.MOST_DECODED", 20)
+    monkeypatch.setattr(f"{module}.decoded_sums", counted)
+    some = model.get_group_effects(**given)["model_lfc"]
+    assert 0 < sum(decoded) < 0.8 * (adata.obs["condition"] == "treated").sum()
+    assert np.corrcoef(some, whole)[0, 1] > 0.95
+    assert abs(some.mean() - whole.mean()) < 0.1 * whole.std()
