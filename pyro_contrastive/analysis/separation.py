@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import xlogy
 from sklearn.cluster import KMeans
 from sklearn.metrics import (
     adjusted_rand_score,
     normalized_mutual_info_score,
     silhouette_score,
 )
-from sklearn.neighbors import NearestNeighbors
 
+from pyro_contrastive.analysis.mixing import mixing
 from pyro_contrastive.analysis.score_inputs import (
     Codes,
     Latent,
@@ -106,7 +105,8 @@ def score_latents(
 
     .. math:: \frac{1}{N} \sum_i \sum_c p_{ic} \log p_{ic} \Big/ \sum_c q_c \log q_c ,
 
-    which is 1 where all neighbourhoods look like the whole and 0 where each holds one class.
+    which is 1 where all neighbourhoods look like the whole and 0 where each holds one class. The
+    mean is over at most 20,000 cells drawn at random.
 
     *Silhouette*: the mean over cells of :math:`(b - a) / \max(a, b)`, where :math:`a` is the mean
     distance to cells of the same class and :math:`b` that to the nearest other class, on at most
@@ -242,7 +242,7 @@ def score_labels(
         "NMI": nmi,
         "ARI": ari,
         "silhouette": _silhouette(values, codes, seed),
-        "mixing": _mixing(values, codes, n_neighbors),
+        "mixing": mixing(values, codes, n_neighbors),
     }
 
 
@@ -262,7 +262,7 @@ def label_mixing(
     values = latent_matrix(latent, "latent")
     codes = label_codes(in_order(labels, names_of(latent), "labels"), "labels", len(values))
     check_neighbors(n_neighbors, len(values))
-    return _mixing(values, codes, n_neighbors)
+    return mixing(values, codes, n_neighbors)
 
 
 def _condition_scores(
@@ -279,9 +279,9 @@ def _condition_scores(
     for _ in range(min(_BALANCED_DRAWS, -(-most // fewest))):
         drawn = np.concatenate([rng.choice(p, fewest, replace=False) for p in populations])
         some, codes = latent[drawn], target[drawn]
-        scores.append((_mixing(some, codes, n_neighbors), _silhouette(some, codes, seed)))
-    mixing, silhouette = np.mean(scores, axis=0)
-    return {"mixing": float(mixing), "silhouette": float(silhouette)}
+        scores.append((mixing(some, codes, n_neighbors), _silhouette(some, codes, seed)))
+    mixed, silhouette = np.mean(scores, axis=0)
+    return {"mixing": float(mixed), "silhouette": float(silhouette)}
 
 
 def _label_rows(
@@ -298,23 +298,6 @@ def _label_rows(
         leakage, _ = _clustering(s[is_target], labels[is_target], seed)
         rows.append(("salient", "labels", "NMI", leakage))
     return rows
-
-
-def _mixing(latent: Latent, codes: Codes, n_neighbors: int) -> float:
-    """Mean entropy of the classes among each cell's neighbours, over their entropy overall."""
-    # Called without points, kneighbors leaves each cell itself out, even among duplicates.
-    neighbors = NearestNeighbors(n_neighbors=n_neighbors).fit(latent)
-    nearest = codes[neighbors.kneighbors(return_distance=False)]  # [cells, neighbours]
-    classes = np.arange(codes.max() + 1)
-    shares = np.stack([(nearest == c).mean(axis=1) for c in classes], axis=1)  # [cells, classes]
-    overall = np.bincount(codes) / len(codes)  # [classes]
-    return float(_entropy(shares).mean() / _entropy(overall))
-
-
-def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy in nats over the last axis, 0 log 0 being 0."""
-    # Subtracted from zero rather than negated, so that a pure neighbourhood gives 0.0, not -0.0.
-    return np.asarray(0.0 - xlogy(shares, shares).sum(axis=-1))
 
 
 def _silhouette(latent: Latent, codes: Codes, seed: int) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pyro_contrastive.analysis import mixing
 from pyro_contrastive.analysis.score_readings import READINGS, Reading
 from pyro_contrastive.analysis.separation import label_mixing, score_labels, score_latents
 
@@ -205,3 +206,18 @@ def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
     call = call | {"n_neighbors": 3} | change
     with pytest.raises(ValueError, match=message):
         score_latents(**call)
+
+
+def test_neighbours_of_some_cells_are_those_of_all(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(3_000, 3))
+    labels = np.where(latent[:, 0] + rng.normal(size=3_000) > 0, "a", "b")
+    whole = label_mixing(latent, labels)
+    everyone = mixing._nearest_others(latent, 7)
+    monkeypatch.setattr(mixing, "MOST_CELLS", 1_500)
+    assert abs(label_mixing(latent, labels) - whole) < 0.02
+    some = mixing._nearest_others(latent, 7)
+    assert some.shape == (1_500, 7)
+    assert {tuple(row) for row in some} <= {tuple(row) for row in everyone}
+    repeated = np.repeat(latent[:20], 150, axis=0)  # more duplicates than neighbours
+    assert mixing._nearest_others(repeated, 7).shape == (1_500, 7)
