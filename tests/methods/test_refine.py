@@ -335,6 +335,7 @@ PRIORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_every_prior_can_be_refined_under(name) -> None:
     torch.manual_seed(0)

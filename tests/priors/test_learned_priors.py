@@ -196,6 +196,7 @@ def test_every_parameter_gets_a_gradient(name, elbo, particles) -> None:
             assert parameter.grad.any(), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", ELBOS)
 @pytest.mark.parametrize("name", MAKERS)
 def test_gradients_equal_finite_differences(name, elbo) -> None:

@@ -29,6 +29,7 @@ def fitted(request, adata) -> ContrastiveVI:
     return model
 
 
+@pytest.mark.slow
 def test_every_preset_has_latents_and_likelihoods(fitted) -> None:
     blocks = 2 if fitted.preset == "multiGroupVI" else 1
     z, s = (

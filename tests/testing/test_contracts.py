@@ -98,6 +98,7 @@ def ids(cases) -> list[str]:
     return [f"{cls.__name__}-{i}" for i, (cls, _, _) in enumerate(cases)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "args", "kwargs"), PRIORS, ids=ids(PRIORS))
 def test_our_priors_keep_the_contract(cls, args, kwargs) -> None:
     n_latent = 1 if cls is LogNormalLibrary else 3
