@@ -52,7 +52,6 @@ def trained(guide: str, model: str) -> ContrastiveVI:
 QUICK = {"default", "multiGroupVI"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
 )
