@@ -126,7 +126,9 @@ def test_the_fast_schedule_starts_from_the_same_gene_summary(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_held_out_elbo_is_that_of_cells_in_memory_also_if_they_are_sorted(tmp_path, monkeypatch):
+def test_held_out_elbo_is_that_of_cells_in_memory(tmp_path, monkeypatch):
+    # Cells are sorted, but too few to show what blocks that are too large would cost: see
+    # benchmarks/results/disk.md for that.
     read_in_pieces(monkeypatch)
     monkeypatch.setattr("pyro_contrastive.observed.on_disk.MOST_CELLS_AT_A_TIME", 1_024)
     monkeypatch.setattr("pyro_contrastive.observed.on_disk.FEWEST_CELLS_AT_A_TIME", 1_024)
